@@ -1,0 +1,1622 @@
+//! GitHub: repositories, self-hosted runners, workflow jobs, and the webhooks that tell of them.
+//!
+//! A runner lives on an instance: it connects a while after the instance is up and is gone when that goes
+//! down. A queued job goes to an idle runner that has all its labels; until then it waits.
+//! <https://docs.github.com/en/rest/actions>
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::mem::take;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use axum::response::{IntoResponse, Response};
+use axum::routing::MethodFilter;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+use super::accounts::claims;
+use super::compute::ComputeEngine;
+use super::wire::{Incoming, Routes, json_response};
+use super::{Api, Happening, Keys, Outgoing, Reply, Sender, Setup, Shared, Ticket, lock, payloads};
+use crate::clock::Timestamp;
+
+/// A workflow job's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct JobId(pub u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a job, or a run, can be; the least advanced first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "GitHub's own words")]
+pub enum JobStatus {
+    Requested,
+    Waiting,
+    Pending,
+    Queued,
+    InProgress,
+    Completed,
+}
+
+impl JobStatus {
+    /// As GitHub writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Waiting => "waiting",
+            Self::Pending => "pending",
+            Self::Queued => "queued",
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+impl fmt::Display for JobStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where a runner is registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// `owner/name`.
+    Repository(String),
+    /// An organization's login.
+    Organization(String),
+}
+
+/// A self-hosted runner to be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runner {
+    /// Its name; the same one may be registered in several places.
+    pub name: String,
+    /// Where it is registered.
+    pub scope: Scope,
+    /// Its labels, `self-hosted` among them.
+    pub labels: Vec<String>,
+    /// The instance that it lives on; one without is online as [`GitHub::set_online`] says.
+    pub instance: Option<String>,
+    /// Whether it is connected at once, if it lives on no instance.
+    pub online: bool,
+}
+
+impl Runner {
+    /// A runner that lives on the instance of its name.
+    pub fn new<L: Into<String>>(
+        name: &str,
+        scope: Scope,
+        labels: impl IntoIterator<Item = L>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            scope,
+            labels: labels.into_iter().map(Into::into).collect(),
+            instance: Some(name.to_owned()),
+            online: false,
+        }
+    }
+
+    /// The same runner, on this instance.
+    pub fn on(self, instance: &str) -> Self {
+        Self { instance: Some(instance.to_owned()), ..self }
+    }
+}
+
+/// Where deliveries go.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// The payload URL.
+    pub url: String,
+    /// What deliveries are signed with; unsigned if empty.
+    pub secret: String,
+    /// Whether the body is form-encoded, GitHub's other content type.
+    pub form: bool,
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hook").field("url", &self.url).field("form", &self.form).finish()
+    }
+}
+
+/// What the App may be forbidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Permission {
+    /// Runs and jobs: *Actions: read*.
+    Actions,
+    /// A repository's runners: *Administration: read*.
+    Administration,
+    /// An organization's runners: *Self-hosted runners: read*.
+    OrgRunners,
+}
+
+/// How long things take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timings {
+    /// From an instance that is up to its runner that is online.
+    pub connect: Duration,
+    /// From a job and an idle runner to the job's start.
+    pub pickup: Duration,
+    /// From the loss of a job's runner to the job in the queue again.
+    pub requeue: Duration,
+    /// How long `busy` still shows false after a job began.
+    pub busy_lag: Duration,
+    /// From an event to its delivery.
+    pub webhook_delay: Duration,
+    /// How long a job may wait in the queue before GitHub drops it.
+    pub queue_limit: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            pickup: Duration::from_secs(2),
+            requeue: Duration::from_secs(60),
+            busy_lag: Duration::ZERO,
+            webhook_delay: Duration::ZERO,
+            queue_limit: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// A job as a test sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// `owner/name` of its repository.
+    pub repo: String,
+    /// Its run.
+    pub run: u64,
+    /// What `runs-on` says.
+    pub labels: Vec<String>,
+    /// What it is now.
+    pub status: JobStatus,
+    /// How it ended.
+    pub conclusion: Option<&'static str>,
+    /// The runner that has it, had it, or lost it.
+    pub runner_name: Option<String>,
+    /// When it was created.
+    pub queued_at: Timestamp,
+    /// When its runner began, the last time.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// How often it lost its runner.
+    pub lost: u32,
+}
+
+/// A runner as a test sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerView {
+    /// Its id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Where it is registered.
+    pub scope: Scope,
+    /// Whether it is connected.
+    pub online: bool,
+    /// The job that it runs, whatever `busy` shows.
+    pub job: Option<JobId>,
+}
+
+/// A webhook delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Its GUID, as in `X-GitHub-Delivery`.
+    pub guid: String,
+    /// As in `X-GitHub-Event`.
+    pub event: String,
+    /// The payload's `action`.
+    pub action: String,
+    /// The job that it is about.
+    pub job: JobId,
+    /// When it happened.
+    pub at: Timestamp,
+    /// The answer to the latest attempt; none yet, or not sent.
+    pub reply: Option<Reply>,
+    /// The payload.
+    pub payload: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub(super) login: String,
+    pub(super) id: u64,
+    pub(super) organization: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Repository {
+    pub(super) id: u64,
+    pub(super) owner: String,
+    pub(super) name: String,
+    pub(super) created: Timestamp,
+    /// Names that it had, in lower case: GitHub redirects from them.
+    former: Vec<String>,
+}
+
+impl Repository {
+    pub(super) fn full_name(&self) -> String {
+        format!("{}/{}", self.owner, self.name)
+    }
+
+    fn is(&self, full_name: &str) -> bool {
+        self.full_name().eq_ignore_ascii_case(full_name)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct RunnerState {
+    pub(super) spec: Runner,
+    pub(super) online: bool,
+    /// Since when the instance is up that it connected from.
+    up: Option<Timestamp>,
+    /// The job that it runs or is about to.
+    job: Option<JobId>,
+    glitch: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub(super) id: u64,
+    pub(super) number: u64,
+    pub(super) created: Timestamp,
+    pub(super) updated: Timestamp,
+    repo: u64,
+    jobs: Vec<JobId>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) id: JobId,
+    pub(super) name: String,
+    pub(super) labels: Vec<String>,
+    pub(super) status: JobStatus,
+    pub(super) conclusion: Option<&'static str>,
+    pub(super) runner: Option<(u64, String)>,
+    pub(super) queued_at: Timestamp,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) completed_at: Option<Timestamp>,
+    run: u64,
+    repo: u64,
+    duration: Duration,
+    /// When it became ready for a runner.
+    ready_at: Timestamp,
+    /// Which runner it goes to, and when.
+    pickup: Option<(Timestamp, u64)>,
+    /// When its runner went away.
+    lost_at: Option<Timestamp>,
+    lost: u32,
+}
+
+struct State {
+    app_id: String,
+    installation_id: u64,
+    keys: Arc<Keys>,
+    timings: Timings,
+    owners: BTreeMap<String, Owner>,
+    repos: BTreeMap<u64, Repository>,
+    runners: BTreeMap<u64, RunnerState>,
+    runs: BTreeMap<u64, Run>,
+    jobs: BTreeMap<JobId, Job>,
+    /// The jobs that are not completed.
+    active: BTreeSet<JobId>,
+    hook: Option<Hook>,
+    deliveries: BTreeMap<String, Delivery>,
+    outbox: BTreeSet<(Timestamp, u64, String)>,
+    to_lose: u32,
+    tokens: BTreeMap<String, Timestamp>,
+    forbidden: BTreeSet<Permission>,
+    rate_limited: bool,
+    outage: bool,
+    used: u32,
+    count: u64,
+    happenings: Vec<Happening>,
+}
+
+/// What happens of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Offline(u64),
+    Finish(JobId),
+    Requeue(JobId),
+    Online(u64),
+    Pickup(JobId),
+    Drop(JobId),
+}
+
+/// The emulated GitHub. Cheap to clone; all clones agree. Where a method names a repository, runner or job
+/// that does not exist it panics, since only a test's own mistake can bring that about.
+#[derive(Clone)]
+pub struct GitHub {
+    shared: Arc<Shared>,
+    compute: ComputeEngine,
+    state: Arc<Mutex<State>>,
+}
+
+impl GitHub {
+    pub(super) fn new(setup: &Setup, shared: Arc<Shared>, compute: ComputeEngine) -> Self {
+        let state = State {
+            app_id: setup.app_id.clone(),
+            installation_id: setup.installation_id,
+            keys: Arc::clone(&setup.keys),
+            timings: Timings::default(),
+            owners: BTreeMap::new(),
+            repos: BTreeMap::new(),
+            runners: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            active: BTreeSet::new(),
+            hook: None,
+            deliveries: BTreeMap::new(),
+            outbox: BTreeSet::new(),
+            to_lose: 0,
+            tokens: BTreeMap::new(),
+            forbidden: BTreeSet::new(),
+            rate_limited: false,
+            outage: false,
+            used: 0,
+            count: 0,
+            happenings: Vec::new(),
+        };
+        Self { shared, compute, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Adds `owner/name`, whose owner is an organization.
+    pub fn add_repository(&self, full_name: &str) {
+        self.change(|state, now| state.add_repository(full_name, true, now));
+    }
+
+    /// Adds `owner/name`, whose owner is a user.
+    pub fn add_user_repository(&self, full_name: &str) {
+        self.change(|state, now| state.add_repository(full_name, false, now));
+    }
+
+    /// Renames or transfers a repository; its old name redirects from here on.
+    pub fn rename_repository(&self, from: &str, to: &str) {
+        self.change(|state, now| {
+            let (owner, name) = split(to);
+            let organization = state.owner(split(from).0).is_some_and(|owner| owner.organization);
+            state.add_owner(owner, organization, now);
+            let repo = state.repo_mut(from);
+            repo.former.push(repo.full_name().to_ascii_lowercase());
+            (repo.owner, repo.name) = (owner.to_owned(), name.to_owned());
+            for runner in state.runners.values_mut() {
+                if let Scope::Repository(scope) = &mut runner.spec.scope {
+                    if scope.eq_ignore_ascii_case(from) {
+                        *scope = to.to_owned();
+                    }
+                }
+            }
+        });
+    }
+
+    /// Registers a runner, and returns its id.
+    pub fn add_runner(&self, spec: Runner) -> u64 {
+        self.change(|state, now| {
+            match &spec.scope {
+                Scope::Repository(repo) => {
+                    state.repo_mut(repo);
+                }
+                Scope::Organization(login) => state.add_owner(login, true, now),
+            }
+            let id = 20 + state.next();
+            let online = spec.online && spec.instance.is_none();
+            let runner = RunnerState { spec, online, up: None, job: None, glitch: false };
+            state.runners.insert(id, runner);
+            id
+        })
+    }
+
+    /// Takes every runner of this name out of the lists.
+    pub fn remove_runner(&self, name: &str) {
+        self.change(|state, now| {
+            for id in state.runners_named(name) {
+                state.offline(id, now);
+                state.runners.remove(&id);
+            }
+        });
+    }
+
+    /// Connects or disconnects the runners of this name that live on no instance.
+    pub fn set_online(&self, name: &str, online: bool) {
+        self.change(|state, now| {
+            for id in state.runners_named(name) {
+                if state.runners[&id].spec.instance.is_none() {
+                    if online { state.online(id, now, None) } else { state.offline(id, now) }
+                }
+            }
+        });
+    }
+
+    /// Whether `busy` of the runners of this name shows false whatever they do.
+    pub fn busy_glitch(&self, name: &str, glitch: bool) {
+        self.change(|state, _| {
+            for id in state.runners_named(name) {
+                if let Some(runner) = state.runners.get_mut(&id) {
+                    runner.glitch = glitch;
+                }
+            }
+        });
+    }
+
+    /// A run with one job, which takes `duration` once a runner has it.
+    pub fn queue_job<L: Into<String>>(
+        &self,
+        repo: &str,
+        labels: impl IntoIterator<Item = L>,
+        duration: Duration,
+    ) -> JobId {
+        self.queue_job_as(repo, labels, duration, JobStatus::Queued)
+    }
+
+    /// A run with one job that waits for a deployment review, until [`GitHub::approve`].
+    pub fn queue_waiting_job<L: Into<String>>(
+        &self,
+        repo: &str,
+        labels: impl IntoIterator<Item = L>,
+        duration: Duration,
+    ) -> JobId {
+        self.queue_job_as(repo, labels, duration, JobStatus::Waiting)
+    }
+
+    /// A run with one job that is `status` at first. `waiting` and `queued` send a webhook `queued`, the
+    /// former a webhook `waiting` too; the others, such as `pending` for a concurrency group, send nothing.
+    pub fn queue_job_as<L: Into<String>>(
+        &self,
+        repo: &str,
+        labels: impl IntoIterator<Item = L>,
+        duration: Duration,
+        status: JobStatus,
+    ) -> JobId {
+        let labels: Vec<String> = labels.into_iter().map(Into::into).collect();
+        self.change(|state, now| state.queue(repo, vec![(labels, duration)], status, now)[0])
+    }
+
+    /// One run with several jobs, such as a matrix.
+    pub fn queue_run(&self, repo: &str, jobs: Vec<(Vec<String>, Duration)>) -> Vec<JobId> {
+        self.change(|state, now| state.queue(repo, jobs, JobStatus::Queued, now))
+    }
+
+    /// Lets a job that waits, is pending or requested into the queue, with a webhook `queued`.
+    pub fn approve(&self, job: JobId) {
+        self.change(|state, now| state.release(job, true, now));
+    }
+
+    /// As [`GitHub::approve`], without a webhook.
+    pub fn approve_silently(&self, job: JobId) {
+        self.change(|state, now| state.release(job, false, now));
+    }
+
+    /// Cancels a job that is not completed.
+    pub fn cancel_job(&self, job: JobId) {
+        self.change(|state, now| state.complete(job, "cancelled", now));
+    }
+
+    /// The job as it is now.
+    pub fn job(&self, job: JobId) -> JobView {
+        self.change(|state, _| state.job_view(&state.jobs[&job]))
+    }
+
+    /// All jobs, oldest first.
+    pub fn jobs(&self) -> Vec<JobView> {
+        self.change(|state, _| state.jobs.values().map(|job| state.job_view(job)).collect())
+    }
+
+    /// All runners.
+    pub fn runners(&self) -> Vec<RunnerView> {
+        self.change(|state, _| {
+            let running = |job: &JobId| state.jobs[job].status == JobStatus::InProgress;
+            let view = |(id, runner): (&u64, &RunnerState)| RunnerView {
+                id: *id,
+                name: runner.spec.name.clone(),
+                scope: runner.spec.scope.clone(),
+                online: runner.online,
+                job: runner.job.filter(running),
+            };
+            state.runners.iter().map(view).collect()
+        })
+    }
+
+    /// Where deliveries go from now on; until then none are made.
+    pub fn webhook(&self, hook: Hook) {
+        self.change(|state, _| state.hook = Some(hook));
+    }
+
+    /// The next `count` deliveries are never sent.
+    pub fn lose_next_webhook(&self, count: u32) {
+        self.change(|state, _| state.to_lose += count);
+    }
+
+    /// All deliveries, oldest first.
+    pub fn deliveries(&self) -> Vec<Delivery> {
+        let mut deliveries: Vec<_> = lock(&self.state).deliveries.values().cloned().collect();
+        deliveries.sort_by(|a, b| (a.at, &a.guid).cmp(&(b.at, &b.guid)));
+        deliveries
+    }
+
+    /// Sends a delivery once more, lost or not, under its old GUID.
+    pub fn redeliver(&self, guid: &str) {
+        self.change(|state, now| {
+            assert!(state.deliveries.contains_key(guid), "there is no delivery {guid}");
+            let order = state.next();
+            state.outbox.insert((now, order, guid.to_owned()));
+        });
+    }
+
+    /// Takes a permission from the App.
+    pub fn forbid(&self, permission: Permission) {
+        self.change(|state, _| state.forbidden.insert(permission));
+    }
+
+    /// Gives it back.
+    pub fn permit(&self, permission: Permission) {
+        self.change(|state, _| state.forbidden.remove(&permission));
+    }
+
+    /// Whether the installation's quota of requests is used up.
+    pub fn rate_limited(&self, limited: bool) {
+        self.change(|state, _| state.rate_limited = limited);
+    }
+
+    /// Whether GitHub answers everything with 503.
+    pub fn outage(&self, outage: bool) {
+        self.change(|state, _| state.outage = outage);
+    }
+
+    /// How long things take from now on.
+    pub fn timings(&self, timings: Timings) {
+        self.change(|state, _| state.timings = timings);
+    }
+
+    /// How long things take.
+    pub fn current_timings(&self) -> Timings {
+        lock(&self.state).timings
+    }
+
+    /// How long `busy` still shows false after a job began.
+    pub fn busy_lag(&self, lag: Duration) {
+        self.change(|state, _| state.timings.busy_lag = lag);
+    }
+
+    /// Honours no installation token that was issued so far.
+    pub fn revoke_tokens(&self) {
+        self.change(|state, _| state.tokens.clear());
+    }
+
+    pub(super) fn next_event(&self) -> Option<Timestamp> {
+        let state = lock(&self.state);
+        let event = state.next_event(&self.compute).map(|(time, _)| time);
+        event.into_iter().chain(state.outbox.first().map(|(time, ..)| *time)).min()
+    }
+
+    /// Lets everything happen that is due by `time`.
+    pub(super) fn step(&self, time: Timestamp) {
+        let happenings = {
+            let mut state = lock(&self.state);
+            state.step(&self.compute, time);
+            take(&mut state.happenings)
+        };
+        self.shared.tell(happenings);
+    }
+
+    /// The deliveries to send now.
+    pub(super) fn due(&self) -> Vec<Outgoing> {
+        let now = self.shared.clock.now();
+        let mut state = lock(&self.state);
+        let mut outgoing = Vec::new();
+        while state.outbox.first().is_some_and(|(time, ..)| *time <= now) {
+            let (Some((_, _, guid)), Some(hook)) = (state.outbox.pop_first(), &state.hook) else {
+                continue;
+            };
+            outgoing.push(state.request(hook, &state.deliveries[&guid]));
+        }
+        outgoing
+    }
+
+    /// What the service answered to a delivery.
+    pub(super) fn answered(&self, guid: &str, reply: Reply) {
+        let at = self.shared.clock.now();
+        let happening = {
+            let mut state = lock(&self.state);
+            let Some(delivery) = state.deliveries.get_mut(guid) else { return };
+            delivery.reply = Some(reply);
+            delivery.happening(at)
+        };
+        self.shared.tell(vec![happening]);
+    }
+
+    fn change<R>(&self, act: impl FnOnce(&mut State, Timestamp) -> R) -> R {
+        let now = self.shared.clock.now();
+        self.compute.step(now);
+        let (result, happenings) = {
+            let mut state = lock(&self.state);
+            state.step(&self.compute, now);
+            let result = act(&mut state, now);
+            state.assign(now);
+            (result, take(&mut state.happenings))
+        };
+        self.shared.tell(happenings);
+        self.shared.changed.notify_one();
+        result
+    }
+}
+
+/// The state machine.
+impl State {
+    fn next(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+
+    fn owner(&self, login: &str) -> Option<&Owner> {
+        self.owners.get(&login.to_ascii_lowercase())
+    }
+
+    fn add_owner(&mut self, login: &str, organization: bool, _: Timestamp) {
+        let id = 90_000_000 + self.next();
+        let owner = Owner { login: login.to_owned(), id, organization };
+        self.owners.entry(login.to_ascii_lowercase()).or_insert(owner);
+    }
+
+    fn add_repository(&mut self, full_name: &str, organization: bool, now: Timestamp) {
+        let (owner, name) = split(full_name);
+        if self.repos.values().any(|repo| repo.is(full_name)) {
+            return;
+        }
+        self.add_owner(owner, organization, now);
+        let id = 500_000_000 + self.next();
+        let (owner, name) = (owner.to_owned(), name.to_owned());
+        let repo = Repository { id, owner, name, created: now, former: Vec::new() };
+        self.repos.insert(id, repo);
+    }
+
+    fn repo_mut(&mut self, full_name: &str) -> &mut Repository {
+        let found = self.repos.values_mut().find(|repo| repo.is(full_name));
+        found.unwrap_or_else(|| panic!("there is no repository {full_name}"))
+    }
+
+    fn runners_named(&self, name: &str) -> Vec<u64> {
+        let named = |(_, runner): &(&u64, &RunnerState)| runner.spec.name == name;
+        let ids: Vec<u64> = self.runners.iter().filter(named).map(|(id, _)| *id).collect();
+        assert!(!ids.is_empty(), "there is no runner {name}");
+        ids
+    }
+
+    fn job_view(&self, job: &Job) -> JobView {
+        JobView {
+            id: job.id,
+            repo: self.repos[&job.repo].full_name(),
+            run: job.run,
+            labels: job.labels.clone(),
+            status: job.status,
+            conclusion: job.conclusion,
+            runner_name: job.runner.as_ref().map(|(_, name)| name.clone()),
+            queued_at: job.queued_at,
+            started_at: job.started_at,
+            completed_at: job.completed_at,
+            lost: job.lost,
+        }
+    }
+
+    /// The next event, and among those of one time the first in the order of [`Event`].
+    fn next_event(&self, compute: &ComputeEngine) -> Option<(Timestamp, Event)> {
+        let runners = self.runners.iter().filter_map(|(id, runner)| {
+            let instance = runner.spec.instance.as_ref()?;
+            let up = compute.up_since(instance);
+            if runner.online && runner.up != up {
+                let gone = compute.last_change(instance).or(runner.up).unwrap_or_default();
+                return Some((gone, Event::Offline(*id)));
+            }
+            let connects = up.filter(|_| !runner.online)? + self.timings.connect;
+            Some((connects, Event::Online(*id)))
+        });
+        let jobs = self.active.iter().filter_map(|id| {
+            let job = &self.jobs[id];
+            match (job.status, job.pickup, job.lost_at) {
+                (JobStatus::Queued, Some((time, _)), _) => Some((time, Event::Pickup(*id))),
+                (JobStatus::Queued, None, _) => {
+                    Some((job.queued_at + self.timings.queue_limit, Event::Drop(*id)))
+                }
+                (JobStatus::InProgress, _, Some(lost)) => {
+                    Some((lost + self.timings.requeue, Event::Requeue(*id)))
+                }
+                (JobStatus::InProgress, _, None) => {
+                    Some((job.started_at? + job.duration, Event::Finish(*id)))
+                }
+                _ => None,
+            }
+        });
+        runners.chain(jobs).min()
+    }
+
+    fn step(&mut self, compute: &ComputeEngine, now: Timestamp) {
+        while let Some((time, event)) = self.next_event(compute).filter(|(time, _)| *time <= now) {
+            match event {
+                Event::Online(id) => {
+                    let instance = self.runners[&id].spec.instance.clone();
+                    let up = instance.and_then(|instance| compute.up_since(&instance));
+                    self.online(id, time, up);
+                }
+                Event::Offline(id) => self.offline(id, time),
+                Event::Pickup(job) => self.begin(job, time),
+                Event::Finish(job) => self.complete(job, "success", time),
+                Event::Requeue(job) => self.requeue(job, time),
+                Event::Drop(job) => self.complete(job, "failure", time),
+            }
+            self.assign(time);
+        }
+    }
+
+    fn online(&mut self, id: u64, at: Timestamp, up: Option<Timestamp>) {
+        let Some(runner) = self.runners.get_mut(&id) else { return };
+        runner.up = up;
+        if !runner.online {
+            runner.online = true;
+            let name = runner.spec.name.clone();
+            self.happenings.push(Happening::Runner { at, name, online: true });
+        }
+    }
+
+    fn offline(&mut self, id: u64, at: Timestamp) {
+        let Some(runner) = self.runners.get_mut(&id).filter(|runner| runner.online) else { return };
+        runner.online = false;
+        let (name, job) = (runner.spec.name.clone(), runner.job.take());
+        self.happenings.push(Happening::Runner { at, name, online: false });
+        if let Some(job) = job.and_then(|job| self.jobs.get_mut(&job)) {
+            job.pickup = None;
+            if job.status == JobStatus::InProgress {
+                job.lost_at = Some(at);
+                job.lost += 1;
+            }
+        }
+    }
+
+    /// Gives each job that is ready, oldest first, an idle runner that has its labels.
+    fn assign(&mut self, now: Timestamp) {
+        let ready = |job: &&Job| job.status == JobStatus::Queued && job.pickup.is_none();
+        let waiting = self.active.iter().map(|id| &self.jobs[id]).filter(ready);
+        let mut waiting: Vec<(Timestamp, JobId)> =
+            waiting.map(|job| (job.ready_at, job.id)).collect();
+        waiting.sort();
+        for (_, id) in waiting {
+            let job = &self.jobs[&id];
+            let idle = |(_, runner): &(&u64, &RunnerState)| {
+                runner.online && runner.job.is_none() && self.fits(runner, job)
+            };
+            let Some((runner, _)) = self.runners.iter().find(idle) else { continue };
+            let runner = *runner;
+            if let Some(runner) = self.runners.get_mut(&runner) {
+                runner.job = Some(id);
+            }
+            let pickup = now.max(job.ready_at) + self.timings.pickup;
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.pickup = Some((pickup, runner));
+            }
+        }
+    }
+
+    fn fits(&self, runner: &RunnerState, job: &Job) -> bool {
+        let repo = &self.repos[&job.repo];
+        let reach = match &runner.spec.scope {
+            Scope::Repository(name) => repo.is(name),
+            Scope::Organization(login) => repo.owner.eq_ignore_ascii_case(login),
+        };
+        let has = |label: &String| runner.spec.labels.iter().any(|l| l.eq_ignore_ascii_case(label));
+        reach && job.labels.iter().all(has)
+    }
+
+    fn queue(
+        &mut self,
+        repo: &str,
+        jobs: Vec<(Vec<String>, Duration)>,
+        status: JobStatus,
+        now: Timestamp,
+    ) -> Vec<JobId> {
+        let repo = self.repo_mut(repo).id;
+        let id = 19_000_000_000 + self.next();
+        let number = 1 + self.runs.values().filter(|run| run.repo == repo).count() as u64;
+        let run = Run { id, number, created: now, updated: now, repo, jobs: Vec::new() };
+        self.runs.insert(id, run);
+        let matrix = jobs.len() > 1;
+        let mut ids = Vec::new();
+        for (index, (labels, duration)) in jobs.into_iter().enumerate() {
+            let job = Job {
+                id: JobId(54_000_000_000 + self.next()),
+                name: if matrix { format!("build ({index})") } else { "build".to_owned() },
+                labels,
+                status,
+                conclusion: None,
+                runner: None,
+                queued_at: now,
+                started_at: None,
+                completed_at: None,
+                run: id,
+                repo,
+                duration,
+                ready_at: now,
+                pickup: None,
+                lost_at: None,
+                lost: 0,
+            };
+            ids.push(job.id);
+            self.active.insert(job.id);
+            self.jobs.insert(job.id, job);
+        }
+        if let Some(run) = self.runs.get_mut(&id) {
+            run.jobs = ids.clone();
+        }
+        for id in &ids {
+            match status {
+                JobStatus::Queued => self.announce(*id, Some("queued"), now),
+                // GitHub sends a `queued` whose job already says `waiting`, and a `waiting`.
+                JobStatus::Waiting => {
+                    self.announce(*id, Some("queued"), now);
+                    self.deliver(*id, "waiting", now);
+                }
+                _ => self.announce(*id, None, now),
+            }
+        }
+        ids
+    }
+
+    fn release(&mut self, id: JobId, told: bool, now: Timestamp) {
+        let job = self.job_mut(id);
+        if job.status < JobStatus::Queued {
+            job.status = JobStatus::Queued;
+            job.ready_at = now;
+            self.announce(id, told.then_some("queued"), now);
+        }
+    }
+
+    fn begin(&mut self, id: JobId, at: Timestamp) {
+        let Some((_, runner)) = self.job_mut(id).pickup.take() else { return };
+        let name = self.runners[&runner].spec.name.clone();
+        let job = self.job_mut(id);
+        job.status = JobStatus::InProgress;
+        job.started_at = Some(at);
+        job.runner = Some((runner, name));
+        self.announce(id, Some("in_progress"), at);
+    }
+
+    fn complete(&mut self, id: JobId, conclusion: &'static str, at: Timestamp) {
+        if !self.active.remove(&id) {
+            return;
+        }
+        let job = self.job_mut(id);
+        job.status = JobStatus::Completed;
+        job.conclusion = Some(conclusion);
+        job.completed_at = Some(at);
+        job.pickup = None;
+        for runner in self.runners.values_mut() {
+            runner.job.take_if(|job| *job == id);
+        }
+        self.announce(id, Some("completed"), at);
+    }
+
+    /// A job whose runner went away is queued again, and no webhook tells.
+    fn requeue(&mut self, id: JobId, at: Timestamp) {
+        let job = self.job_mut(id);
+        job.status = JobStatus::Queued;
+        job.runner = None;
+        job.started_at = None;
+        job.lost_at = None;
+        job.ready_at = at;
+        self.announce(id, None, at);
+    }
+
+    fn job_mut(&mut self, id: JobId) -> &mut Job {
+        self.jobs.get_mut(&id).unwrap_or_else(|| panic!("there is no job {id}"))
+    }
+
+    /// Tells of a job's new status, by a webhook too if GitHub sends one.
+    fn announce(&mut self, id: JobId, action: Option<&str>, at: Timestamp) {
+        let job = &self.jobs[&id];
+        let (status, runner) = (job.status, job.runner.as_ref().map(|(_, name)| name.clone()));
+        let repo = self.repos[&job.repo].full_name();
+        if let Some(run) = self.runs.get_mut(&job.run) {
+            run.updated = at;
+        }
+        self.happenings.push(Happening::Job { at, id, repo, status, runner });
+        if let Some(action) = action {
+            self.deliver(id, action, at);
+        }
+    }
+
+    fn deliver(&mut self, id: JobId, action: &str, at: Timestamp) {
+        if self.hook.is_none() {
+            return;
+        }
+        let order = self.next();
+        let job = &self.jobs[&id];
+        let (run, repo) = (&self.runs[&job.run], &self.repos[&job.repo]);
+        let owner = self.owner(&repo.owner).expect("a repository is added with its owner");
+        let payload = payloads::workflow_job(action, job, run, (repo, owner), self.installation_id);
+        let guid = format!("{order:08x}-c1a0-11f0-8e00-{:012x}", id.0);
+        let mut delivery = Delivery {
+            guid: guid.clone(),
+            event: "workflow_job".to_owned(),
+            action: action.to_owned(),
+            job: id,
+            at,
+            reply: None,
+            payload,
+        };
+        if self.to_lose > 0 {
+            self.to_lose -= 1;
+            delivery.reply = Some(Reply::default());
+            self.happenings.push(delivery.happening(at));
+        } else {
+            self.outbox.insert((at + self.timings.webhook_delay, order, guid.clone()));
+        }
+        self.deliveries.insert(guid, delivery);
+    }
+
+    fn request(&self, hook: &Hook, delivery: &Delivery) -> Outgoing {
+        let json = delivery.payload.to_string();
+        let (kind, body) = if hook.form {
+            let mut form = form_urlencoded::Serializer::new(String::new());
+            form.append_pair("payload", &json);
+            ("application/x-www-form-urlencoded", form.finish())
+        } else {
+            ("application/json", json)
+        };
+        let mut request = http::Request::post(&hook.url)
+            .header("Accept", "*/*")
+            .header("Content-Type", kind)
+            .header("User-Agent", "GitHub-Hookshot/0e1a2d3")
+            .header("X-GitHub-Delivery", &delivery.guid)
+            .header("X-GitHub-Event", &delivery.event)
+            .header("X-GitHub-Hook-ID", 460_000_001)
+            .header("X-GitHub-Hook-Installation-Target-ID", &self.app_id)
+            .header("X-GitHub-Hook-Installation-Target-Type", "integration");
+        if !hook.secret.is_empty() {
+            let signature = |algorithm| {
+                let key = hmac::Key::new(algorithm, hook.secret.as_bytes());
+                hex(hmac::sign(&key, body.as_bytes()).as_ref())
+            };
+            let sha1 = signature(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY);
+            let sha256 = signature(hmac::HMAC_SHA256);
+            request = request
+                .header("X-Hub-Signature", format!("sha1={sha1}"))
+                .header("X-Hub-Signature-256", format!("sha256={sha256}"));
+        }
+        Outgoing {
+            request: request
+                .body(Full::new(Bytes::from(body)))
+                .expect("the hook's URL is one, and all headers are plain text"),
+            limit: Duration::from_secs(10),
+            ticket: Ticket(Sender::Webhook { delivery: delivery.guid.clone() }),
+        }
+    }
+}
+
+impl Delivery {
+    fn happening(&self, at: Timestamp) -> Happening {
+        Happening::Webhook {
+            at,
+            event: self.event.clone(),
+            action: self.action.clone(),
+            job: self.job,
+            delivery: self.guid.clone(),
+            reply: self.reply.clone().unwrap_or_default(),
+        }
+    }
+}
+
+fn split(full_name: &str) -> (&str, &str) {
+    full_name.split_once('/').unwrap_or_else(|| panic!("{full_name} is not owner/name"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An answer, or a refusal.
+type Answer = Result<Response, Response>;
+
+impl GitHub {
+    pub(super) fn routes(&self, routes: Routes) -> Routes {
+        let (get, post) = (MethodFilter::GET, MethodFilter::POST);
+        let api = |name| (Api::GitHub, name);
+        let tokens = "/app/installations/{installation}/access_tokens";
+        let mut routes = routes
+            .on(get, "/app", api("apps.getAuthenticated"), self, |it, call| {
+                it.answer(call, State::app)
+            })
+            .on(
+                get,
+                "/app/installations/{installation}",
+                api("apps.getInstallation"),
+                self,
+                |it, call| it.answer(call, State::installation),
+            )
+            .on(post, tokens, api("apps.createInstallationAccessToken"), self, |it, call| {
+                it.answer(call, State::access_token)
+            })
+            .on(
+                get,
+                "/installation/repositories",
+                api("apps.listReposAccessibleToInstallation"),
+                self,
+                |it, call| it.answer(call, State::repositories),
+            )
+            .on(
+                get,
+                "/orgs/{org}/actions/runners",
+                api("actions.listSelfHostedRunnersForOrg"),
+                self,
+                |it, call| it.answer(call, State::org_runners),
+            )
+            .on(get, "/rate_limit", api("rateLimit.get"), self, |it, call| {
+                it.answer(call, State::rate_limit)
+            });
+        // A renamed repository redirects from its names to its id.
+        for repo in ["/repos/{owner}/{repo}", "/repositories/{repository}"] {
+            let under = |path: &str| format!("{repo}{path}");
+            routes = routes
+                .on(get, repo, api("repos.get"), self, |it, call| {
+                    it.answer(call, State::repository)
+                })
+                .on(
+                    get,
+                    &under("/actions/runners"),
+                    api("actions.listSelfHostedRunnersForRepo"),
+                    self,
+                    |it, call| it.answer(call, State::repo_runners),
+                )
+                .on(
+                    get,
+                    &under("/actions/runs"),
+                    api("actions.listWorkflowRunsForRepo"),
+                    self,
+                    |it, call| it.answer(call, State::list_runs),
+                )
+                .on(
+                    get,
+                    &under("/actions/runs/{run}"),
+                    api("actions.getWorkflowRun"),
+                    self,
+                    |it, call| it.answer(call, State::get_run),
+                )
+                .on(
+                    get,
+                    &under("/actions/runs/{run}/jobs"),
+                    api("actions.listJobsForWorkflowRun"),
+                    self,
+                    |it, call| it.answer(call, State::list_jobs),
+                )
+                .on(
+                    get,
+                    &under("/actions/jobs/{job}"),
+                    api("actions.getJobForWorkflowRun"),
+                    self,
+                    |it, call| it.answer(call, State::get_job),
+                );
+        }
+        routes
+    }
+
+    /// What GitHub refuses before it looks at what was asked.
+    pub(super) fn refuses(&self, method: &str, call: &Incoming) -> Option<Response> {
+        const VERSIONS: [&str; 2] = ["2022-11-28", "2026-03-10"];
+        let now = self.shared.clock.now();
+        let mut state = lock(&self.state);
+        if state.outage {
+            let words = "No server is currently available to service your request.";
+            return Some(refusal(StatusCode::SERVICE_UNAVAILABLE, words));
+        }
+        if call.header("user-agent").is_none_or(str::is_empty) {
+            let words = "Request forbidden by administrative rules. Please make sure your request has a \
+                         User-Agent header.";
+            return Some(refusal(StatusCode::FORBIDDEN, words));
+        }
+        if let Some(version) =
+            call.header("x-github-api-version").filter(|version| !VERSIONS.contains(version))
+        {
+            let words = format!("\"{version}\" is not a supported version.");
+            return Some(refusal(StatusCode::BAD_REQUEST, &words));
+        }
+        let as_app = ["apps.getAuthenticated", "apps.getInstallation"].contains(&method)
+            || method == "apps.createInstallationAccessToken";
+        if as_app {
+            return state.check_app(call, now).err();
+        }
+        let token = call.credential(&["Bearer", "token"]);
+        let expiry = token.and_then(|token| state.tokens.get(token));
+        if expiry.is_none_or(|expiry| *expiry <= now) {
+            return Some(refusal(StatusCode::UNAUTHORIZED, "Bad credentials"));
+        }
+        if state.rate_limited {
+            let id = state.installation_id;
+            let words = format!("API rate limit exceeded for installation ID {id}.");
+            return Some(state.counted(refusal(StatusCode::FORBIDDEN, &words), now));
+        }
+        state.used += 1;
+        None
+    }
+
+    fn answer(
+        &self,
+        call: &Incoming,
+        act: fn(&mut State, &Incoming, Timestamp) -> Answer,
+    ) -> Response {
+        self.change(|state, now| {
+            let response = act(state, call, now).unwrap_or_else(|refusal| refusal);
+            state.counted(response, now)
+        })
+    }
+}
+
+/// The methods of the API.
+impl State {
+    /// A JWT of the App: who it is, and that it is neither stale nor good for too long.
+    fn check_app(&self, call: &Incoming, now: Timestamp) -> Result<(), Response> {
+        let refuse = |words: &str| Err(refusal(StatusCode::UNAUTHORIZED, words));
+        let Some(token) = call.credential(&["Bearer"]) else {
+            return refuse("A JSON web token could not be decoded");
+        };
+        let Some(claims) = claims(token, &self.keys.app) else {
+            return refuse("A JSON web token could not be decoded");
+        };
+        let number =
+            |name: &str| claims[name].as_u64().or_else(|| Some(claims[name].as_f64()? as u64));
+        let issuer = match &claims["iss"] {
+            Value::String(issuer) => issuer.clone(),
+            other => other.to_string(),
+        };
+        if issuer != self.app_id {
+            return Err(refusal(StatusCode::NOT_FOUND, "Integration not found"));
+        }
+        let now = now.unix_seconds();
+        match number("iat") {
+            Some(issued) if issued <= now => {}
+            _ => {
+                return refuse(
+                    "'Issued at' claim ('iat') must be an Integer representing the time that the assertion \
+                     was issued",
+                );
+            }
+        }
+        match number("exp") {
+            Some(expiry) if expiry > now + 600 => {
+                refuse("'Expiration time' claim ('exp') is too far in the future")
+            }
+            Some(expiry) if expiry > now => Ok(()),
+            _ => refuse(
+                "'Expiration time' claim ('exp') must be a numeric value representing the future time at \
+                 which the assertion expires",
+            ),
+        }
+    }
+
+    fn app(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let owner = self.account();
+        Ok(ok(&json!({
+            "id": self.app_number(),
+            "slug": "runner-manager",
+            "node_id": payloads::node_id("A", self.app_number()),
+            "client_id": format!("Iv23li{:0>14}", self.app_id),
+            "owner": payloads::account(&owner, &call.base),
+            "name": "Runner Manager",
+            "description": "",
+            "external_url": "https://example.com",
+            "html_url": "https://github.com/apps/runner-manager",
+            "created_at": "2026-01-01T00:00:00Z",
+            "updated_at": "2026-01-01T00:00:00Z",
+            "permissions": self.permissions(),
+            "events": ["workflow_job"],
+            "installations_count": 1,
+        })))
+    }
+
+    fn installation(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        self.check_installation(call)?;
+        let (owner, base, id) = (self.account(), &call.base, self.installation_id);
+        Ok(ok(&json!({
+            "id": id,
+            "account": payloads::account(&owner, base),
+            "repository_selection": "all",
+            "access_tokens_url": format!("{base}/app/installations/{id}/access_tokens"),
+            "repositories_url": format!("{base}/installation/repositories"),
+            "html_url": format!("https://github.com/organizations/{}/settings/installations/{id}", owner.login),
+            "app_id": self.app_number(),
+            "app_slug": "runner-manager",
+            "target_id": owner.id,
+            "target_type": if owner.organization { "Organization" } else { "User" },
+            "permissions": self.permissions(),
+            "events": ["workflow_job"],
+            "created_at": "2026-01-01T00:00:00Z",
+            "updated_at": "2026-01-01T00:00:00Z",
+            "single_file_name": null,
+            "has_multiple_single_files": false,
+            "single_file_paths": [],
+            "suspended_by": null,
+            "suspended_at": null,
+        })))
+    }
+
+    fn access_token(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        self.check_installation(call)?;
+        let body: &[u8] = if call.body.is_empty() { b"{}" } else { &call.body };
+        let wish: Value = serde_json::from_slice(body).unwrap_or_default();
+        if !wish.is_object() {
+            return Err(refusal(StatusCode::BAD_REQUEST, "Problems parsing JSON"));
+        }
+        let count = self.next();
+        let expiry = now + Duration::from_secs(3600);
+        // Tokens are opaque, and lately long: a client that cuts or checks them must fail.
+        let mut token = format!("ghs_{}_eyJhbGciOiJFUzI1NiJ9.", self.app_id);
+        for index in 0..12 {
+            let part = super::hash(&[count.to_be_bytes(), u64::to_be_bytes(index)].concat());
+            token.push_str(&format!("{part:016x}"));
+        }
+        self.tokens.retain(|_, expiry| *expiry > now);
+        self.tokens.insert(token.clone(), expiry);
+        let answer = json!({
+            "token": token,
+            "expires_at": payloads::seconds(expiry),
+            "permissions": self.permissions(),
+            "repository_selection": "all",
+        });
+        Ok(json_response(StatusCode::CREATED, &answer))
+    }
+
+    fn repositories(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repos: Vec<&Repository> = self.repos.values().collect();
+        let page = Page::of(call, repos.len())?;
+        let shown = page.cut(&repos).iter().map(|repo| {
+            payloads::full_repository(
+                repo,
+                &self.owners[&repo.owner.to_ascii_lowercase()],
+                &call.base,
+            )
+        });
+        let list = json!({
+            "total_count": repos.len(),
+            "repository_selection": "all",
+            "repositories": shown.collect::<Vec<_>>(),
+        });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn repository(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
+        Ok(ok(&payloads::full_repository(repo, owner, &call.base)))
+    }
+
+    fn repo_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let name = self.find_repo(call)?.full_name();
+        self.permitted(Permission::Administration)?;
+        let here = |scope: &Scope| matches!(scope, Scope::Repository(repo) if repo.eq_ignore_ascii_case(&name));
+        self.runners_page(call, now, here)
+    }
+
+    fn org_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let org = call.param("org");
+        if !self.owner(org).is_some_and(|owner| owner.organization) {
+            return Err(not_found());
+        }
+        self.permitted(Permission::OrgRunners)?;
+        let here = |scope: &Scope| matches!(scope, Scope::Organization(login) if login.eq_ignore_ascii_case(org));
+        self.runners_page(call, now, here)
+    }
+
+    fn runners_page(
+        &self,
+        call: &Incoming,
+        now: Timestamp,
+        here: impl Fn(&Scope) -> bool,
+    ) -> Answer {
+        let name = call.query("name");
+        let wanted = |(_, runner): &(&u64, &RunnerState)| {
+            here(&runner.spec.scope) && name.is_none_or(|name| runner.spec.name == name)
+        };
+        let runners: Vec<_> = self.runners.iter().filter(wanted).collect();
+        let page = Page::of(call, runners.len())?;
+        let shown = page
+            .cut(&runners)
+            .iter()
+            .map(|(id, runner)| payloads::runner(**id, runner, self.shows_busy(runner, now)));
+        let list = json!({ "total_count": runners.len(), "runners": shown.collect::<Vec<_>>() });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn shows_busy(&self, runner: &RunnerState, now: Timestamp) -> bool {
+        let started = runner.job.and_then(|job| self.jobs[&job].started_at);
+        started.is_some_and(|started| started + self.timings.busy_lag <= now) && !runner.glitch
+    }
+
+    fn list_runs(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        const CONCLUSIONS: [&str; 8] = [
+            "action_required",
+            "cancelled",
+            "failure",
+            "neutral",
+            "skipped",
+            "stale",
+            "success",
+            "timed_out",
+        ];
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let wanted = call.query("status");
+        let known = |word: &str| {
+            CONCLUSIONS.contains(&word)
+                || ["requested", "waiting", "pending", "queued", "in_progress", "completed"]
+                    .contains(&word)
+        };
+        if let Some(word) = wanted.filter(|word| !known(word)) {
+            return Err(unprocessable(&format!("status: {word} is not one of the known values")));
+        }
+        let fits = |run: &&Run| {
+            let (status, conclusion) = self.run_status(run);
+            run.repo == repo.id
+                && wanted.is_none_or(|word| word == status.as_str() || Some(word) == conclusion)
+        };
+        let mut runs: Vec<&Run> = self.runs.values().filter(fits).collect();
+        runs.sort_by_key(|run| Reverse((run.created, run.id)));
+        // What lies beyond the first thousand cannot be listed.
+        let page = Page::of(call, runs.len().min(1000))?;
+        let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
+        let shown = page
+            .cut(&runs)
+            .iter()
+            .map(|run| payloads::run(run, self.run_status(run), (repo, owner), &call.base));
+        let list = json!({ "total_count": runs.len(), "workflow_runs": shown.collect::<Vec<_>>() });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn get_run(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let run = self.find_run(repo, call)?;
+        let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
+        Ok(ok(&payloads::run(run, self.run_status(run), (repo, owner), &call.base)))
+    }
+
+    fn list_jobs(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let run = self.find_run(repo, call)?;
+        if let Some(filter) =
+            call.query("filter").filter(|filter| !["latest", "all"].contains(filter))
+        {
+            return Err(unprocessable(&format!("filter: {filter} is not latest or all")));
+        }
+        let page = Page::of(call, run.jobs.len())?;
+        let shown = page
+            .cut(&run.jobs)
+            .iter()
+            .map(|id| payloads::job(&self.jobs[id], run, repo, &call.base));
+        let list = json!({ "total_count": run.jobs.len(), "jobs": shown.collect::<Vec<_>>() });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn get_job(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let id = call.param("job").parse().ok().map(JobId);
+        let job = id.and_then(|id| self.jobs.get(&id)).filter(|job| job.repo == repo.id);
+        let job = job.ok_or_else(not_found)?;
+        Ok(ok(&payloads::job(job, &self.runs[&job.run], repo, &call.base)))
+    }
+
+    fn rate_limit(&mut self, _: &Incoming, now: Timestamp) -> Answer {
+        let limit = |limit: u32, used: u32| {
+            json!({
+                "limit": limit,
+                "used": used,
+                "remaining": limit.saturating_sub(used),
+                "reset": reset(now),
+            })
+        };
+        let core = limit(LIMIT, self.used);
+        let (search, graphql) = (limit(30, 0), limit(5000, 0));
+        Ok(ok(&json!({
+            "resources": { "core": core, "search": search, "graphql": graphql },
+            "rate": core,
+        })))
+    }
+
+    fn find_repo(&self, call: &Incoming) -> Result<&Repository, Response> {
+        if let Some(id) = call.params.get("repository") {
+            let id = id.parse().ok();
+            return id.and_then(|id: u64| self.repos.get(&id)).ok_or_else(not_found);
+        }
+        let name = format!("{}/{}", call.param("owner"), call.param("repo"));
+        if let Some(repo) = self.repos.values().find(|repo| repo.is(&name)) {
+            return Ok(repo);
+        }
+        let former = name.to_ascii_lowercase();
+        let repo = self.repos.values().find(|repo| repo.former.contains(&former));
+        let repo = repo.ok_or_else(not_found)?;
+        // What follows `/repos/owner/name`, its query included.
+        let rest = call.target.splitn(5, '/').nth(4).map(|rest| format!("/{rest}"));
+        let query =
+            || call.target.split_once('?').map_or(String::new(), |(_, query)| format!("?{query}"));
+        let to = format!("{}/repositories/{}{}", call.base, repo.id, rest.unwrap_or_else(query));
+        let body = json!({
+            "message": "Moved Permanently",
+            "url": to,
+            "documentation_url": "https://docs.github.com/rest/guides/best-practices-for-using-the-rest-api#follow-redirects",
+        });
+        let mut response = json_response(StatusCode::MOVED_PERMANENTLY, &body);
+        if let Ok(to) = HeaderValue::try_from(to) {
+            response.headers_mut().insert(header::LOCATION, to);
+        }
+        Err(response)
+    }
+
+    fn find_run(&self, repo: &Repository, call: &Incoming) -> Result<&Run, Response> {
+        let id = call.param("run").parse::<u64>().ok();
+        let run = id.and_then(|id| self.runs.get(&id)).filter(|run| run.repo == repo.id);
+        run.ok_or_else(not_found)
+    }
+
+    /// That of the least advanced job; a run that is completed has the conclusion of its worst job.
+    fn run_status(&self, run: &Run) -> (JobStatus, Option<&'static str>) {
+        let jobs = || run.jobs.iter().map(|id| &self.jobs[id]);
+        let status = jobs().map(|job| job.status).min().unwrap_or(JobStatus::Completed);
+        if status != JobStatus::Completed {
+            return (status, None);
+        }
+        let ended = |word| jobs().any(|job| job.conclusion == Some(word));
+        let worst = ["failure", "cancelled"].into_iter().find(|word| ended(*word));
+        (status, Some(worst.unwrap_or("success")))
+    }
+
+    fn permitted(&self, permission: Permission) -> Result<(), Response> {
+        match self.forbidden.contains(&permission) {
+            true => Err(refusal(StatusCode::FORBIDDEN, "Resource not accessible by integration")),
+            false => Ok(()),
+        }
+    }
+
+    fn permissions(&self) -> Value {
+        let mut permissions = json!({ "metadata": "read" });
+        let all = [
+            (Permission::Actions, "actions"),
+            (Permission::Administration, "administration"),
+            (Permission::OrgRunners, "organization_self_hosted_runners"),
+        ];
+        for (permission, name) in all {
+            if !self.forbidden.contains(&permission) {
+                permissions[name] = json!("read");
+            }
+        }
+        permissions
+    }
+
+    fn check_installation(&self, call: &Incoming) -> Result<(), Response> {
+        let same = call.param("installation") == self.installation_id.to_string();
+        same.then_some(()).ok_or_else(not_found)
+    }
+
+    /// Who installed the App: the owner of the first repository.
+    fn account(&self) -> Owner {
+        let first = self.repos.values().next().and_then(|repo| self.owner(&repo.owner));
+        let nobody = || Owner { login: "example".to_owned(), id: 90_000_000, organization: true };
+        first.cloned().unwrap_or_else(nobody)
+    }
+
+    fn app_number(&self) -> u64 {
+        self.app_id.parse().unwrap_or(1)
+    }
+
+    /// The answer, with the headers that tell how much of the quota is left.
+    fn counted(&self, mut response: Response, now: Timestamp) -> Response {
+        let remaining = if self.rate_limited { 0 } else { LIMIT.saturating_sub(self.used) };
+        let fields = [
+            ("x-ratelimit-limit", u64::from(LIMIT)),
+            ("x-ratelimit-remaining", u64::from(remaining)),
+            ("x-ratelimit-used", u64::from(LIMIT - remaining)),
+            ("x-ratelimit-reset", reset(now)),
+        ];
+        let headers = response.headers_mut();
+        for (name, value) in fields {
+            headers.insert(name, HeaderValue::from(value));
+        }
+        headers.insert("x-ratelimit-resource", HeaderValue::from_static("core"));
+        headers.insert("x-github-media-type", HeaderValue::from_static("github.v3; format=json"));
+        response
+    }
+}
+
+const LIMIT: u32 = 5000;
+
+/// The end of the hour.
+fn reset(now: Timestamp) -> u64 {
+    (now.unix_seconds() / 3600 + 1) * 3600
+}
+
+fn ok(value: &Value) -> Response {
+    json_response(StatusCode::OK, value)
+}
+
+/// An error in GitHub's shape.
+pub(super) fn refusal(status: StatusCode, message: &str) -> Response {
+    let body = json!({
+        "message": message,
+        "documentation_url": "https://docs.github.com/rest",
+        "status": status.as_u16().to_string(),
+    });
+    json_response(status, &body).into_response()
+}
+
+pub(super) fn not_found() -> Response {
+    refusal(StatusCode::NOT_FOUND, "Not Found")
+}
+
+fn unprocessable(what: &str) -> Response {
+    refusal(StatusCode::UNPROCESSABLE_ENTITY, &format!("Validation Failed: {what}"))
+}
+
+/// A page of a list.
+struct Page {
+    size: usize,
+    number: usize,
+    total: usize,
+}
+
+impl Page {
+    fn of(call: &Incoming, total: usize) -> Result<Self, Response> {
+        let number = |name, or: usize| match call.query(name) {
+            None => Ok(or),
+            Some(text) => {
+                text.parse::<usize>().ok().filter(|number| *number > 0).ok_or_else(|| {
+                    unprocessable(&format!("{name}: {text} is not a positive number"))
+                })
+            }
+        };
+        Ok(Self { size: number("per_page", 30)?.min(100), number: number("page", 1)?, total })
+    }
+
+    fn cut<'a, T>(&self, items: &'a [T]) -> &'a [T] {
+        let items = &items[..self.total.min(items.len())];
+        let from = (self.number - 1).saturating_mul(self.size).min(items.len());
+        &items[from..items.len().min(from + self.size)]
+    }
+
+    /// Points to the other pages, if there are any.
+    fn link(&self, call: &Incoming, mut response: Response) -> Response {
+        let last = self.total.div_ceil(self.size).max(1);
+        let to = |number: usize, relation: &str| {
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            query.extend_pairs(call.query.iter().filter(|(name, _)| *name != "page"));
+            query.append_pair("page", &number.to_string());
+            format!("<{}{}?{}>; rel=\"{relation}\"", call.base, call.path, query.finish())
+        };
+        let mut links = Vec::new();
+        if self.number > 1 {
+            links.push(to((self.number - 1).min(last), "prev"));
+        }
+        if self.number < last {
+            links.extend([to(self.number + 1, "next"), to(last, "last")]);
+        }
+        if self.number > 1 {
+            links.push(to(1, "first"));
+        }
+        if let Ok(value) = HeaderValue::try_from(links.join(", ")) {
+            if !links.is_empty() {
+                response.headers_mut().insert(header::LINK, value);
+            }
+        }
+        response
+    }
+}
