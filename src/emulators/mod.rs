@@ -10,7 +10,6 @@ pub mod cloud_tasks;
 pub mod compute;
 pub mod faults;
 pub mod github;
-mod payloads;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -502,8 +501,10 @@ fn error(api: Api, status: StatusCode, body: &ErrorBody) -> Response {
         }
         (ErrorBody::Empty, _) => status.into_response(),
         (ErrorBody::Truncated, _) => (status, "{\"error\": {\"co").into_response(),
-        (ErrorBody::Api, Api::GitHub) => github::refusal(status, words),
-        (ErrorBody::Reason(message), Api::GitHub) => github::refusal(status, message),
+        (ErrorBody::Api, Api::GitHub) => github::Refusal::new(status, words).into_response(),
+        (ErrorBody::Reason(message), Api::GitHub) => {
+            github::Refusal::new(status, message).into_response()
+        }
         (ErrorBody::Api, _) => Problem::new(status, "backendError", words).response(api),
         (ErrorBody::Reason(reason), _) => Problem::new(status, reason, reason).response(api),
     }

@@ -314,7 +314,7 @@ impl Routes {
 
 fn no_such_route(api: Api, call: &Incoming) -> Response {
     match api {
-        Api::GitHub => super::github::not_found(),
+        Api::GitHub => super::github::not_found().into_response(),
         _ => Problem::not_found(format!("No route for {}", call.path)).response(api),
     }
 }

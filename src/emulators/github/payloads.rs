@@ -5,9 +5,9 @@
 
 use serde_json::{Value, json};
 
-use super::github::{Job, JobStatus, Owner, Repository, Run, RunnerState};
-use super::hash;
+use super::{Job, JobStatus, Owner, Repository, Run, RunnerState};
 use crate::clock::Timestamp;
+use crate::emulators::hash;
 
 /// The API's public address, for payloads that no request asked for.
 pub(super) const PUBLIC: &str = "https://api.github.com";
