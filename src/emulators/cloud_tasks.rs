@@ -865,3 +865,147 @@ const TASK_FIELDS: &[&str] = &[
     "scheduleTime",
     "view",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulators::testing::World;
+
+    const QUEUE: &str = "projects/p/locations/l/queues/q";
+
+    fn named(id: &str, further: Value) -> Value {
+        let mut task = json!({
+            "name": format!("{QUEUE}/tasks/{id}"),
+            "httpRequest": {
+                "url": "https://service.test/runner/stop",
+                "httpMethod": 1,
+                "headers": { "X-Runner-Secret": "s3cret", "Content-Type": "application/json" },
+                "body": "eyJ2bSI6MX0=",
+            },
+        });
+        task.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
+        json!({ "task": task })
+    }
+
+    async fn create(world: &World, body: Value) -> (StatusCode, Value) {
+        let path = format!("/v2/{QUEUE}/tasks?%24alt=json%3Benum-encoding%3Dint");
+        world.google("POST", &path, body).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_taken_while_its_task_waits_and_for_a_day_after() {
+        let mut world = World::new().await;
+        let task = named("a", json!({ "scheduleTime": "2026-11-24T05:01:00Z" }));
+        let (status, created) = create(&world, task.clone()).await;
+        assert_eq!((status, &created["view"]), (StatusCode::OK, &json!("BASIC")));
+        assert_eq!(created["httpRequest"]["headers"]["X-Runner-Secret"], "s3cret");
+        assert_eq!(created["httpRequest"].get("body"), None);
+        let (status, answer) = create(&world, task.clone()).await;
+        assert_eq!(
+            (status, &answer["error"]["status"]),
+            (StatusCode::CONFLICT, &json!("ALREADY_EXISTS"))
+        );
+        assert_eq!(answer["error"]["message"], "Requested entity already exists");
+        world.pass(70).await;
+        let (status, answer) = create(&world, task.clone()).await;
+        assert_eq!(status, StatusCode::CONFLICT);
+        assert!(answer["error"]["message"].as_str().unwrap().ends_with("existed too recently."));
+        world.pass(24 * 3600).await;
+        assert_eq!(create(&world, task).await.0, StatusCode::OK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_2xx_ends_a_task_and_its_own_retries_count() {
+        let mut world = World::new().await;
+        let retry = json!({ "maxAttempts": -1, "minBackoff": "2s", "maxBackoff": "3600s" });
+        let task = named("a", json!({ "dispatchDeadline": "15s", "retryConfig": retry }));
+        create(&world, task).await;
+        world.answer(&[503, 599, 404, 204]);
+        world.pass(300).await;
+        let sent = world.received();
+        assert_eq!(sent.len(), 4);
+        assert!(world.cloud.tasks.pending().is_empty());
+        let header = |index: usize, name: &str| {
+            sent[index].headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(sent[0].body().as_ref(), br#"{"vm":1}"#);
+        assert_eq!(header(0, "user-agent").as_deref(), Some("Google-Cloud-Tasks"));
+        assert_eq!(header(0, "x-cloudtasks-taskname").as_deref(), Some("a"));
+        assert_eq!(header(0, "x-cloudtasks-tasketa").as_deref(), Some("1795496400.000"));
+        assert_eq!(header(0, "x-cloudtasks-taskpreviousresponse"), None);
+        // After 503, after no answer in time, after 404.
+        let previous = |index| header(index, "x-cloudtasks-taskpreviousresponse").unwrap();
+        assert_eq!([previous(1), previous(2), previous(3)], ["503", "504", "404"]);
+        let executions = |index| header(index, "x-cloudtasks-taskexecutioncount").unwrap();
+        assert_eq!([executions(1), executions(2), executions(3)], ["0", "0", "1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callback_may_come_twice_or_late() {
+        let mut world = World::new().await;
+        world.cloud.tasks.duplicate_next();
+        world.cloud.tasks.lateness(Duration::from_secs(30));
+        create(&world, named("a", json!({}))).await;
+        world.pass(29).await;
+        assert_eq!(world.received().len(), 0);
+        world.pass(10).await;
+        assert_eq!(world.received().len(), 2);
+        assert!(world.cloud.tasks.pending().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_queue_cannot_take_is_a_400_that_says_why() {
+        let world = World::new().await;
+        let request = |url: &str| json!({ "httpRequest": { "url": url } });
+        for (bad, why) in [
+            (named("a b", json!({})), "Task ID \"a b\" can contain only"),
+            (
+                named("a", json!({ "scheduleTime": "2026-12-24T05:00:01Z" })),
+                "too far in the future",
+            ),
+            (named("a", json!({ "dispatchDeadline": "5s" })), "must be between [15s, 30m]."),
+            (named("a", request("")), "HttpRequest.url is required."),
+            (named("a", request("ftp://x")), "must start with 'http://'"),
+            (
+                named("a", json!({ "name": "projects/p/locations/l/queues/r/tasks/a" })),
+                "must be the same",
+            ),
+            (named("a", json!({ "scheduletime": "x" })), "unknown field `scheduletime`"),
+            (
+                json!({ "task": { "httpRequest": { "url": "http://x", "httpMethod": 9 } } }),
+                "http_method",
+            ),
+        ] {
+            let (status, answer) = create(&world, bad).await;
+            let message = answer["error"]["message"].as_str().unwrap().to_owned();
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{message}");
+            assert!(message.contains(why), "{message}");
+        }
+        let (status, _) = world
+            .google("POST", "/v2/projects/p/locations/l/queues/r/tasks", named("a", json!({})))
+            .await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_are_listed_in_pages_and_deleted() {
+        let world = World::new().await;
+        for id in ["a", "b", "c"] {
+            create(&world, named(id, json!({}))).await;
+        }
+        let path = format!("/v2/{QUEUE}/tasks?pageSize=2&responseView=FULL");
+        let (_, first) = world.google("GET", &path, Value::Null).await;
+        assert_eq!(first["tasks"].as_array().unwrap().len(), 2);
+        assert_eq!(first["tasks"][0]["httpRequest"]["body"], "eyJ2bSI6MX0=");
+        let token = first["nextPageToken"].as_str().unwrap();
+        let (_, second) =
+            world.google("GET", &format!("{path}&pageToken={token}"), Value::Null).await;
+        assert_eq!(second["tasks"].as_array().unwrap().len(), 1);
+        assert_eq!(second.get("nextPageToken"), None);
+        let task = format!("/v2/{QUEUE}/tasks/a");
+        assert_eq!(world.google("DELETE", &task, Value::Null).await, (StatusCode::OK, json!({})));
+        let (status, gone) = world.google("GET", &task, Value::Null).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert!(gone["error"]["message"].as_str().unwrap().contains("existed recently"));
+    }
+}

@@ -586,3 +586,179 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::emulators::testing::World;
+
+    const HOME: &str = "/compute/v1/projects/p/zones/asia-northeast1-a";
+
+    async fn world(status: Status) -> World {
+        let world = World::new().await;
+        let instance = Instance::new("gpu-1", "asia-northeast1-a");
+        world.cloud.compute.insert(Instance { status, ..instance });
+        world
+    }
+
+    async fn post(world: &World, verb: &str, body: Value) -> (u16, Value) {
+        let (status, answer) =
+            world.google("POST", &format!("{HOME}/instances/gpu-1/{verb}"), body).await;
+        (status.as_u16(), answer)
+    }
+
+    async fn get(world: &World, path: &str) -> Value {
+        world.google("GET", &format!("{HOME}/{path}"), Value::Null).await.1
+    }
+
+    /// The statuses and the seconds at which the instance came to them.
+    fn history(world: &World) -> Vec<(u64, &'static str)> {
+        let history = world.cloud.compute.history("gpu-1");
+        let start = history[0].0;
+        history.iter().map(|(at, status, _)| (at.since(start).as_secs(), status.as_str())).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_takes_a_while_and_its_operation_tells_how_it_went() {
+        let mut world = world(Status::Terminated).await;
+        let (code, operation) = post(&world, "start", json!({})).await;
+        assert_eq!((code, &operation["status"]), (200, &json!("RUNNING")));
+        assert_eq!(get(&world, "instances/gpu-1").await.get("lastStartTimestamp"), None);
+        world.pass(30).await;
+        let expected = [(0, "TERMINATED"), (0, "PROVISIONING"), (5, "STAGING"), (20, "RUNNING")];
+        assert_eq!(history(&world), expected);
+        let path = format!("operations/{}", operation["name"].as_str().unwrap());
+        assert_eq!(get(&world, &path).await["status"], "DONE");
+        let masked =
+            get(&world, "instances/gpu-1?fields=status,lastStartTimestamp,disks(type)").await;
+        assert_eq!(
+            masked,
+            json!({ "status": "RUNNING", "disks": [{ "type": "PERSISTENT" }],
+            "lastStartTimestamp": "2026-11-23T21:00:02.000-08:00" })
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_zone_without_resources_fails_the_operation_and_not_the_call() {
+        let mut world = world(Status::Terminated).await;
+        world.cloud.compute.stockout("asia-northeast1-a", true);
+        let (code, operation) = post(&world, "start", Value::Null).await;
+        assert_eq!(code, 200);
+        world.pass(10).await;
+        assert_eq!(world.cloud.compute.status("gpu-1"), Status::Terminated);
+        let target = operation["targetId"].as_str().unwrap();
+        let filter = format!("(targetId%3D{target})+AND+operationType%3Dstart");
+        let query =
+            format!("operations?filter={filter}&orderBy=creationTimestamp+desc&maxResults=1");
+        let list = get(&world, &query).await;
+        let error = &list["items"][0]["error"]["errors"][0]["code"];
+        assert_eq!(error, "ZONE_RESOURCE_POOL_EXHAUSTED", "{list}");
+        assert_eq!(get(&world, "operations?filter=targetId%3D1").await.get("items"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_can_be_done_depends_on_the_status() {
+        for (status, verb, code) in [
+            (Status::Running, "start", 200),
+            (Status::Staging, "start", 200),
+            (Status::Suspended, "start", 400),
+            (Status::Stopping, "start", 400),
+            (Status::PendingStop, "start", 400),
+            (Status::Terminated, "stop", 200),
+            (Status::Suspended, "resume", 200),
+            (Status::Running, "resume", 400),
+        ] {
+            let world = world(status).await;
+            let (answered, answer) = post(&world, verb, Value::Null).await;
+            assert_eq!(answered, code, "{verb} while {status}: {answer}");
+        }
+        let world = world(Status::Stopping).await;
+        let (_, answer) = post(&world, "start", Value::Null).await;
+        assert_eq!(answer["error"]["errors"][0]["reason"], "resourceNotReady");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repeated_request_id_has_no_second_effect() {
+        let mut world = world(Status::Terminated).await;
+        let start = "start?requestId=6f2a0e1c-1111-4222-8333-444455556666";
+        let (_, first) = post(&world, start, Value::Null).await;
+        world.pass(30).await;
+        world.cloud.compute.stop_by_hand("gpu-1");
+        world.pass(60).await;
+        let (_, second) = post(&world, start, Value::Null).await;
+        assert_eq!(first["name"], second["name"]);
+        assert_eq!(world.cloud.compute.status("gpu-1"), Status::Terminated);
+        assert_eq!(post(&world, "start?requestId=1", Value::Null).await.0, 400);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn labels_are_replaced_under_the_fingerprint_that_was_read() {
+        let mut world = world(Status::Running).await;
+        let timings = Timings { label_delay: Duration::from_secs(5), ..Timings::default() };
+        world.cloud.compute.timings(timings);
+        let read = get(&world, "instances/gpu-1").await["labelFingerprint"].clone();
+        let body = json!({ "labels": { "a": "b" }, "labelFingerprint": read });
+        assert_eq!(post(&world, "setLabels", body.clone()).await.0, 200);
+        let (code, refused) = post(&world, "setLabels", body).await;
+        assert_eq!(
+            (code, &refused["error"]["errors"][0]["reason"]),
+            (412, &json!("conditionNotMet"))
+        );
+        assert_eq!(get(&world, "instances/gpu-1").await.get("labels"), None);
+        world.pass(5).await;
+        assert_eq!(get(&world, "instances/gpu-1").await["labels"], json!({ "a": "b" }));
+        let fresh = get(&world, "instances/gpu-1").await["labelFingerprint"].clone();
+        let bad = json!({ "labels": { "A": "b" }, "labelFingerprint": fresh });
+        assert_eq!(post(&world, "setLabels", bad).await.0, 400);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_takes_a_while_and_respects_local_ssds_and_the_guest() {
+        let mut world = world(Status::Running).await;
+        assert_eq!(post(&world, "stop", Value::Null).await.0, 200);
+        world.pass(40).await;
+        assert_eq!(history(&world), [(0, "RUNNING"), (0, "STOPPING"), (30, "TERMINATED")]);
+        let instance =
+            Instance { status: Status::Running, ..Instance::new("gpu-1", "asia-northeast1-a") };
+        let careful = Instance { local_ssd: true, graceful_shutdown: true, ..instance };
+        world.cloud.compute.insert(careful);
+        assert_eq!(post(&world, "stop", Value::Null).await.0, 400);
+        assert_eq!(post(&world, "stop?discardLocalSsd=true", Value::Null).await.0, 200);
+        assert_eq!(world.cloud.compute.status("gpu-1"), Status::PendingStop);
+        post(&world, "stop?discardLocalSsd=true&noGracefulShutdown=true", Value::Null).await;
+        assert_eq!(world.cloud.compute.status("gpu-1"), Status::Stopping);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_says_which_permission_or_resource_is_missing() {
+        let world = world(Status::Running).await;
+        world.cloud.compute.forbid("compute.instances.setLabels");
+        let (code, refused) = post(&world, "setLabels", json!({})).await;
+        assert_eq!((code, &refused["error"]["errors"][0]["reason"]), (403, &json!("forbidden")));
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(
+            message
+                .starts_with("Required 'compute.instances.setLabels' permission for 'projects/p")
+        );
+        assert_eq!(get(&world, "instances/gpu-2").await["error"]["code"], 404);
+        assert_eq!(get(&world, "instances/gpu-1?fields=stauts").await["error"]["code"], 400);
+        assert_eq!(get(&world, "instances/gpu-1?feilds=status").await["error"]["code"], 400);
+        world.cloud.compute.rate_limited(true);
+        let limited = get(&world, "instances/gpu-1").await;
+        assert_eq!(limited["error"]["errors"][0]["reason"], "rateLimitExceeded");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_field_that_is_shown_is_one_that_the_api_has() {
+        let world = world(Status::Terminated).await;
+        let (_, operation) = post(&world, "start", Value::Null).await;
+        let instance = get(&world, "instances/gpu-1").await;
+        let known = |value: &Value, fields: &[&str]| {
+            value.as_object().unwrap().keys().all(|key| fields.contains(&key.as_str()))
+        };
+        assert!(known(&instance, api::INSTANCE_FIELDS), "{instance}");
+        assert!(known(&operation, api::OPERATION_FIELDS), "{operation}");
+    }
+}

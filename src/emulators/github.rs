@@ -597,9 +597,13 @@ impl GitHub {
     }
 
     pub(super) fn next_event(&self) -> Option<Timestamp> {
-        let state = lock(&self.state);
-        let event = state.next_event(&self.compute).map(|(time, _)| time);
-        event.into_iter().chain(state.outbox.first().map(|(time, ..)| *time)).min()
+        let next_delivery = lock(&self.state).outbox.first().map(|(time, ..)| *time);
+        self.next_step().into_iter().chain(next_delivery).min()
+    }
+
+    /// The earliest time at which a job or a runner changes.
+    pub(super) fn next_step(&self) -> Option<Timestamp> {
+        lock(&self.state).next_event(&self.compute).map(|(time, _)| time)
     }
 
     /// Lets everything happen that is due by `time`.
@@ -1022,4 +1026,198 @@ fn split(full_name: &str) -> (&str, &str) {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use serde_json::json;
+
+    use super::*;
+    use crate::emulators::compute::{Instance, Status};
+    use crate::emulators::testing::World;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    async fn world() -> World {
+        let world = World::new().await;
+        let github = &world.cloud.github;
+        github.add_repository("acme/app");
+        let running =
+            Instance { status: Status::Running, ..Instance::new("gpu-1", "us-central1-a") };
+        world.cloud.compute.insert(running);
+        let labels = ["self-hosted", "Linux", "gpu"];
+        github.add_runner(Runner::new("gpu-1", Scope::Repository("acme/app".into()), labels));
+        github.add_runner(Runner::new("gpu-1", Scope::Organization("acme".into()), labels));
+        let url = "http://service.test/github/webhook".to_owned();
+        github.webhook(Hook { url, secret: "It's a Secret".to_owned(), form: false });
+        world
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_runs_where_its_labels_are_and_webhooks_tell() {
+        let mut world = world().await;
+        let job = world.cloud.github.queue_job("acme/app", ["SELF-HOSTED", "gpu"], MINUTE);
+        let other = world.cloud.github.queue_job("acme/app", ["self-hosted", "tpu"], MINUTE);
+        world.pass(20).await;
+        let (_, _, shown) = world.github(&format!("/repos/ACME/app/actions/jobs/{job}")).await;
+        assert_eq!(
+            (&shown["status"], &shown["runner_name"]),
+            (&json!("in_progress"), &json!("gpu-1"))
+        );
+        world.pass(60).await;
+        let view = world.cloud.github.job(job);
+        assert_eq!((view.status, view.conclusion), (JobStatus::Completed, Some("success")));
+        assert_eq!(world.cloud.github.job(other).status, JobStatus::Queued);
+        let deliveries = world.received();
+        let actions: Vec<String> = deliveries
+            .iter()
+            .map(|delivery| serde_json::from_slice::<Value>(delivery.body()).unwrap())
+            .map(|payload| payload["action"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(actions, ["queued", "queued", "in_progress", "completed"]);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"It's a Secret");
+        let expected = hex(hmac::sign(&key, deliveries[0].body()).as_ref());
+        assert_eq!(deliveries[0].headers()["x-hub-signature-256"], format!("sha256={expected}"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_whose_runner_went_away_is_queued_again_without_a_webhook() {
+        let mut world = world().await;
+        let job = world.cloud.github.queue_job("acme/app", ["gpu"], 10 * MINUTE);
+        world.pass(30).await;
+        world.cloud.compute.preempt("gpu-1");
+        world.pass(30).await;
+        assert_eq!(world.cloud.github.job(job).status, JobStatus::InProgress);
+        let (_, _, runners) = world.github("/repos/acme/app/actions/runners?name=gpu-1").await;
+        assert_eq!(runners["runners"][0]["status"], "offline");
+        world.pass(31).await;
+        assert_eq!(world.cloud.github.job(job).status, JobStatus::Queued);
+        assert_eq!(world.received().len(), 2);
+        world.cloud.compute.start_by_hand("gpu-1");
+        world.pass(40).await;
+        assert_eq!(world.cloud.github.job(job).status, JobStatus::InProgress);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn busy_may_lag_and_a_repository_omits_the_organizations_runners() {
+        let mut world = world().await;
+        world.cloud.github.busy_lag(MINUTE);
+        let job = world.cloud.github.queue_job("acme/app", ["gpu"], 10 * MINUTE);
+        let busy = |runners: &Value| runners["runners"][0]["busy"].clone();
+        world.pass(30).await;
+        assert_eq!(world.cloud.github.job(job).status, JobStatus::InProgress);
+        let (_, _, runners) = world.github("/repos/acme/app/actions/runners").await;
+        assert_eq!((&runners["total_count"], busy(&runners)), (&json!(1), json!(false)));
+        world.pass(60).await;
+        let (_, _, runners) = world.github("/repos/acme/app/actions/runners").await;
+        assert_eq!(busy(&runners), true);
+        world.cloud.github.busy_glitch("gpu-1", true);
+        let (_, _, runners) = world.github("/repos/acme/app/actions/runners").await;
+        assert_eq!(busy(&runners), false);
+        let (_, _, runners) = world.github("/orgs/acme/actions/runners").await;
+        assert_eq!((&runners["total_count"], busy(&runners)), (&json!(1), json!(false)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_shows_the_status_of_its_least_advanced_job() {
+        let mut world = world().await;
+        let gpu = || (vec!["gpu".to_owned()], MINUTE);
+        let jobs = world.cloud.github.queue_run("acme/app", vec![gpu(), gpu(), gpu()]);
+        let waiting = world.cloud.github.queue_waiting_job("acme/app", ["gpu"], MINUTE);
+        world.pass(30).await;
+        let statuses: Vec<_> = jobs.iter().map(|job| world.cloud.github.job(*job).status).collect();
+        assert_eq!(statuses, [JobStatus::InProgress, JobStatus::InProgress, JobStatus::Queued]);
+        let (_, _, list) = world.github("/repos/acme/app/actions/runs?status=queued").await;
+        assert_eq!(list["total_count"], 1);
+        let run = &list["workflow_runs"][0]["id"];
+        let path = format!("/repos/acme/app/actions/runs/{run}/jobs?filter=latest&per_page=2");
+        let (_, headers, page) = world.github(&path).await;
+        assert_eq!((&page["total_count"], page["jobs"].as_array().unwrap().len()), (&json!(3), 2));
+        assert!(headers["link"].to_str().unwrap().contains("page=2>; rel=\"next\""));
+        let (_, _, list) = world.github("/repos/acme/app/actions/runs?status=waiting").await;
+        assert_eq!(list["total_count"], 1);
+        world.cloud.github.approve(waiting);
+        world.pass(300).await;
+        assert!(world.cloud.github.jobs().iter().all(|job| job.status == JobStatus::Completed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_is_who_its_key_says_and_only_for_a_short_while() {
+        let world = World::new().await;
+        let now = world.clock.now().unix_seconds();
+        for (claims, status) in [
+            (json!({}), 200),
+            (json!({ "iss": 4242 }), 200),
+            (json!({ "iss": "4243" }), 404),
+            (json!({ "exp": now }), 401),
+            (json!({ "exp": now + 601 }), 401),
+            (json!({ "iat": now + 5 }), 401),
+        ] {
+            let (answered, _) = world.app("GET", "/app", &world.jwt(claims.clone())).await;
+            assert_eq!(answered.as_u16(), status, "{claims}");
+        }
+        let (status, answer) = world.app("GET", "/rate_limit", &world.jwt(json!({}))).await;
+        assert_eq!(
+            (status, &answer["message"]),
+            (StatusCode::UNAUTHORIZED, &json!("Bad credentials"))
+        );
+        tokio::time::advance(60 * MINUTE).await;
+        assert_eq!(world.github("/rate_limit").await.0, StatusCode::UNAUTHORIZED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renamed_repository_redirects_to_its_id() {
+        let world = world().await;
+        world.cloud.github.rename_repository("acme/app", "acme/better");
+        let (status, headers, _) = world.github("/repos/acme/app/actions/runners?name=gpu-1").await;
+        assert_eq!(status, StatusCode::MOVED_PERMANENTLY);
+        let location = headers["location"].to_str().unwrap();
+        let path = location.strip_prefix("http://cloud.test").unwrap();
+        assert!(path.ends_with("/actions/runners?name=gpu-1"), "{path}");
+        let (status, _, runners) = world.github(path).await;
+        assert_eq!((status, &runners["total_count"]), (StatusCode::OK, &json!(1)));
+        assert_eq!(world.github("/repos/acme/better").await.2["full_name"], "acme/better");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_missing_permission_a_limit_and_an_outage_can_be_told_apart() {
+        let world = world().await;
+        let github = &world.cloud.github;
+        let path = "/repos/acme/app/actions/runners";
+        github.forbid(Permission::Administration);
+        let (status, headers, answer) = world.github(path).await;
+        assert_eq!((status.as_u16(), headers["x-ratelimit-remaining"] != "0"), (403, true));
+        assert_eq!(answer["message"], "Resource not accessible by integration");
+        assert_eq!(world.github("/repos/acme/app/actions/runs").await.0, StatusCode::OK);
+        github.rate_limited(true);
+        let (status, headers, _) = world.github(path).await;
+        assert_eq!((status.as_u16(), headers["x-ratelimit-remaining"] == "0"), (403, true));
+        github.outage(true);
+        assert_eq!(world.github(path).await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(world.github("/orgs/nobody/actions/runners").await.0.as_u16(), 503);
+        github.outage(false);
+        github.rate_limited(false);
+        assert_eq!(world.github("/orgs/nobody/actions/runners").await.0, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_delivery_can_be_sent_again_and_form_encoding_is_signed_as_sent() {
+        let mut world = world().await;
+        let url = "http://service.test/github/webhook".to_owned();
+        world.cloud.github.webhook(Hook { url, secret: "s".to_owned(), form: true });
+        world.cloud.github.lose_next_webhook(1);
+        let job = world.cloud.github.queue_job("acme/app", ["tpu"], MINUTE);
+        world.pass(5).await;
+        assert_eq!(world.received().len(), 0);
+        world.cloud.github.redeliver(&world.cloud.github.deliveries()[0].guid);
+        world.pass(5).await;
+        let delivery = &world.received()[0];
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"s");
+        let expected = format!("sha256={}", hex(hmac::sign(&key, delivery.body()).as_ref()));
+        assert_eq!(delivery.headers()["x-hub-signature-256"], expected);
+        let payload = form_urlencoded::parse(delivery.body()).next().unwrap().1;
+        let payload: Value = serde_json::from_str(&payload).unwrap();
+        assert_eq!(payload["workflow_job"]["id"], job.0);
+    }
 }

@@ -415,7 +415,7 @@ impl Cloud {
     /// Brings the state machines to now, one event after the other.
     fn advance(&self) {
         let now = self.shared.clock.now();
-        while let Some(next) = [self.compute.next_event(), self.github.next_event()]
+        while let Some(next) = [self.compute.next_event(), self.github.next_step()]
             .into_iter()
             .flatten()
             .min()
@@ -574,4 +574,121 @@ fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
+}
+
+#[cfg(test)]
+mod testing;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::compute::{Instance, Status};
+    use super::github::{Hook, JobStatus, Runner, Scope};
+    use super::testing::World;
+    use super::*;
+
+    const START: &str = "/compute/v1/projects/p/zones/asia-northeast1-a/instances/gpu-1/start";
+    const TASKS: &str = "/v2/projects/p/locations/l/queues/q/tasks";
+
+    async fn a_world_with_a_runner() -> World {
+        let world = World::new().await;
+        let cloud = &world.cloud;
+        cloud.compute.insert(Instance::new("gpu-1", "asia-northeast1-a"));
+        cloud.github.add_repository("acme/app");
+        let scope = Scope::Repository("acme/app".to_owned());
+        cloud.github.add_runner(Runner::new("gpu-1", scope, ["self-hosted", "gpu"]));
+        let url = "http://service.test/github/webhook".to_owned();
+        cloud.github.webhook(Hook { url, secret: "s".to_owned(), form: false });
+        world
+    }
+
+    /// Starts the instance for a job, and schedules a callback that fails at first.
+    async fn story() -> Vec<String> {
+        let mut world = a_world_with_a_runner().await;
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let listener = Arc::clone(&told);
+        world.cloud.subscribe(move |happening| lock(&listener).push(format!("{happening:?}")));
+        let job = world.cloud.github.queue_job("acme/app", ["GPU"], Duration::from_secs(60));
+        world.pass(1).await;
+        let (_, operation) = world.google("POST", START, Value::Null).await;
+        let url = "http://service.test/runner/stop";
+        let task = json!({ "task": { "httpRequest": { "url": url }, "scheduleTime": "2026-11-24T05:03:00Z" } });
+        world.google("POST", TASKS, task).await;
+        world.pass(60).await;
+        assert_eq!(world.cloud.github.job(job).status, JobStatus::InProgress);
+        world.answer(&[200, 500]);
+        world.pass(240).await;
+        assert_eq!(world.cloud.github.job(job).status, JobStatus::Completed);
+        assert_eq!(world.cloud.compute.status("gpu-1"), Status::Running);
+        assert!(world.cloud.tasks.pending().is_empty());
+        let mut told = lock(&told).clone();
+        told.push(operation.to_string());
+        told.extend(world.cloud.calls().iter().map(|call| format!("{call:?}")));
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_calls_at_the_same_times_get_the_same_answers() {
+        let first = story().await;
+        assert_eq!(first, story().await);
+        let statuses = first.iter().filter(|line| line.starts_with("Instance")).count();
+        let webhooks = first.iter().filter(|line| line.starts_with("Webhook")).count();
+        let callbacks = first.iter().filter(|line| line.starts_with("Callback")).count();
+        assert_eq!((statuses, webhooks, callbacks), (3, 3, 2), "{first:#?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_crash_interrupts_the_queue_repeats_and_github_does_not() {
+        let mut world = a_world_with_a_runner().await;
+        world.answer(&[599, 599]);
+        world.cloud.github.queue_job("acme/app", ["gpu"], Duration::from_secs(60));
+        let url = "http://service.test/runner/start";
+        let task = json!({ "task": { "httpRequest": { "url": url } } });
+        world.google("POST", TASKS, task).await;
+        world.pass(1).await;
+        assert_eq!(world.driver().in_flight(), 2);
+        world.driver().drop_in_flight();
+        world.pass(60).await;
+        let paths: Vec<_> = world.received().iter().map(|r| r.uri().path().to_owned()).collect();
+        assert_eq!(paths, ["/github/webhook", "/runner/start", "/runner/start"]);
+        let delivery = &world.cloud.github.deliveries()[0];
+        assert_eq!(delivery.reply, Some(Reply::default()));
+        world.cloud.github.redeliver(&delivery.guid);
+        world.pass(2).await;
+        assert_eq!(world.received()[3].headers()["x-github-delivery"], delivery.guid.as_str());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_api_has_is_refused_in_its_own_shape() {
+        let world = World::new().await;
+        let (status, answer) =
+            world.google("GET", "/compute/v1/projects/p/zones", Value::Null).await;
+        assert_eq!(
+            (status.as_u16(), &answer["error"]["errors"][0]["reason"]),
+            (404, &json!("notFound"))
+        );
+        let (status, answer) = world.google("PATCH", TASKS, Value::Null).await;
+        assert_eq!((status.as_u16(), &answer["error"]["status"]), (404, &json!("NOT_FOUND")));
+        let (status, _, answer) = world.github("/repos/acme/app/pulls").await;
+        assert_eq!((status.as_u16(), &answer["message"]), (404, &json!("Not Found")));
+        let last = world.cloud.calls().pop().unwrap();
+        assert_eq!((last.api, last.method), (Api::GitHub, "unknown"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_strikes_before_or_after_the_effect() {
+        let world = a_world_with_a_runner().await;
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        world.cloud.faults.next("instances.start", Fault::Before(unavailable, ErrorBody::Html));
+        world.cloud.faults.next("instances.start", Fault::After(unavailable));
+        assert_eq!(world.google("POST", START, Value::Null).await.0, unavailable);
+        assert_eq!(world.cloud.compute.status("gpu-1"), Status::Terminated);
+        assert_eq!(world.google("POST", START, Value::Null).await.0, unavailable);
+        assert_eq!(world.cloud.compute.status("gpu-1"), Status::Provisioning);
+        world.cloud.faults.on(|call| (call.method == "instances.start").then_some(Fault::Lost));
+        let call = world.google("POST", START, Value::Null);
+        assert!(tokio::time::timeout(Duration::from_secs(30), call).await.is_err());
+        assert_eq!(world.cloud.calls().pop().unwrap().status, None);
+    }
 }

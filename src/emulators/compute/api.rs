@@ -506,7 +506,7 @@ fn valid_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
 }
 
 /// The fields that the API's description gives the resource.
-const INSTANCE_FIELDS: &[&str] = &[
+pub(super) const INSTANCE_FIELDS: &[&str] = &[
     "advancedMachineFeatures",
     "canIpForward",
     "confidentialInstanceConfig",
