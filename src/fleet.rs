@@ -237,22 +237,17 @@ impl Fleet {
         self.vms.get(&entry.vm)
     }
 
-    /// The VM whose job this was: the one whose runner ran it, where that tells, else the one that
-    /// the labels lead to.
+    /// The VM whose job this was: the one whose runner ran it, where that tells, else the one that the labels
+    /// lead to.
     pub fn route_finished(
         &self,
         repo: &RepoName,
         labels: &[Label],
         runner: Option<&str>,
     ) -> Option<&ManagedVm> {
-        let routed = self.entries_of(repo).find(|entry| entry.matches(labels))?;
-        let ran_it = |entry: &&Entry| runner.is_some_and(|name| entry.runner_names.contain(name));
-        let entry = if ran_it(&routed) {
-            routed
-        } else {
-            self.entries_of(repo).find(ran_it).unwrap_or(routed)
-        };
-        self.vms.get(&entry.vm)
+        let routed = self.route(repo, labels);
+        let ran_it = |vm: &&ManagedVm| runner.is_some_and(|name| vm.runner_names.contain(name));
+        routed.filter(ran_it).or_else(|| self.owner_of_runner(repo, runner?)).or(routed)
     }
 
     /// The VM of `repo` whose runner bears this name.
@@ -360,6 +355,7 @@ mod tests {
         finishes(&["self-hosted"], Some("somebody-else"), Some("cpu-1"));
         finishes(&["self-hosted", "gpu"], None, Some("gpu-1"));
         finishes(&["ubuntu-latest"], Some("GitHub Actions 5"), None);
+        finishes(&["gpu"], Some("gpu-1"), Some("gpu-1"));
     }
 
     #[test]

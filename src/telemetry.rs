@@ -98,7 +98,11 @@ pub fn init(style: Style) -> Result<(), TryInitError> {
     let registry = tracing_subscriber::registry().with(filter);
     match style {
         Style::CloudLogging(project) => registry
-            .with(tracing_stackdriver::layer().with_writer(WithTrace { project }))
+            .with(
+                tracing_stackdriver::layer()
+                    .with_source_location(false)
+                    .with_writer(WithTrace { project }),
+            )
             .try_init(),
         Style::Text => {
             let color = io::stderr().is_terminal()

@@ -13,6 +13,10 @@ use crate::clock::Deadline;
 
 const SCOPES: [&str; 1] = ["https://www.googleapis.com/auth/cloud-platform"];
 
+/// What to do where no credentials are found.
+const NOWHERE: &str = "no credentials found: on Cloud Run give the service an account, elsewhere set \
+                       GOOGLE_APPLICATION_CREDENTIALS";
+
 /// Access tokens for Google's APIs; cheap to clone.
 #[derive(Clone)]
 pub struct Credentials(Arc<dyn TokenProvider>);
@@ -48,7 +52,10 @@ impl Credentials {
         let token = tokio::time::timeout(deadline.remaining() / 2, self.0.token(&SCOPES))
             .await
             .map_err(|_| no_token("out of time".into()))?
-            .map_err(|error| no_token(error.to_string()))?;
+            .map_err(|error| match error {
+                gcp_auth::Error::NoAuthMethod(..) => no_token(NOWHERE.into()),
+                error => no_token(error.to_string()),
+            })?;
         bearer(call, token.as_str())
     }
 }

@@ -159,7 +159,11 @@ impl Check<'_> {
     /// Goes by what the VM itself says.
     pub(super) async fn answer(&self, task: StopTask, seen: &Seen) -> Result<Outcome, Error> {
         let scheduled = self.asker == Asker::Schedule;
-        match first_look(self.asker, &task, seen, self.now) {
+        let first = first_look(self.asker, &task, seen, self.now);
+        // Looks that confirm one another follow one another.
+        let confirmed = if first == First::AskWitnesses { task.confirmed } else { 0 };
+        let task = StopTask { confirmed, ..task };
+        match first {
             First::Superseded => Ok(superseded()),
             First::Stopped if scheduled => self.before_the_end(task, seen).await,
             First::Stopped => Ok(Outcome::new(Status::AlreadyStopped, "")),

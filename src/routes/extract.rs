@@ -81,7 +81,8 @@ impl Event {
         let is_form = headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
-        if !is_form {
+        // curl calls JSON a form unless it is told otherwise.
+        if !is_form || body.starts_with(b"{") {
             return json(body).map(Self::WorkflowJob);
         }
         let payload = form_urlencoded::parse(body).find(|(key, _)| key == "payload");

@@ -3,8 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderValue;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
 use super::extract::{Authorized, Caller};
@@ -17,7 +16,7 @@ use crate::lifecycle::{
 };
 use crate::state::AppState;
 
-type Reply = ([(&'static str, HeaderValue); 1], Json<Value>);
+type Reply = ([(&'static str, HeaderValue); 1], Json<Body>);
 
 /// What an operator may say. Without any of it, the one VM that there is.
 #[derive(Default, Deserialize)]
@@ -81,25 +80,34 @@ fn callback_vm<'a>(app: &'a AppState, vm: &'a Vm) -> Result<&'a ManagedVm, NoSuc
 }
 
 /// The status, the operation if there is one, and for a person the evidence where the status needs it.
+#[derive(Serialize)]
+pub(super) struct Body {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
 fn reply(vm: &Vm, outcome: &Outcome, caller: Caller) -> Reply {
     log(vm, outcome);
-    let mut body = Map::new();
-    body.insert("status".into(), outcome.status.as_str().into());
-    if let Some(operation) = &outcome.operation {
-        body.insert("operation".into(), operation.as_str().into());
-    }
-    let plain =
-        matches!(outcome.status, Status::Starting | Status::AlreadyRunning | Status::Stopping);
-    if caller == Caller::Operator
-        && !outcome.because.is_empty()
-        && !(plain && outcome.again.is_none())
-    {
-        let mut detail = outcome.because.clone();
-        if let Some(again) = outcome.again {
-            detail = format!("{detail}; looks again at {}", again.rfc3339());
-        }
-        body.insert("detail".into(), detail.into());
-    }
     let header = outcome_header(&format!("{}: {outcome}", vm.name));
-    ([(OUTCOME, header)], Json(Value::Object(body)))
+    let detail = (caller == Caller::Operator).then(|| detail(outcome)).flatten();
+    let body =
+        Body { status: outcome.status.as_str(), operation: outcome.operation.clone(), detail };
+    ([(OUTCOME, header)], Json(body))
+}
+
+/// What an operator wants to know of a decision that is not the plain one.
+fn detail(outcome: &Outcome) -> Option<String> {
+    let plain = matches!(
+        outcome.status,
+        Status::Starting | Status::AlreadyRunning | Status::Stopping | Status::AlreadyStopped
+    );
+    let because = (!plain || outcome.operation.is_none() && outcome.again.is_some())
+        .then_some(&outcome.because)?;
+    Some(match outcome.again {
+        Some(again) => format!("{because}; looks again at {}", again.rfc3339()),
+        None => because.clone(),
+    })
 }
