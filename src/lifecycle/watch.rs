@@ -4,10 +4,17 @@
 //! or a runner group. It would keep the VM up for nothing. So tasks carry since when each job has waited
 //! while the VM was up, its runner not busy and nothing ran on it; after an hour of that it does not count.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::schedule::HOUR;
 use crate::clock::Timestamp;
+
+/// How long it must have waited by the time that the VM goes down. A stop chain and a start chain look at
+/// different times: the one that stops the VM for a job that was left is up to two looks ahead of the other,
+/// which must not start it again.
+const NEARLY: Duration = Duration::from_secs(50 * 60);
 
 /// A body may have 100 KB; what does not fit counts a while longer.
 const MOST: usize = 400;
@@ -26,15 +33,15 @@ struct Waited {
 }
 
 impl Waited {
-    fn is_left(&self) -> bool {
-        self.until.saturating_sub(self.since) >= HOUR.as_secs()
+    fn lasted(&self, span: Duration) -> bool {
+        self.until.saturating_sub(self.since) >= span.as_secs()
     }
 }
 
 impl Watch {
     /// Whether the job waited so long for a free VM that it is not for it.
     pub(super) fn has_left(&self, job: u64) -> bool {
-        self.0.iter().any(|waited| waited.job == job && waited.is_left())
+        self.0.iter().any(|waited| waited.job == job && waited.lasted(HOUR))
     }
 
     /// No job is watched, so there is nothing to hand on.
@@ -60,7 +67,14 @@ impl Watch {
     /// After a look at which the VM was not up: time without a VM is not waiting for a free one. What was
     /// left before stays so, or the VM would be started again for a job that it does not get.
     pub(super) fn while_down(&self) -> Self {
-        Self(self.0.iter().copied().filter(Waited::is_left).collect())
+        let left = self.0.iter().filter(|waited| waited.lasted(NEARLY));
+        Self(
+            left.map(|waited| Waited {
+                until: waited.until.max(waited.since + HOUR.as_secs()),
+                ..*waited
+            })
+            .collect(),
+        )
     }
 }
 
@@ -102,5 +116,13 @@ mod tests {
             Watch::default().all_waiting([7], at(0)).all_waiting([7, 8], at(60)).while_down();
         assert!(watch.has_left(7));
         assert!(!watch.one_waiting(8, at(125)).has_left(8));
+    }
+
+    #[test]
+    fn the_chain_that_lags_behind_agrees_that_a_job_was_left() {
+        let lagging = Watch::default().all_waiting([7], at(0)).all_waiting([7], at(52));
+        assert!(!lagging.has_left(7) && lagging.while_down().has_left(7));
+        let early = Watch::default().all_waiting([7], at(0)).all_waiting([7], at(49));
+        assert!(!early.while_down().has_left(7));
     }
 }

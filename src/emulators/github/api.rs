@@ -1,0 +1,637 @@
+//! GitHub's REST API over the world of [`super`]: what it asks of a caller, and what it shows.
+//!
+//! <https://docs.github.com/en/rest/actions>
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use axum::routing::MethodFilter;
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::{
+    GitHub, JobId, JobStatus, Owner, Permission, Repository, Run, RunnerState, Scope, State,
+    payloads,
+};
+use crate::clock::Timestamp;
+use crate::emulators::accounts::claims;
+use crate::emulators::wire::{Incoming, Routes, json_response};
+use crate::emulators::{Api, hash, lock};
+
+/// An answer, or a refusal.
+type Answer = Result<Response, Refusal>;
+
+impl GitHub {
+    pub(in crate::emulators) fn routes(&self, routes: Routes) -> Routes {
+        let (get, post) = (MethodFilter::GET, MethodFilter::POST);
+        let api = |name| (Api::GitHub, name);
+        let tokens = "/app/installations/{installation}/access_tokens";
+        let mut routes = routes
+            .on(get, "/app", api("apps.getAuthenticated"), self, |it, call| {
+                it.answer(call, State::app)
+            })
+            .on(
+                get,
+                "/app/installations/{installation}",
+                api("apps.getInstallation"),
+                self,
+                |it, call| it.answer(call, State::installation),
+            )
+            .on(post, tokens, api("apps.createInstallationAccessToken"), self, |it, call| {
+                it.answer(call, State::access_token)
+            })
+            .on(
+                get,
+                "/installation/repositories",
+                api("apps.listReposAccessibleToInstallation"),
+                self,
+                |it, call| it.answer(call, State::repositories),
+            )
+            .on(
+                get,
+                "/orgs/{org}/actions/runners",
+                api("actions.listSelfHostedRunnersForOrg"),
+                self,
+                |it, call| it.answer(call, State::org_runners),
+            )
+            .on(get, "/rate_limit", api("rateLimit.get"), self, |it, call| {
+                it.answer(call, State::rate_limit)
+            });
+        // A renamed repository redirects from its names to its id.
+        for repo in ["/repos/{owner}/{repo}", "/repositories/{repository}"] {
+            let under = |path: &str| format!("{repo}{path}");
+            routes = routes
+                .on(get, repo, api("repos.get"), self, |it, call| {
+                    it.answer(call, State::repository)
+                })
+                .on(
+                    get,
+                    &under("/actions/runners"),
+                    api("actions.listSelfHostedRunnersForRepo"),
+                    self,
+                    |it, call| it.answer(call, State::repo_runners),
+                )
+                .on(
+                    get,
+                    &under("/actions/runs"),
+                    api("actions.listWorkflowRunsForRepo"),
+                    self,
+                    |it, call| it.answer(call, State::list_runs),
+                )
+                .on(
+                    get,
+                    &under("/actions/runs/{run}"),
+                    api("actions.getWorkflowRun"),
+                    self,
+                    |it, call| it.answer(call, State::get_run),
+                )
+                .on(
+                    get,
+                    &under("/actions/runs/{run}/jobs"),
+                    api("actions.listJobsForWorkflowRun"),
+                    self,
+                    |it, call| it.answer(call, State::list_jobs),
+                )
+                .on(
+                    get,
+                    &under("/actions/jobs/{job}"),
+                    api("actions.getJobForWorkflowRun"),
+                    self,
+                    |it, call| it.answer(call, State::get_job),
+                );
+        }
+        routes
+    }
+
+    /// What GitHub refuses before it looks at what was asked.
+    pub(in crate::emulators) fn refuses(&self, method: &str, call: &Incoming) -> Option<Response> {
+        let now = self.shared.clock.now();
+        let mut state = lock(&self.state);
+        let refusal = state.refuses(method, call, now)?;
+        Some(state.counted(refusal.into_response(), now))
+    }
+
+    fn answer(
+        &self,
+        call: &Incoming,
+        act: fn(&mut State, &Incoming, Timestamp) -> Answer,
+    ) -> Response {
+        self.change(|state, now| {
+            let response = act(state, call, now).unwrap_or_else(Refusal::into_response);
+            state.counted(response, now)
+        })
+    }
+}
+
+/// The methods of the API.
+impl State {
+    fn refuses(&mut self, method: &str, call: &Incoming, now: Timestamp) -> Option<Refusal> {
+        const VERSIONS: [&str; 2] = ["2022-11-28", "2026-03-10"];
+        if self.outage {
+            let words = "No server is currently available to service your request.";
+            return Some(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, words));
+        }
+        if call.header("user-agent").is_none_or(str::is_empty) {
+            let words = "Request forbidden by administrative rules. Please make sure your request has a \
+                         User-Agent header.";
+            return Some(Refusal::new(StatusCode::FORBIDDEN, words));
+        }
+        if let Some(version) =
+            call.header("x-github-api-version").filter(|version| !VERSIONS.contains(version))
+        {
+            let words = format!("\"{version}\" is not a supported version.");
+            return Some(Refusal::new(StatusCode::BAD_REQUEST, &words));
+        }
+        let as_app = ["apps.getAuthenticated", "apps.getInstallation"].contains(&method)
+            || method == "apps.createInstallationAccessToken";
+        if as_app {
+            return self.check_app(call, now).err();
+        }
+        let token = call.credential(&["Bearer", "token"]);
+        let expiry = token.and_then(|token| self.tokens.get(token));
+        if expiry.is_none_or(|expiry| *expiry <= now) {
+            return Some(Refusal::new(StatusCode::UNAUTHORIZED, "Bad credentials"));
+        }
+        if self.rate_limited {
+            let id = self.installation_id;
+            let words = format!("API rate limit exceeded for installation ID {id}.");
+            return Some(Refusal::new(StatusCode::FORBIDDEN, words));
+        }
+        self.used += 1;
+        None
+    }
+
+    /// A JWT of the App: who it is, and that it is neither stale nor good for too long.
+    fn check_app(&self, call: &Incoming, now: Timestamp) -> Result<(), Refusal> {
+        let refuse = |words: &str| Err(Refusal::new(StatusCode::UNAUTHORIZED, words));
+        let Some(token) = call.credential(&["Bearer"]) else {
+            return refuse("A JSON web token could not be decoded");
+        };
+        let Some(claims) = claims(token, &self.keys.app) else {
+            return refuse("A JSON web token could not be decoded");
+        };
+        let number =
+            |name: &str| claims[name].as_u64().or_else(|| Some(claims[name].as_f64()? as u64));
+        let issuer = match &claims["iss"] {
+            Value::String(issuer) => issuer.clone(),
+            other => other.to_string(),
+        };
+        if issuer != self.app_id {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "Integration not found"));
+        }
+        let now = now.unix_seconds();
+        match number("iat") {
+            Some(issued) if issued <= now => {}
+            _ => {
+                return refuse(
+                    "'Issued at' claim ('iat') must be an Integer representing the time that the assertion \
+                     was issued",
+                );
+            }
+        }
+        match number("exp") {
+            Some(expiry) if expiry > now + 600 => {
+                refuse("'Expiration time' claim ('exp') is too far in the future")
+            }
+            Some(expiry) if expiry > now => Ok(()),
+            _ => refuse(
+                "'Expiration time' claim ('exp') must be a numeric value representing the future time at \
+                 which the assertion expires",
+            ),
+        }
+    }
+
+    fn app(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let owner = self.account();
+        Ok(ok(&json!({
+            "id": self.app_number(),
+            "slug": "runner-manager",
+            "node_id": payloads::node_id("A", self.app_number()),
+            "client_id": format!("Iv23li{:0>14}", self.app_id),
+            "owner": payloads::account(&owner, &call.base),
+            "name": "Runner Manager",
+            "description": "",
+            "external_url": "https://example.com",
+            "html_url": "https://github.com/apps/runner-manager",
+            "created_at": "2026-01-01T00:00:00Z",
+            "updated_at": "2026-01-01T00:00:00Z",
+            "permissions": self.permissions(),
+            "events": ["workflow_job"],
+            "installations_count": 1,
+        })))
+    }
+
+    fn installation(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        self.check_installation(call)?;
+        let (owner, base, id) = (self.account(), &call.base, self.installation_id);
+        Ok(ok(&json!({
+            "id": id,
+            "account": payloads::account(&owner, base),
+            "repository_selection": "all",
+            "access_tokens_url": format!("{base}/app/installations/{id}/access_tokens"),
+            "repositories_url": format!("{base}/installation/repositories"),
+            "html_url": format!("https://github.com/organizations/{}/settings/installations/{id}", owner.login),
+            "app_id": self.app_number(),
+            "app_slug": "runner-manager",
+            "target_id": owner.id,
+            "target_type": if owner.organization { "Organization" } else { "User" },
+            "permissions": self.permissions(),
+            "events": ["workflow_job"],
+            "created_at": "2026-01-01T00:00:00Z",
+            "updated_at": "2026-01-01T00:00:00Z",
+            "single_file_name": null,
+            "has_multiple_single_files": false,
+            "single_file_paths": [],
+            "suspended_by": null,
+            "suspended_at": null,
+        })))
+    }
+
+    fn access_token(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        self.check_installation(call)?;
+        let body: &[u8] = if call.body.is_empty() { b"{}" } else { &call.body };
+        let wish: Value = serde_json::from_slice(body).unwrap_or_default();
+        if !wish.is_object() {
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "Problems parsing JSON"));
+        }
+        let count = self.next();
+        let expiry = now + Duration::from_secs(3600);
+        // Tokens are opaque, and lately long: a client that cuts or checks them must fail.
+        let mut token = format!("ghs_{}_eyJhbGciOiJFUzI1NiJ9.", self.app_id);
+        for index in 0..12 {
+            let part = hash(&[count.to_be_bytes(), u64::to_be_bytes(index)].concat());
+            token.push_str(&format!("{part:016x}"));
+        }
+        self.tokens.retain(|_, expiry| *expiry > now);
+        self.tokens.insert(token.clone(), expiry);
+        let answer = json!({
+            "token": token,
+            "expires_at": payloads::seconds(expiry),
+            "permissions": self.permissions(),
+            "repository_selection": "all",
+        });
+        Ok(json_response(StatusCode::CREATED, &answer))
+    }
+
+    fn repositories(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repos: Vec<&Repository> = self.repos.values().collect();
+        let page = Page::of(call, repos.len())?;
+        let shown = page.cut(&repos).iter().map(|repo| {
+            payloads::full_repository(
+                repo,
+                &self.owners[&repo.owner.to_ascii_lowercase()],
+                &call.base,
+            )
+        });
+        let list = json!({
+            "total_count": repos.len(),
+            "repository_selection": "all",
+            "repositories": shown.collect::<Vec<_>>(),
+        });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn repository(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
+        Ok(ok(&payloads::full_repository(repo, owner, &call.base)))
+    }
+
+    fn repo_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let name = self.find_repo(call)?.full_name();
+        self.permitted(Permission::Administration)?;
+        let here = |scope: &Scope| matches!(scope, Scope::Repository(repo) if repo.eq_ignore_ascii_case(&name));
+        self.runners_page(call, now, here)
+    }
+
+    fn org_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let org = call.param("org");
+        if !self.owner(org).is_some_and(|owner| owner.organization) {
+            return Err(not_found());
+        }
+        self.permitted(Permission::OrgRunners)?;
+        let here = |scope: &Scope| matches!(scope, Scope::Organization(login) if login.eq_ignore_ascii_case(org));
+        self.runners_page(call, now, here)
+    }
+
+    fn runners_page(
+        &self,
+        call: &Incoming,
+        now: Timestamp,
+        here: impl Fn(&Scope) -> bool,
+    ) -> Answer {
+        let name = call.query("name");
+        let wanted = |(_, runner): &(&u64, &RunnerState)| {
+            here(&runner.spec.scope) && name.is_none_or(|name| runner.spec.name == name)
+        };
+        let runners: Vec<_> = self.runners.iter().filter(wanted).collect();
+        let page = Page::of(call, runners.len())?;
+        let shown = page
+            .cut(&runners)
+            .iter()
+            .map(|(id, runner)| payloads::runner(**id, runner, self.shows_busy(runner, now)));
+        let list = json!({ "total_count": runners.len(), "runners": shown.collect::<Vec<_>>() });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn shows_busy(&self, runner: &RunnerState, now: Timestamp) -> bool {
+        let started = runner.job.and_then(|job| self.jobs[&job].started_at);
+        started.is_some_and(|started| started + self.timings.busy_lag <= now) && !runner.glitch
+    }
+
+    fn list_runs(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        const CONCLUSIONS: [&str; 8] = [
+            "action_required",
+            "cancelled",
+            "failure",
+            "neutral",
+            "skipped",
+            "stale",
+            "success",
+            "timed_out",
+        ];
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let wanted = call.query("status");
+        let known = |word: &str| {
+            CONCLUSIONS.contains(&word)
+                || ["requested", "waiting", "pending", "queued", "in_progress", "completed"]
+                    .contains(&word)
+        };
+        if let Some(word) = wanted.filter(|word| !known(word)) {
+            return Err(unprocessable(&format!("status: {word} is not one of the known values")));
+        }
+        let fits = |run: &&Run| {
+            let (status, conclusion) = self.run_status(run);
+            run.repo == repo.id
+                && wanted.is_none_or(|word| word == status.as_str() || Some(word) == conclusion)
+        };
+        let mut runs: Vec<&Run> = self.runs.values().filter(fits).collect();
+        runs.sort_by_key(|run| Reverse((run.created, run.id)));
+        // What lies beyond the first thousand cannot be listed.
+        let page = Page::of(call, runs.len().min(1000))?;
+        let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
+        let shown = page
+            .cut(&runs)
+            .iter()
+            .map(|run| payloads::run(run, self.run_status(run), (repo, owner), &call.base));
+        let list = json!({ "total_count": runs.len(), "workflow_runs": shown.collect::<Vec<_>>() });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn get_run(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let run = self.find_run(repo, call)?;
+        let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
+        Ok(ok(&payloads::run(run, self.run_status(run), (repo, owner), &call.base)))
+    }
+
+    fn list_jobs(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let run = self.find_run(repo, call)?;
+        if let Some(filter) =
+            call.query("filter").filter(|filter| !["latest", "all"].contains(filter))
+        {
+            return Err(unprocessable(&format!("filter: {filter} is not latest or all")));
+        }
+        let page = Page::of(call, run.jobs.len())?;
+        let shown = page
+            .cut(&run.jobs)
+            .iter()
+            .map(|id| payloads::job(&self.jobs[id], run, repo, &call.base));
+        let list = json!({ "total_count": run.jobs.len(), "jobs": shown.collect::<Vec<_>>() });
+        Ok(page.link(call, ok(&list)))
+    }
+
+    fn get_job(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+        let repo = self.find_repo(call)?;
+        self.permitted(Permission::Actions)?;
+        let id = call.param("job").parse().ok().map(JobId);
+        let job = id.and_then(|id| self.jobs.get(&id)).filter(|job| job.repo == repo.id);
+        let job = job.ok_or_else(not_found)?;
+        Ok(ok(&payloads::job(job, &self.runs[&job.run], repo, &call.base)))
+    }
+
+    fn rate_limit(&mut self, _: &Incoming, now: Timestamp) -> Answer {
+        let limit = |limit: u32, used: u32| {
+            json!({
+                "limit": limit,
+                "used": used,
+                "remaining": limit.saturating_sub(used),
+                "reset": reset(now),
+            })
+        };
+        let core = limit(LIMIT, self.used);
+        let (search, graphql) = (limit(30, 0), limit(5000, 0));
+        Ok(ok(&json!({
+            "resources": { "core": core, "search": search, "graphql": graphql },
+            "rate": core,
+        })))
+    }
+
+    fn find_repo(&self, call: &Incoming) -> Result<&Repository, Refusal> {
+        if let Some(id) = call.params.get("repository") {
+            let id = id.parse().ok();
+            return id.and_then(|id: u64| self.repos.get(&id)).ok_or_else(not_found);
+        }
+        let name = format!("{}/{}", call.param("owner"), call.param("repo"));
+        if let Some(repo) = self.repos.values().find(|repo| repo.is(&name)) {
+            return Ok(repo);
+        }
+        let former = name.to_ascii_lowercase();
+        let repo = self.repos.values().find(|repo| repo.former.contains(&former));
+        let repo = repo.ok_or_else(not_found)?;
+        // What follows `/repos/owner/name`, its query included.
+        let rest = call.target.splitn(5, '/').nth(4).map(|rest| format!("/{rest}"));
+        let query =
+            || call.target.split_once('?').map_or(String::new(), |(_, query)| format!("?{query}"));
+        let to = format!("{}/repositories/{}{}", call.base, repo.id, rest.unwrap_or_else(query));
+        let moved = Refusal::new(StatusCode::MOVED_PERMANENTLY, "Moved Permanently");
+        Err(Refusal { location: Some(to), ..moved })
+    }
+
+    fn find_run(&self, repo: &Repository, call: &Incoming) -> Result<&Run, Refusal> {
+        let id = call.param("run").parse::<u64>().ok();
+        let run = id.and_then(|id| self.runs.get(&id)).filter(|run| run.repo == repo.id);
+        run.ok_or_else(not_found)
+    }
+
+    /// That of the least advanced job; a run that is completed has the conclusion of its worst job.
+    fn run_status(&self, run: &Run) -> (JobStatus, Option<&'static str>) {
+        let jobs = || run.jobs.iter().map(|id| &self.jobs[id]);
+        let status = jobs().map(|job| job.status).min().unwrap_or(JobStatus::Completed);
+        if status != JobStatus::Completed {
+            return (status, None);
+        }
+        let ended = |word| jobs().any(|job| job.conclusion == Some(word));
+        let worst = ["failure", "cancelled"].into_iter().find(|word| ended(*word));
+        (status, Some(worst.unwrap_or("success")))
+    }
+
+    fn permitted(&self, permission: Permission) -> Result<(), Refusal> {
+        match self.forbidden.contains(&permission) {
+            true => {
+                Err(Refusal::new(StatusCode::FORBIDDEN, "Resource not accessible by integration"))
+            }
+            false => Ok(()),
+        }
+    }
+
+    fn permissions(&self) -> Value {
+        let mut permissions = json!({ "metadata": "read" });
+        let all = [
+            (Permission::Actions, "actions"),
+            (Permission::Administration, "administration"),
+            (Permission::OrgRunners, "organization_self_hosted_runners"),
+        ];
+        for (permission, name) in all {
+            if !self.forbidden.contains(&permission) {
+                permissions[name] = json!("read");
+            }
+        }
+        permissions
+    }
+
+    fn check_installation(&self, call: &Incoming) -> Result<(), Refusal> {
+        let same = call.param("installation") == self.installation_id.to_string();
+        same.then_some(()).ok_or_else(not_found)
+    }
+
+    /// Who installed the App: the owner of the first repository.
+    fn account(&self) -> Owner {
+        let first = self.repos.values().next().and_then(|repo| self.owner(&repo.owner));
+        let nobody = || Owner { login: "example".to_owned(), id: 90_000_000, organization: true };
+        first.cloned().unwrap_or_else(nobody)
+    }
+
+    fn app_number(&self) -> u64 {
+        self.app_id.parse().unwrap_or(1)
+    }
+
+    /// The answer, with the headers that tell how much of the quota is left.
+    fn counted(&self, mut response: Response, now: Timestamp) -> Response {
+        let remaining = if self.rate_limited { 0 } else { LIMIT.saturating_sub(self.used) };
+        let fields = [
+            ("x-ratelimit-limit", u64::from(LIMIT)),
+            ("x-ratelimit-remaining", u64::from(remaining)),
+            ("x-ratelimit-used", u64::from(LIMIT - remaining)),
+            ("x-ratelimit-reset", reset(now)),
+        ];
+        let headers = response.headers_mut();
+        for (name, value) in fields {
+            headers.insert(name, HeaderValue::from(value));
+        }
+        headers.insert("x-ratelimit-resource", HeaderValue::from_static("core"));
+        headers.insert("x-github-media-type", HeaderValue::from_static("github.v3; format=json"));
+        response
+    }
+}
+
+const LIMIT: u32 = 5000;
+
+/// The end of the hour.
+fn reset(now: Timestamp) -> u64 {
+    (now.unix_seconds() / 3600 + 1) * 3600
+}
+
+fn ok(value: &Value) -> Response {
+    json_response(StatusCode::OK, value)
+}
+
+/// What GitHub says in place of an answer.
+#[derive(Clone, Debug)]
+pub(in crate::emulators) struct Refusal {
+    status: StatusCode,
+    message: String,
+    /// Where a renamed repository is found.
+    location: Option<String>,
+}
+
+impl Refusal {
+    pub(in crate::emulators) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), location: None }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "message": self.message,
+            "documentation_url": "https://docs.github.com/rest",
+            "status": self.status.as_u16().to_string(),
+        });
+        if let Some(location) = &self.location {
+            body["url"] = json!(location);
+        }
+        let mut response = json_response(self.status, &body);
+        if let Some(Ok(location)) = self.location.map(HeaderValue::try_from) {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        response
+    }
+}
+
+pub(in crate::emulators) fn not_found() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "Not Found")
+}
+
+fn unprocessable(what: &str) -> Refusal {
+    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, format!("Validation Failed: {what}"))
+}
+
+/// A page of a list.
+struct Page {
+    size: usize,
+    number: usize,
+    total: usize,
+}
+
+impl Page {
+    fn of(call: &Incoming, total: usize) -> Result<Self, Refusal> {
+        let number = |name, or: usize| match call.query(name) {
+            None => Ok(or),
+            Some(text) => {
+                text.parse::<usize>().ok().filter(|number| *number > 0).ok_or_else(|| {
+                    unprocessable(&format!("{name}: {text} is not a positive number"))
+                })
+            }
+        };
+        Ok(Self { size: number("per_page", 30)?.min(100), number: number("page", 1)?, total })
+    }
+
+    fn cut<'a, T>(&self, items: &'a [T]) -> &'a [T] {
+        let items = &items[..self.total.min(items.len())];
+        let from = (self.number - 1).saturating_mul(self.size).min(items.len());
+        &items[from..items.len().min(from + self.size)]
+    }
+
+    /// Points to the other pages, if there are any.
+    fn link(&self, call: &Incoming, mut response: Response) -> Response {
+        let last = self.total.div_ceil(self.size).max(1);
+        let to = |number: usize, relation: &str| {
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            query.extend_pairs(call.query.iter().filter(|(name, _)| *name != "page"));
+            query.append_pair("page", &number.to_string());
+            format!("<{}{}?{}>; rel=\"{relation}\"", call.base, call.path, query.finish())
+        };
+        let mut links = Vec::new();
+        if self.number > 1 {
+            links.push(to((self.number - 1).min(last), "prev"));
+        }
+        if self.number < last {
+            links.extend([to(self.number + 1, "next"), to(last, "last")]);
+        }
+        if self.number > 1 {
+            links.push(to(1, "first"));
+        }
+        if !links.is_empty()
+            && let Ok(value) = HeaderValue::try_from(links.join(", "))
+        {
+            response.headers_mut().insert(header::LINK, value);
+        }
+        response
+    }
+}

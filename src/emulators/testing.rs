@@ -1,0 +1,159 @@
+//! What the emulators' own tests share: a cloud under a paused clock, and a client that is not ours.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceExt, service_fn};
+
+use super::{BoxError, Cloud, Driver, Keys, Setup, lock};
+use crate::clock::{Clock, Timestamp};
+
+pub(super) const TOKEN: &str = "fixed";
+pub(super) const APP: &str = "4242";
+
+/// RSA keys take a while to find, and no answer depends on them.
+pub(super) fn keys() -> Arc<Keys> {
+    static KEYS: OnceLock<Arc<Keys>> = OnceLock::new();
+    Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
+}
+
+/// A cloud and a client of it. Its time starts at 2026-11-24T05:00:00Z.
+pub(super) struct World {
+    pub(super) cloud: Cloud,
+    pub(super) clock: Clock,
+    router: Router,
+    driver: Driver,
+    received: Arc<Mutex<Vec<Request<Bytes>>>>,
+    answers: Arc<Mutex<Vec<StatusCode>>>,
+    installation: String,
+}
+
+impl World {
+    pub(super) async fn new() -> Self {
+        let clock = Clock::paced(Timestamp::parse("2026-11-24T05:00:00Z").unwrap(), 1);
+        let setup = Setup {
+            project: "p".to_owned(),
+            location: "l".to_owned(),
+            queue: "q".to_owned(),
+            app_id: APP.to_owned(),
+            installation_id: 7,
+            keys: keys(),
+        };
+        let cloud = Cloud::new(setup, clock.clone());
+        cloud.accounts.accept(TOKEN);
+        let (received, answers) = (Arc::default(), Arc::default());
+        let driver = Driver::new(service(&received, &answers));
+        let router = cloud.router();
+        let installation = String::new();
+        let mut world = Self { cloud, clock, router, driver, received, answers, installation };
+        let path = "/app/installations/7/access_tokens";
+        let (status, token) = world.app("POST", path, &world.jwt(json!({}))).await;
+        assert_eq!(status, StatusCode::CREATED);
+        world.installation = token["token"].as_str().unwrap().to_owned();
+        world
+    }
+
+    /// An App JWT, good unless `claims` say otherwise.
+    pub(super) fn jwt(&self, claims: Value) -> String {
+        let now = self.clock.now().unix_seconds();
+        let mut all = json!({ "iss": APP, "iat": now - 60, "exp": now + 300 });
+        all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
+        sign(&all, keys().app_private_key_pem())
+    }
+
+    pub(super) async fn app(&self, method: &str, path: &str, jwt: &str) -> (StatusCode, Value) {
+        let answer = self.send(method, path, &format!("Bearer {jwt}"), Value::Null).await;
+        (answer.0, answer.2)
+    }
+
+    /// A call of Google's APIs.
+    pub(super) async fn google(
+        &self,
+        method: &str,
+        path: &str,
+        body: Value,
+    ) -> (StatusCode, Value) {
+        let answer = self.send(method, path, &format!("Bearer {TOKEN}"), body).await;
+        (answer.0, answer.2)
+    }
+
+    /// A call of GitHub's API by the installation.
+    pub(super) async fn github(&self, path: &str) -> (StatusCode, HeaderMap, Value) {
+        let credential = format!("token {}", self.installation);
+        self.send("GET", path, &credential, Value::Null).await
+    }
+
+    pub(super) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        credential: &str,
+        body: Value,
+    ) -> (StatusCode, HeaderMap, Value) {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://cloud.test{path}"))
+            .header("authorization", credential)
+            .header("user-agent", "test");
+        let response = self.router.clone().oneshot(request.body(body).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        (parts.status, parts.headers, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    pub(super) async fn pass(&mut self, span: u64) {
+        let until = self.clock.now() + Duration::from_secs(span);
+        self.cloud.run_until(&mut self.driver, Some(until)).await;
+    }
+
+    /// The service answers with these from here on, then with 200.
+    pub(super) fn answer(&self, answers: &[u16]) {
+        let answers = answers.iter().rev().map(|code| StatusCode::from_u16(*code).unwrap());
+        *lock(&self.answers) = answers.collect();
+    }
+
+    pub(super) fn driver(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
+
+    /// What the service was sent so far.
+    pub(super) fn received(&self) -> Vec<Request<Bytes>> {
+        lock(&self.received).clone()
+    }
+}
+
+pub(super) fn sign(claims: &Value, pem: &str) -> String {
+    let key = EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap();
+    jsonwebtoken::encode(&Header::new(Algorithm::RS256), claims, &key).unwrap()
+}
+
+/// A service that keeps what it gets, and takes a second to answer. 599 stands for no answer.
+fn service(
+    received: &Arc<Mutex<Vec<Request<Bytes>>>>,
+    answers: &Arc<Mutex<Vec<StatusCode>>>,
+) -> BoxCloneSyncService<Request<Full<Bytes>>, Response<Bytes>, BoxError> {
+    let (received, answers) = (Arc::clone(received), Arc::clone(answers));
+    BoxCloneSyncService::new(service_fn(move |request: Request<Full<Bytes>>| {
+        let (received, answers) = (Arc::clone(&received), Arc::clone(&answers));
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await?.to_bytes();
+            lock(&received).push(Request::from_parts(parts, body));
+            let status = lock(&answers).pop().unwrap_or(StatusCode::OK);
+            if status.as_u16() == 599 {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(Response::builder().status(status).body(Bytes::new())?)
+        }
+    }))
+}
