@@ -1,8 +1,7 @@
 //! Tells what happens, a line at a time.
 
 use std::io::{IsTerminal, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{SECRET, Stage};
 use crate::clock::{Clock, Timestamp};
@@ -13,8 +12,8 @@ use crate::emulators::{Happening, Reply};
 pub(super) struct Narrator {
     color: bool,
     clock: Clock,
-    /// The line could not be written: whoever read them is gone.
-    deaf: Arc<AtomicBool>,
+    /// The last line: a runner that is registered twice would be told twice.
+    last: Arc<Mutex<String>>,
 }
 
 const BOLD: &str = "1";
@@ -26,7 +25,7 @@ const CYAN: &str = "36";
 impl Narrator {
     pub(super) fn new(clock: Clock) -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-        Self { color: wanted && std::io::stdout().is_terminal(), clock, deaf: Arc::default() }
+        Self { color: wanted && std::io::stdout().is_terminal(), clock, last: Arc::default() }
     }
 
     fn paint(&self, style: &str, text: &str) -> String {
@@ -34,8 +33,11 @@ impl Narrator {
     }
 
     fn line(&self, text: &str) {
-        if writeln!(std::io::stdout(), "{text}").is_err() {
-            self.deaf.store(true, Ordering::Relaxed);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != text {
+            // Whoever read the lines may be gone; the demo goes on for the sake of its exit code.
+            writeln!(std::io::stdout(), "{text}").ok();
+            text.clone_into(&mut last);
         }
     }
 
@@ -99,7 +101,7 @@ impl Narrator {
         let (style, answer) = match reply.status {
             Some(status) if status.is_success() => (GREEN, outcome.unwrap_or("ok").to_owned()),
             Some(status) => (RED, format!("{status}: {}", outcome.unwrap_or_default())),
-            None => (RED, "no answer".to_owned()),
+            None => (RED, "lost on the way".to_owned()),
         };
         self.said(at, "Runner Manager", style, &format!("{asked} -> {answer}"));
     }

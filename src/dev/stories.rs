@@ -92,7 +92,8 @@ impl Story<'_> {
     async fn two_jobs_in_a_row(&self) -> Result<(), Broken> {
         let first = self.queue("acme/app", minutes(1));
         self.completed(first).await?;
-        let second = self.queue("acme/app", seconds(20));
+        self.stage.clock.sleep(seconds(30)).await;
+        let second = self.queue("acme/app", seconds(10));
         self.completed(second).await?;
         let over = self.stage.clock.now();
         self.until("the VM is stopping", minutes(10), || self.status() == Status::Stopping).await?;

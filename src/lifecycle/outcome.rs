@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 /// The words of the replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// The webhook was understood; nothing had to be done, or only tasks were made.
+    /// Nothing is left to do with the VM itself: a stop was scheduled, or the job of a start check is settled.
     Ok,
     /// The VM was told to start, or is booting.
     Starting,
@@ -33,8 +33,6 @@ pub enum Status {
     Superseded,
     /// No entry names the VM, or the project has no such VM.
     NotConfigured,
-    /// The job is taken, over or gone: nothing is left to be checked.
-    Settled,
 }
 
 impl Status {
@@ -54,7 +52,6 @@ impl Status {
             Self::Held => "held",
             Self::Superseded => "superseded",
             Self::NotConfigured => "not_configured",
-            Self::Settled => "settled",
         }
     }
 }

@@ -130,7 +130,7 @@ async fn act(
     let Asked { demand, because, job, waiting } = asked;
     let next = StartTask { job, waiting: waiting.clone(), ..check.clone() };
     match decide(demand, seen.status()) {
-        Step::End => Ok(Outcome::new(Status::Settled, because)),
+        Step::End => Ok(Outcome::new(Status::Ok, because)),
         Step::EndUp => Ok(Outcome::new(Status::AlreadyRunning, because)),
         Step::LookAgain => {
             let due = next_multiple(now, CHECK_INTERVAL);

@@ -1,6 +1,5 @@
 """Google's own clients and PyGithub do to the embedded cloud what the service does."""
 
-import datetime
 import os
 import time
 import urllib.parse
@@ -9,8 +8,10 @@ import urllib.request
 from github import Auth, Github, GithubException
 from google.api_core import exceptions
 from google.api_core.client_options import ClientOptions
+from google.auth.transport.requests import Request
 from google.cloud import compute_v1, tasks_v2
 from google.oauth2 import service_account
+from google.oauth2.credentials import Credentials
 from google.protobuf import duration_pb2, timestamp_pb2
 
 CLOUD = os.environ["COMPUTE_API_URL"]
@@ -19,10 +20,13 @@ ZONE = "asia-northeast1-a"
 VM = dict(project=PROJECT, zone=ZONE, instance="gpu-1")
 QUEUE = f"projects/{PROJECT}/locations/{os.environ['CLOUD_TASK_LOCATION']}/queues/{os.environ['CLOUD_TASK_QUEUE_NAME']}"
 
-# google-auth signs the assertion, the embedded token endpoint checks it.
-credentials = service_account.Credentials.from_service_account_file(
+# google-auth signs an assertion and the embedded token endpoint checks it. With the account itself the clients would
+# send tokens that they sign for themselves, which no call of the service does.
+account = service_account.Credentials.from_service_account_file(
     os.environ["GOOGLE_APPLICATION_CREDENTIALS"], scopes=["https://www.googleapis.com/auth/cloud-platform"]
 )
+account.refresh(Request())
+credentials = Credentials(token=account.token)
 options = ClientOptions(api_endpoint=CLOUD)
 
 
@@ -102,7 +106,7 @@ def compute():
 def tasks():
     client = tasks_v2.CloudTasksClient(credentials=credentials, client_options=options, transport="rest")
     due = timestamp_pb2.Timestamp()
-    due.FromDatetime(datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1))
+    due.FromSeconds(int(time.time()) + 3600)
 
     def task(name, **more):
         request = tasks_v2.HttpRequest(
@@ -140,7 +144,7 @@ def github():
     assert repository.full_name == "acme/app"
     runners = {runner.name: runner for runner in repository.get_self_hosted_runners()}
     assert set(runners) == {"gpu-1", "runner-1"}, runners
-    assert "gpu" in {label["name"] for label in runners["gpu-1"].labels()}
+    assert "gpu" in {label["name"] for label in runners["gpu-1"].raw_data["labels"]}
 
     print(" ", play("job", repo="acme/app", labels="self-hosted,nobody", seconds=5).strip())
     (run,) = repository.get_workflow_runs(status="queued")
