@@ -144,11 +144,9 @@ fn sigterm_lets_a_request_in_flight_finish() {
 fn on_cloud_run_each_line_is_json_that_names_its_trace() {
     let port = free_port();
     let mut program = Running(configured(port).env("K_SERVICE", "runner-manager").spawn().unwrap());
-    let request = format!(
-        "POST /runner/start HTTP/1.1\r\nHost: h\r\nX-Runner-Secret: wrong\r\nConnection: close\r\nContent-Length: 0\r\n\
-         traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-CloudTasks-TaskName: 0123abcd\r\n\r\n"
-    );
-    let answer = exchange(&mut connect(port), &request);
+    let request = "POST /runner/start HTTP/1.1\r\nHost: h\r\nX-Runner-Secret: wrong\r\nConnection: close\r\nContent-Length: 0\r\n\
+         traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-CloudTasks-TaskName: 0123abcd\r\n\r\n";
+    let answer = exchange(&mut connect(port), request);
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     terminate(&program);
     assert!(program.0.wait().unwrap().success());
