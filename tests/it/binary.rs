@@ -198,3 +198,60 @@ fn an_empty_post_to_google_says_that_it_is_empty() {
         "{head}"
     );
 }
+
+#[test]
+fn the_demo_keeps_every_promise() {
+    let output = program().args(["dev", "--once"]).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.matches("\n  kept: ").count(), 6, "{told}");
+    assert!(!told.contains('\x1b'), "no colours without a terminal");
+    for step in [
+        "webhook queued -> runner-1: starting",
+        "stopping, nothing needs it",
+        "superseded",
+        "busy, its runner in acme/web",
+    ] {
+        assert!(told.contains(step), "{step}: {told}");
+    }
+}
+
+#[test]
+fn the_service_finds_its_way_with_googles_real_credential_chain() {
+    // The demo's cloud, and beside its own service another process that has only the printed environment.
+    let mut dev = program();
+    dev.args(["dev", "--real-time", "--port", "0", "--cloud-port", "0"]).env("NO_COLOR", "1");
+    let mut dev = Running(dev.spawn().unwrap());
+    let mut exports = String::new();
+    for line in BufReader::new(dev.0.stdout.take().unwrap()).lines().map(Result::unwrap) {
+        if line.starts_with("export ") {
+            exports += &format!("{line}\n");
+        }
+        if line.contains("GOOGLE_APPLICATION_CREDENTIALS") {
+            break;
+        }
+    }
+    let port = free_port();
+    let script =
+        format!("{exports}export PORT={port}\nexec {}", env!("CARGO_BIN_EXE_runner-manager"));
+    let mut service = Command::new("sh");
+    service.args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null());
+    let _service = Running(service.spawn().unwrap());
+
+    let body = include_str!("../fixtures/workflow_job.queued.json");
+    let request = format!(
+        "POST /github/webhook HTTP/1.1\r\nHost: h\r\nX-GitHub-Event: workflow_job\r\nX-Hub-Signature-256: {}\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        sign("dev-secret", body.as_bytes()),
+        body.len()
+    );
+    let answer = exchange(&mut connect(port), &request);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(
+        answer.contains(
+            "x-runner-manager-outcome: runner-1: starting, job 29679449 of acme/app waits"
+        ),
+        "{answer}"
+    );
+    assert!(answer.ends_with(r#"{"status":"ok"}"#), "{answer}");
+}

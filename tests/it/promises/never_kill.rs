@@ -165,3 +165,22 @@ async fn a_missing_permission_leaves_the_decision_to_the_other_witness() {
         assert!(world.was_told("confirming"), "{}", world.story());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_renamed_repository_is_still_asked() {
+    a_long_job_with(|world| world.cloud.github.rename_repository("acme/app", "acme/application"))
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_token_is_replaced_and_not_taken_for_a_missing_permission() {
+    let mut world = World::new();
+    let short = world.queue_job("acme/app", "self-hosted", minutes(1));
+    let long = world.queue_job("acme/app", "self-hosted", minutes(60));
+    world.pass_until(minutes(5), |world| world.is_completed(short)).await;
+    world.pass(minutes(5)).await;
+    world.cloud.github.revoke_tokens();
+    world.pass_until(minutes(90), |world| world.is_completed(long)).await;
+    world.settle().await;
+    assert!(!world.was_told("confirming") && !world.was_told("unknown"), "{}", world.story());
+}
