@@ -1,5 +1,16 @@
 //! Runner Manager starts and stops the Compute Engine VMs behind GitHub Actions self-hosted runners.
 
+pub mod clients;
 pub mod clock;
+pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
 #[cfg(feature = "dev")]
 pub mod emulators;
+pub mod fleet;
+pub mod lifecycle;
+pub mod routes;
+pub mod secret;
+pub mod serve;
+pub mod state;
+pub mod telemetry;

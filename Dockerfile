@@ -1,0 +1,36 @@
+# The production image: the service without the embedded cloud, as a user without rights, on a base without a shell.
+# Builds for linux/amd64 and linux/arm64: docker buildx build --platform linux/amd64,linux/arm64 .
+
+ARG BUILD_IMAGE=docker.io/library/rust:1.95-slim-bookworm
+ARG BASE_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${BUILD_IMAGE} AS build
+# aws-lc, the TLS and signing library, is C.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends cmake g++ make \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+
+# Dependencies first, against an empty program, so that a change of the source does not build them again.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir -p src tests/it \
+    && echo 'fn main() {}' | tee src/main.rs > tests/it/main.rs \
+    && touch src/lib.rs README.md \
+    && cargo build --release --locked --no-default-features \
+    && rm -r src tests
+
+COPY src src
+# Copied files may be older than what was just built from the empty ones.
+RUN find src -name '*.rs' -exec touch {} + \
+    && mkdir -p tests/it && touch tests/it/main.rs \
+    && cargo build --release --locked --no-default-features
+
+FROM ${BASE_IMAGE}
+LABEL org.opencontainers.image.title="runner-manager" \
+      org.opencontainers.image.description="Starts and stops the Compute Engine VMs behind GitHub Actions self-hosted runners" \
+      org.opencontainers.image.licenses="MIT"
+COPY --from=build /src/target/release/runner-manager /usr/local/bin/runner-manager
+# Numeric, so that a runtime can tell that it is not root.
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/runner-manager"]

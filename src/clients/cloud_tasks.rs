@@ -1,0 +1,164 @@
+//! Cloud Tasks: have this service called back later.
+//! <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues.tasks>
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
+use serde::Serialize;
+
+use super::Error;
+use super::google::Credentials;
+use super::transport::{Outgoing, Transport};
+use crate::clock::{Deadline, Timestamp};
+use crate::secret::Secret;
+
+/// A call of this service that is due at a certain time.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Names the task within its queue: `[A-Za-z0-9_-]{1,500}`. Equal ids are one task.
+    pub id: String,
+    /// Which endpoint is called, such as `/runner/stop`.
+    pub path: &'static str,
+    /// What it is called with: JSON.
+    pub body: Vec<u8>,
+    /// When; at most 30 days ahead.
+    pub due: Timestamp,
+}
+
+/// Both are success: the task will be, or was, called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// The task is new.
+    New,
+    /// One of that id is pending, or was lately executed.
+    Already,
+}
+
+/// One queue of Cloud Tasks; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct CloudTasks {
+    transport: Transport,
+    credentials: Credentials,
+    root: String,
+    /// `projects/PROJECT/locations/LOCATION/queues/QUEUE`
+    queue: String,
+    service_url: String,
+    secret: Secret,
+}
+
+/// Where tasks wait and whom they call.
+#[derive(Clone, Debug)]
+pub struct Queue<'a> {
+    /// The queue's project.
+    pub project: &'a str,
+    /// The queue's location.
+    pub location: &'a str,
+    /// The queue's id.
+    pub id: &'a str,
+    /// This service's own URL.
+    pub service_url: &'a str,
+    /// What each task carries as `X-Runner-Secret`. Whoever may list the queue's tasks can read it.
+    pub secret: &'a Secret,
+}
+
+impl CloudTasks {
+    /// The queue, at the API root `root`.
+    pub fn new(
+        transport: Transport,
+        credentials: Credentials,
+        root: &str,
+        queue: &Queue<'_>,
+    ) -> Self {
+        let Queue { project, location, id, service_url, secret } = queue;
+        Self {
+            transport,
+            credentials,
+            root: root.to_owned(),
+            queue: format!("projects/{project}/locations/{location}/queues/{id}"),
+            service_url: (*service_url).to_owned(),
+            secret: (*secret).clone(),
+        }
+    }
+
+    /// Creates the task, or finds an equal one: its id comes from what it is for, so both are success.
+    /// <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues.tasks/create>
+    ///
+    /// # Errors
+    /// If Cloud Tasks did not say that it has the task; it may have it all the same.
+    pub async fn create(&self, task: &Task, deadline: Deadline) -> Result<Created, Error> {
+        let call = "tasks.create";
+        let token = self.credentials.header(call, deadline).await?;
+        let request = Outgoing::post(call, format!("{}/v2/{}/tasks", self.root, self.queue))
+            .bearer(&token)
+            .json(&wire::CreateTask { task: self.wire_task(task) })?;
+        match self.transport.send(&request, deadline).await {
+            Ok(_) => Ok(Created::New),
+            Err(Error::Status { status: StatusCode::CONFLICT, .. }) => Ok(Created::Already),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn wire_task(&self, task: &Task) -> wire::Task<'_> {
+        wire::Task {
+            name: format!("{}/tasks/{}", self.queue, task.id),
+            schedule_time: task.due.rfc3339(),
+            dispatch_deadline: "60s",
+            http_request: wire::HttpRequest {
+                url: format!("{}{}", self.service_url, task.path),
+                http_method: "POST",
+                headers: BTreeMap::from([
+                    ("Content-Type", "application/json"),
+                    ("X-Runner-Secret", self.secret.expose()),
+                ]),
+                body: STANDARD.encode(&task.body),
+            },
+            retry_config: wire::RetryConfig {
+                max_attempts: -1,
+                min_backoff: "2s",
+                max_backoff: "3600s",
+            },
+        }
+    }
+}
+
+/// What goes over the wire.
+mod wire {
+    use super::{BTreeMap, Serialize};
+
+    #[derive(Serialize)]
+    pub(super) struct CreateTask<'a> {
+        pub(super) task: Task<'a>,
+    }
+
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct Task<'a> {
+        pub(super) name: String,
+        pub(super) schedule_time: String,
+        pub(super) dispatch_deadline: &'a str,
+        pub(super) http_request: HttpRequest<'a>,
+        pub(super) retry_config: RetryConfig<'a>,
+    }
+
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct HttpRequest<'a> {
+        pub(super) url: String,
+        pub(super) http_method: &'a str,
+        pub(super) headers: BTreeMap<&'a str, &'a str>,
+        /// Base64, as JSON carries bytes.
+        pub(super) body: String,
+    }
+
+    /// The task's own, so that the queue's settings do not matter.
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct RetryConfig<'a> {
+        /// -1: until it succeeds, or Cloud Tasks lets it go after 31 days.
+        pub(super) max_attempts: i32,
+        pub(super) min_backoff: &'a str,
+        pub(super) max_backoff: &'a str,
+    }
+}

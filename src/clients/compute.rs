@@ -1,0 +1,377 @@
+//! Compute Engine: read an instance, start, resume and stop it, and set its labels.
+//! <https://cloud.google.com/compute/docs/reference/rest/v1/instances>
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use http::{HeaderValue, Response};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Error;
+use super::google::Credentials;
+use super::transport::{Outgoing, Transport, read};
+use crate::clock::{Deadline, Timestamp};
+use crate::fleet::Vm;
+
+/// The fields that an [`Instance`] is made of: the whole resource is ten times as long.
+const FIELDS: &str = "id,status,labels,labelFingerprint,lastStartTimestamp,disks(type)";
+
+/// What an instance is doing, by the names of the API's reference.
+/// <https://cloud.google.com/compute/docs/instances/instance-lifecycle>
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the reference says what each means")]
+pub enum Status {
+    Deprovisioning,
+    Pending,
+    PendingStop,
+    Provisioning,
+    Repairing,
+    Running,
+    Staging,
+    Stopped,
+    Stopping,
+    Suspended,
+    Suspending,
+    Terminated,
+    /// One that the reference did not have when this was written.
+    Unknown(String),
+}
+
+impl From<&str> for Status {
+    fn from(name: &str) -> Self {
+        match name {
+            "DEPROVISIONING" => Self::Deprovisioning,
+            "PENDING" => Self::Pending,
+            "PENDING_STOP" => Self::PendingStop,
+            "PROVISIONING" => Self::Provisioning,
+            "REPAIRING" => Self::Repairing,
+            "RUNNING" => Self::Running,
+            "STAGING" => Self::Staging,
+            "STOPPED" => Self::Stopped,
+            "STOPPING" => Self::Stopping,
+            "SUSPENDED" => Self::Suspended,
+            "SUSPENDING" => Self::Suspending,
+            "TERMINATED" => Self::Terminated,
+            other => Self::Unknown(super::tidy(other)),
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deprovisioning => "DEPROVISIONING",
+            Self::Pending => "PENDING",
+            Self::PendingStop => "PENDING_STOP",
+            Self::Provisioning => "PROVISIONING",
+            Self::Repairing => "REPAIRING",
+            Self::Running => "RUNNING",
+            Self::Staging => "STAGING",
+            Self::Stopped => "STOPPED",
+            Self::Stopping => "STOPPING",
+            Self::Suspended => "SUSPENDED",
+            Self::Suspending => "SUSPENDING",
+            Self::Terminated => "TERMINATED",
+            Self::Unknown(name) => name,
+        })
+    }
+}
+
+/// The labels of an instance, by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// An instance, as far as the service needs to know it.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Compute Engine's own number for it, by which operations name their target.
+    pub id: String,
+    /// What it is doing.
+    pub status: Status,
+    /// Its labels.
+    pub labels: Labels,
+    /// Which version of the labels these are: a write names it and fails if it is not the newest.
+    pub label_fingerprint: String,
+    /// When it was last started, if ever.
+    pub last_start: Option<Timestamp>,
+    /// Whether a stop would lose a local SSD's data.
+    pub has_local_ssd: bool,
+}
+
+/// Something that Compute Engine does, or did, in a zone.
+/// <https://cloud.google.com/compute/docs/reference/rest/v1/zoneOperations>
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// Its name, such as `operation-1764…`.
+    pub name: String,
+    /// What it does, such as `start` or `compute.instances.preempted`.
+    pub kind: String,
+    /// When it was asked for, if told.
+    pub at: Option<Timestamp>,
+    /// Why it failed, code and message, if it did.
+    pub error: Option<String>,
+}
+
+/// Compute Engine in one project; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    transport: Transport,
+    credentials: Credentials,
+    /// `…/compute/v1/projects/PROJECT/zones`
+    zones: String,
+}
+
+impl Compute {
+    /// The instances of `project`, at the API root `root`.
+    pub fn new(transport: Transport, credentials: Credentials, root: &str, project: &str) -> Self {
+        Self {
+            transport,
+            credentials,
+            zones: format!("{root}/compute/v1/projects/{project}/zones"),
+        }
+    }
+
+    /// Reads the instance.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/get>
+    ///
+    /// # Errors
+    /// 404 if there is no such instance; else as [`Error`] says.
+    pub async fn get(&self, vm: &Vm, deadline: Deadline) -> Result<Instance, Error> {
+        let call = "instances.get";
+        let request = Outgoing::get(call, self.url(vm, "")).query([("fields", FIELDS)]);
+        let answer = self.send(request, call, deadline).await?;
+        read::<wire::Instance>(call, &answer).map(Instance::from)
+    }
+
+    /// Starts a stopped instance; on a running one it does nothing.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/start>
+    ///
+    /// # Errors
+    /// Stale if the instance is in a state from which it cannot be started; else as [`Error`] says.
+    pub async fn start(&self, vm: &Vm, deadline: Deadline) -> Result<Operation, Error> {
+        self.command("instances.start", vm, "/start", &[], deadline).await
+    }
+
+    /// Resumes a suspended instance.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/resume>
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn resume(&self, vm: &Vm, deadline: Deadline) -> Result<Operation, Error> {
+        self.command("instances.resume", vm, "/resume", &[], deadline).await
+    }
+
+    /// Stops the instance, without the graceful shutdown during which its runner could still take a job.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/stop>
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start); also if it has a local SSD and `discard_local_ssd` is false.
+    pub async fn stop(
+        &self,
+        vm: &Vm,
+        discard_local_ssd: bool,
+        deadline: Deadline,
+    ) -> Result<Operation, Error> {
+        let parameters: &[_] = if discard_local_ssd {
+            &[("noGracefulShutdown", "true"), ("discardLocalSsd", "true")]
+        } else {
+            &[("noGracefulShutdown", "true")]
+        };
+        self.command("instances.stop", vm, "/stop", parameters, deadline).await
+    }
+
+    /// Replaces the labels, if `fingerprint` still is that of the present ones.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/setLabels>
+    ///
+    /// # Errors
+    /// 412 if the labels changed since they were read; else as [`Error`] says.
+    pub async fn set_labels(
+        &self,
+        vm: &Vm,
+        labels: &Labels,
+        fingerprint: &str,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let call = "instances.setLabels";
+        let body = wire::SetLabels { labels, label_fingerprint: fingerprint };
+        let id = Uuid::new_v4().to_string();
+        let request = Outgoing::post(call, self.url(vm, "/setLabels"))
+            .query([("requestId", id.as_str())])
+            .json(&body)?;
+        self.send(request, call, deadline).await.map(drop)
+    }
+
+    /// The instance's latest operations, newest first, ten at most.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/zoneOperations/list>
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn operations(
+        &self,
+        vm: &Vm,
+        id: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<Operation>, Error> {
+        let call = "zoneOperations.list";
+        let filter = format!("targetId={id}");
+        let request =
+            Outgoing::get(call, format!("{}/{}/operations", self.zones, vm.zone)).query([
+                ("filter", filter.as_str()),
+                ("orderBy", "creationTimestamp desc"),
+                ("maxResults", "10"),
+            ]);
+        let answer = self.send(request, call, deadline).await?;
+        let list: wire::OperationList = read(call, &answer)?;
+        Ok(list.items.into_iter().map(Operation::from).collect())
+    }
+
+    /// A command with a fresh request id: however often it is repeated, it takes effect once.
+    async fn command(
+        &self,
+        call: &'static str,
+        vm: &Vm,
+        verb: &str,
+        parameters: &[(&str, &str)],
+        deadline: Deadline,
+    ) -> Result<Operation, Error> {
+        let id = Uuid::new_v4().to_string();
+        let all = parameters.iter().copied().chain([("requestId", id.as_str())]);
+        let answer =
+            self.send(Outgoing::post(call, self.url(vm, verb)).query(all), call, deadline).await?;
+        // The command was accepted, whatever the answer's body looks like.
+        Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
+    }
+
+    async fn send(
+        &self,
+        request: Outgoing,
+        call: &'static str,
+        deadline: Deadline,
+    ) -> Result<Response<bytes::Bytes>, Error> {
+        let token: HeaderValue = self.credentials.header(call, deadline).await?;
+        self.transport.send(&request.bearer(&token), deadline).await
+    }
+
+    fn url(&self, vm: &Vm, verb: &str) -> String {
+        format!("{}/{}/instances/{}{verb}", self.zones, vm.zone, vm.name)
+    }
+}
+
+/// What goes over the wire: only what is read is required, and little of that.
+mod wire {
+    use super::{BTreeMap, Deserialize, Labels, Serialize, Status, Timestamp};
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct Instance {
+        status: String,
+        #[serde(default)]
+        id: String,
+        #[serde(default)]
+        labels: Labels,
+        #[serde(default)]
+        label_fingerprint: String,
+        last_start_timestamp: Option<String>,
+        #[serde(default)]
+        disks: Vec<Disk>,
+    }
+
+    #[derive(Deserialize)]
+    struct Disk {
+        #[serde(default, rename = "type")]
+        kind: String,
+    }
+
+    impl From<Instance> for super::Instance {
+        fn from(wire: Instance) -> Self {
+            Self {
+                id: wire.id,
+                status: Status::from(wire.status.as_str()),
+                labels: wire.labels,
+                label_fingerprint: wire.label_fingerprint,
+                last_start: wire.last_start_timestamp.as_deref().and_then(Timestamp::parse),
+                has_local_ssd: wire.disks.iter().any(|disk| disk.kind == "SCRATCH"),
+            }
+        }
+    }
+
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct SetLabels<'a> {
+        pub(super) labels: &'a BTreeMap<String, String>,
+        pub(super) label_fingerprint: &'a str,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct OperationList {
+        #[serde(default)]
+        pub(super) items: Vec<Operation>,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    pub(super) struct Operation {
+        name: String,
+        operation_type: String,
+        insert_time: Option<String>,
+        error: Option<Errors>,
+    }
+
+    #[derive(Deserialize)]
+    struct Errors {
+        #[serde(default)]
+        errors: Vec<OperationError>,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct OperationError {
+        code: String,
+        message: String,
+    }
+
+    impl From<Operation> for super::Operation {
+        fn from(wire: Operation) -> Self {
+            let first = wire.error.map(|error| error.errors.into_iter().next().unwrap_or_default());
+            Self {
+                name: wire.name,
+                kind: wire.operation_type,
+                at: wire.insert_time.as_deref().and_then(Timestamp::parse),
+                error: first
+                    .map(|error| super::super::tidy(&format!("{}: {}", error.code, error.message))),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_leniently() {
+        let least: wire::Instance =
+            serde_json::from_str(r#"{"status": "HIBERNATING", "news": true}"#).unwrap();
+        let instance = Instance::from(least);
+        assert_eq!(instance.status, Status::Unknown("HIBERNATING".into()));
+        assert!(!instance.has_local_ssd && instance.last_start.is_none());
+
+        let full = r#"{"id": "42", "status": "RUNNING", "labels": {"a": "b"}, "labelFingerprint": "42WmSpB8rSM=",
+            "lastStartTimestamp": "2026-11-23T21:03:00.250-08:00", "disks": [{"type": "PERSISTENT"}, {"type": "SCRATCH"}]}"#;
+        let instance = Instance::from(serde_json::from_str::<wire::Instance>(full).unwrap());
+        assert_eq!(instance.status, Status::Running);
+        assert_eq!(instance.last_start, Timestamp::parse("2026-11-24T05:03:00.250Z"));
+        assert!(instance.has_local_ssd);
+    }
+
+    #[test]
+    fn every_status_of_the_reference_keeps_its_name() {
+        let names = "DEPROVISIONING PENDING PENDING_STOP PROVISIONING REPAIRING RUNNING STAGING STOPPED STOPPING \
+                     SUSPENDED SUSPENDING TERMINATED";
+        for name in names.split_whitespace() {
+            let status = Status::from(name);
+            assert!(!matches!(status, Status::Unknown(_)), "{name}");
+            assert_eq!(status.to_string(), name);
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! GitHub, as the App's installation: which runners there are, and which jobs wait or run.
+//!
+//! The App signs a short-lived token with its key and gets an installation token for it, which is kept until
+//! shortly before it expires. A token is opaque text of any length.
+//! <https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app>
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use jsonwebtoken::{Algorithm, Header};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use super::Error;
+use super::transport::{Outgoing, Transport, bearer, read};
+use crate::clock::{Clock, Deadline, Timestamp};
+use crate::config::GitHubApp;
+use crate::fleet::{Label, RepoName};
+
+/// What a list gives at most at a time.
+const PER_PAGE: usize = 100;
+
+/// Pages of one list that are read before the rest is given up: a list of runs ends at 1,000 anyway.
+const MOST_PAGES: usize = 100;
+
+/// How long before its end a token is no longer used.
+const TOKEN_MARGIN: Duration = Duration::from_secs(5 * 60);
+
+/// Where a runner can be registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In one repository.
+    Repository(RepoName),
+    /// In an organization, for some or all of its repositories.
+    Organization(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Repository(repo) => write!(f, "{repo}"),
+            Self::Organization(login) => write!(f, "the organization {login}"),
+        }
+    }
+}
+
+/// A self-hosted runner.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    /// Its name, by default its host's.
+    pub name: String,
+    /// Whether GitHub believes that it runs a job. Seen to lag by a minute, and to flicker in mid-job.
+    pub busy: bool,
+    /// Whether it is connected.
+    pub online: bool,
+    /// All labels that it has.
+    pub labels: Vec<Label>,
+}
+
+/// How far a job, or a run, has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "GitHub's own names")]
+pub enum Progress {
+    Requested,
+    Waiting,
+    Pending,
+    Queued,
+    InProgress,
+    Completed,
+    /// One that the reference did not have when this was written.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Progress {
+    /// GitHub's own name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Waiting => "waiting",
+            Self::Pending => "pending",
+            Self::Queued => "queued",
+            Self::InProgress => "in_progress",
+            Self::Completed => "completed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A workflow job.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Job {
+    /// GitHub's number for it.
+    pub id: u64,
+    /// How far it has come.
+    pub status: Progress,
+    /// Its `runs-on`.
+    #[serde(default)]
+    pub labels: Vec<Label>,
+    /// Who runs it, once somebody does.
+    pub runner_name: Option<String>,
+    /// When it came to be, RFC 3339.
+    created_at: Option<String>,
+}
+
+impl Job {
+    /// When it came to be, if told.
+    pub fn created_at(&self) -> Option<Timestamp> {
+        self.created_at.as_deref().and_then(Timestamp::parse)
+    }
+}
+
+/// A page of a list, and whether there are more.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// What it lists.
+    pub items: Vec<T>,
+    /// Whether another page follows.
+    pub more: bool,
+}
+
+/// GitHub, as one installation of the App; cheap to clone, and clones share the token.
+#[derive(Clone, Debug)]
+pub struct GitHub {
+    transport: Transport,
+    root: String,
+    app: Arc<GitHubApp>,
+    clock: Clock,
+    /// Held while a token is fetched, so that callers who wait find it.
+    token: Arc<Mutex<Option<InstallationToken>>>,
+}
+
+#[derive(Clone)]
+struct InstallationToken {
+    header: HeaderValue,
+    expires: Timestamp,
+}
+
+impl fmt::Debug for InstallationToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InstallationToken {{ expires: {} }}", self.expires)
+    }
+}
+
+impl GitHub {
+    /// The App's installation, at the API root `root`.
+    pub fn new(transport: Transport, root: &str, app: GitHubApp, clock: Clock) -> Self {
+        Self { transport, root: root.to_owned(), app: Arc::new(app), clock, token: Arc::default() }
+    }
+
+    /// The runners registered in `place`, of any name or of this one.
+    /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
+    ///
+    /// # Errors
+    /// As [`Error`] says; 404 also for an organization that is a user, or that the App may not read.
+    pub async fn runners(
+        &self,
+        place: &Place,
+        name: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<Vec<Runner>, Error> {
+        let (call, path) = match place {
+            Place::Repository(repo) => {
+                ("list runners of a repository", format!("/repos/{repo}/actions/runners"))
+            }
+            Place::Organization(login) => {
+                ("list runners of an organization", format!("/orgs/{login}/actions/runners"))
+            }
+        };
+        let filter: Vec<(&str, &str)> = name.map(|name| ("name", name)).into_iter().collect();
+        let page = |page| self.page::<wire::Runners>(call, &path, &filter, page, deadline);
+        let mut all = Vec::new();
+        for number in 1..=MOST_PAGES {
+            let found = page(number).await?;
+            let last = found.runners.len() < PER_PAGE;
+            all.extend(found.runners.into_iter().map(Runner::from));
+            if last {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Reads a job.
+    /// <https://docs.github.com/en/rest/actions/workflow-jobs#get-a-job-for-a-workflow-run>
+    ///
+    /// # Errors
+    /// 404 if there is no such job, or the App may not read it; else as [`Error`] says.
+    pub async fn job(&self, repo: &RepoName, id: u64, deadline: Deadline) -> Result<Job, Error> {
+        self.get("get a job", &format!("/repos/{repo}/actions/jobs/{id}"), &[], deadline).await
+    }
+
+    /// The ids of the repository's runs that have this status, newest first, a page at a time from 1.
+    /// A run's status is that of its least advanced job.
+    /// <https://docs.github.com/en/rest/actions/workflow-runs#list-workflow-runs-for-a-repository>
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn runs(
+        &self,
+        repo: &RepoName,
+        status: Progress,
+        page: usize,
+        deadline: Deadline,
+    ) -> Result<Page<u64>, Error> {
+        let filter = [("status", status.as_str()), ("exclude_pull_requests", "true")];
+        let path = format!("/repos/{repo}/actions/runs");
+        let found: wire::Runs = self.page("list runs", &path, &filter, page, deadline).await?;
+        let more = found.workflow_runs.len() == PER_PAGE && page < MOST_PAGES;
+        Ok(Page { items: found.workflow_runs.into_iter().map(|run| run.id).collect(), more })
+    }
+
+    /// All jobs of a run's latest attempt.
+    /// <https://docs.github.com/en/rest/actions/workflow-jobs#list-jobs-for-a-workflow-run>
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn jobs(
+        &self,
+        repo: &RepoName,
+        run: u64,
+        deadline: Deadline,
+    ) -> Result<Vec<Job>, Error> {
+        let path = format!("/repos/{repo}/actions/runs/{run}/jobs");
+        let mut all = Vec::new();
+        for number in 1..=MOST_PAGES {
+            let found: wire::Jobs = self
+                .page("list jobs of a run", &path, &[("filter", "latest")], number, deadline)
+                .await?;
+            let last = found.jobs.len() < PER_PAGE;
+            all.extend(found.jobs);
+            if last {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn page<T: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        filter: &[(&str, &str)],
+        page: usize,
+        deadline: Deadline,
+    ) -> Result<T, Error> {
+        let (size, page) = (PER_PAGE.to_string(), page.to_string());
+        let query: Vec<_> =
+            filter.iter().copied().chain([("per_page", size.as_str()), ("page", &page)]).collect();
+        self.get(call, path, &query, deadline).await
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        path: &str,
+        query: &[(&str, &str)],
+        deadline: Deadline,
+    ) -> Result<T, Error> {
+        let request = |token: &HeaderValue| {
+            let url = format!("{}{path}", self.root);
+            versioned(Outgoing::get(call, url).query(query.iter().copied())).bearer(token)
+        };
+        let token = self.installation_token(None, deadline).await?;
+        let mut answer = self.transport.send(&request(&token), deadline).await;
+        if answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED)) {
+            // Revoked before its time: one fresh token, and what that one may not do is really forbidden.
+            let fresh = self.installation_token(Some(&token), deadline).await?;
+            answer = self.transport.send(&request(&fresh), deadline).await;
+        }
+        read(call, &answer?)
+    }
+
+    /// A token that is good for a while, from the cache unless it is `refused`.
+    async fn installation_token(
+        &self,
+        refused: Option<&HeaderValue>,
+        deadline: Deadline,
+    ) -> Result<HeaderValue, Error> {
+        let call = "create an installation access token";
+        // Whoever holds it is fetching one, perhaps slowly.
+        let mut cached = tokio::time::timeout(deadline.remaining() / 2, self.token.lock())
+            .await
+            .map_err(|_| Error::NoToken { call, why: "out of time".into() })?;
+        let good = |token: &&InstallationToken| {
+            token.expires > self.clock.now() + TOKEN_MARGIN && refused != Some(&token.header)
+        };
+        if let Some(token) = cached.as_ref().filter(good) {
+            return Ok(token.header.clone());
+        }
+        let token = self.fetch_token(deadline).await?;
+        Ok(cached.insert(token).header.clone())
+    }
+
+    /// <https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app>
+    async fn fetch_token(&self, deadline: Deadline) -> Result<InstallationToken, Error> {
+        let call = "create an installation access token";
+        let url =
+            format!("{}/app/installations/{}/access_tokens", self.root, self.app.installation_id);
+        let jwt = bearer(call, &self.app_token(call)?)?;
+        let answer = self
+            .transport
+            .send(&versioned(Outgoing::post(call, url)).bearer(&jwt), deadline)
+            .await?;
+        let token: wire::Token = read(call, &answer)?;
+        let expires = Timestamp::parse(&token.expires_at);
+        Ok(InstallationToken {
+            header: bearer(call, &token.token)?,
+            // If it does not say, an hour is what GitHub documents.
+            expires: expires.unwrap_or_else(|| self.clock.now() + Duration::from_secs(3600)),
+        })
+    }
+
+    /// The App's own token. GitHub's clock may be behind ours, so it is dated back a minute.
+    fn app_token(&self, call: &'static str) -> Result<String, Error> {
+        let now = self.clock.now().unix_seconds();
+        let claims =
+            wire::Claims { iss: &self.app.id, iat: now.saturating_sub(60), exp: now + 9 * 60 };
+        jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.app.private_key)
+            .map_err(|_| Error::NoToken { call, why: "the App's private key cannot sign".into() })
+    }
+}
+
+/// The version that both github.com and Enterprise Server know.
+fn versioned(request: Outgoing) -> Outgoing {
+    request
+        .header(
+            HeaderName::from_static("x-github-api-version"),
+            HeaderValue::from_static("2022-11-28"),
+        )
+        .header(header::ACCEPT, HeaderValue::from_static("application/vnd.github+json"))
+}
+
+/// What goes over the wire: only what is read is required.
+mod wire {
+    use super::{Deserialize, Job, Label, Serialize};
+
+    #[derive(Serialize)]
+    pub(super) struct Claims<'a> {
+        pub(super) iss: &'a str,
+        pub(super) iat: u64,
+        pub(super) exp: u64,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Token {
+        pub(super) token: String,
+        #[serde(default)]
+        pub(super) expires_at: String,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Runners {
+        pub(super) runners: Vec<Runner>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Runner {
+        name: String,
+        busy: bool,
+        #[serde(default)]
+        status: String,
+        #[serde(default)]
+        labels: Vec<RunnerLabel>,
+    }
+
+    #[derive(Deserialize)]
+    struct RunnerLabel {
+        name: Label,
+    }
+
+    impl From<Runner> for super::Runner {
+        fn from(wire: Runner) -> Self {
+            Self {
+                name: wire.name,
+                busy: wire.busy,
+                online: wire.status == "online",
+                labels: wire.labels.into_iter().map(|label| label.name).collect(),
+            }
+        }
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Runs {
+        pub(super) workflow_runs: Vec<Run>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Run {
+        pub(super) id: u64,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Jobs {
+        pub(super) jobs: Vec<Job>,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_leniently() {
+        let job: Job =
+            serde_json::from_str(r#"{"id": 7, "status": "dreaming", "runner_name": null}"#)
+                .unwrap();
+        assert_eq!(job.status, Progress::Unknown);
+        assert!(job.labels.is_empty() && job.created_at().is_none());
+        let runners: wire::Runners = serde_json::from_str(
+            r#"{"total_count": 1, "runners": [{"id": 1, "name": "gpu-1", "busy": true}]}"#,
+        )
+        .unwrap();
+        let runner = Runner::from(runners.runners.into_iter().next().unwrap());
+        assert!(runner.busy && !runner.online && runner.labels.is_empty());
+    }
+}

@@ -1,0 +1,208 @@
+//! The REST clients: Compute Engine, Cloud Tasks and the GitHub App, over one transport.
+//!
+//! They speak of what the APIs speak of and know nothing of the protocol. Every call is safe to repeat: reads
+//! are, a task has a name, Compute Engine's commands carry a request id and labels a fingerprint, and a token
+//! too many does no harm. So the transport repeats any of them once.
+
+pub mod cloud_tasks;
+pub mod compute;
+pub mod github;
+pub mod google;
+pub mod transport;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode, header};
+use serde::Deserialize;
+
+/// What became of a call that did not succeed. The texts hold no secrets: neither the request's headers nor
+/// its body are part of them.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No answer arrived, or not in time: the call may have taken effect or not.
+    #[error("{call}: no answer: {why}")]
+    Unanswered {
+        /// The method, as the API's reference names it.
+        call: &'static str,
+        /// What the connection said.
+        why: String,
+    },
+    /// The API answered, with something else than success.
+    #[error("{call}: {status}{}{}", text(": ", .reason), text(": ", .message))]
+    Status {
+        /// The method, as the API's reference names it.
+        call: &'static str,
+        /// The answer's status.
+        status: StatusCode,
+        /// Google's reason or status word, such as `conditionNotMet` or `ALREADY_EXISTS`; empty from GitHub.
+        reason: String,
+        /// What the API says of it.
+        message: String,
+        /// Too much was asked: it says nothing about permissions, and passes.
+        limited: bool,
+    },
+    /// The API answered 2xx with something that is not what its reference says.
+    #[error("{call}: the answer cannot be read: {why}")]
+    Unreadable {
+        /// The method, as the API's reference names it.
+        call: &'static str,
+        /// What the parser said.
+        why: String,
+    },
+    /// No access token could be had to make the call with.
+    #[error("{call}: no access token: {why}")]
+    NoToken {
+        /// The method, as the API's reference names it.
+        call: &'static str,
+        /// What Google's token endpoint, or the search for credentials, said.
+        why: String,
+    },
+}
+
+fn text(before: &str, text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("{before}{text}") }
+}
+
+impl Error {
+    /// The status that was answered, if there was one.
+    pub fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Status { status, .. } => Some(*status),
+            Self::Unanswered { .. } | Self::Unreadable { .. } | Self::NoToken { .. } => None,
+        }
+    }
+
+    /// The API understood who asks, and may not tell or do this: a real 401 or 403, not a rate limit's.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(
+            self,
+            Self::Status {
+                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                limited: false,
+                ..
+            }
+        )
+    }
+
+    /// What was asked about does not exist, or is hidden from who asks.
+    pub fn is_not_found(&self) -> bool {
+        self.status() == Some(StatusCode::NOT_FOUND)
+    }
+
+    /// The resource's state changed between a read and the call: Compute Engine says so in several ways.
+    pub fn is_stale(&self) -> bool {
+        matches!(
+            self.status(),
+            Some(StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED)
+        )
+    }
+
+    /// From an answer other than 2xx.
+    fn from_answer(call: &'static str, answer: &Response<Bytes>) -> Self {
+        let said: ErrorBody = serde_json::from_slice(answer.body()).unwrap_or_default();
+        let reason = said
+            .error
+            .errors
+            .into_iter()
+            .next()
+            .map(|first| first.reason)
+            .unwrap_or(said.error.status);
+        let message = if said.message.is_empty() { said.error.message } else { said.message };
+        let limited = is_limit(answer.status(), answer.headers(), &reason, &message);
+        Self::Status {
+            call,
+            status: answer.status(),
+            reason: tidy(&reason),
+            message: tidy(&message),
+            limited,
+        }
+    }
+}
+
+/// Google answers 403 for exhausted rate quotas, GitHub for both of its rate limits.
+/// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
+fn is_limit(status: StatusCode, headers: &HeaderMap, reason: &str, message: &str) -> bool {
+    let exhausted = headers.get("x-ratelimit-remaining").is_some_and(|left| left == "0");
+    let told = matches!(
+        reason,
+        "rateLimitExceeded" | "userRateLimitExceeded" | "quotaExceeded" | "RESOURCE_EXHAUSTED"
+    );
+    let says_so = message.to_ascii_lowercase().contains("rate limit");
+    status == StatusCode::TOO_MANY_REQUESTS
+        || (status == StatusCode::FORBIDDEN
+            && (exhausted || told || says_so || headers.contains_key(header::RETRY_AFTER)))
+}
+
+/// One line of at most 200 characters, whatever an API sends.
+fn tidy(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Both shapes of an error: Google's `{"error": {…}}` and GitHub's `{"message": …}`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ErrorBody {
+    error: GoogleError,
+    message: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct GoogleError {
+    message: String,
+    status: String,
+    errors: Vec<GoogleReason>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct GoogleReason {
+    reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &'static str) -> Error {
+        let mut answer = Response::builder().status(status);
+        for (name, value) in headers {
+            answer = answer.header(*name, *value);
+        }
+        Error::from_answer("a.call", &answer.body(Bytes::from(body)).unwrap())
+    }
+
+    #[test]
+    fn a_rate_limit_is_not_a_missing_permission() {
+        let google = |reason| {
+            format!(
+                r#"{{"error":{{"code":403,"message":"no","errors":[{{"reason":"{reason}"}}]}}}}"#
+            )
+        };
+        assert!(answer(403, &[], google("forbidden").leak()).is_forbidden());
+        assert!(!answer(403, &[], google("rateLimitExceeded").leak()).is_forbidden());
+        assert!(
+            answer(403, &[], r#"{"message":"Resource not accessible by integration"}"#)
+                .is_forbidden()
+        );
+        assert!(answer(403, &[("x-ratelimit-remaining", "17")], "{}").is_forbidden());
+        assert!(!answer(403, &[("x-ratelimit-remaining", "0")], "{}").is_forbidden());
+        assert!(!answer(403, &[("retry-after", "60")], "{}").is_forbidden());
+        assert!(!answer(429, &[], "").is_forbidden());
+        assert!(answer(401, &[], r#"{"message":"Bad credentials"}"#).is_forbidden());
+    }
+
+    #[test]
+    fn any_error_body_makes_one_readable_line() {
+        let both = answer(
+            412,
+            &[],
+            r#"{"error":{"message":"changed","errors":[{"reason":"conditionNotMet"}]}}"#,
+        );
+        assert_eq!(both.to_string(), "a.call: 412 Precondition Failed: conditionNotMet: changed");
+        assert_eq!(answer(503, &[], "<html>\n").to_string(), "a.call: 503 Service Unavailable");
+        assert_eq!(
+            answer(409, &[], r#"{"error":{"status":"ALREADY_EXISTS"}}"#).to_string(),
+            "a.call: 409 Conflict: ALREADY_EXISTS"
+        );
+    }
+}

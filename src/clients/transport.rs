@@ -1,0 +1,259 @@
+//! One request in, one response out.
+//!
+//! The seam between the service and the world: in production [`over_tls`], in a simulation the emulators'
+//! Routers called in process. Above it sits what every call needs wherever it goes: redirects (a renamed
+//! repository answers with one), a time limit, and one more attempt.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceBuilder, ServiceExt};
+use tower_http::follow_redirect::FollowRedirectLayer;
+
+use super::Error;
+use crate::clock::Deadline;
+
+/// Whatever carries a request out and brings its response back.
+pub type HttpService = BoxCloneSyncService<Request<Full<Bytes>>, Response<Bytes>, BoxError>;
+
+/// What a connection can fail with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Far above any answer that we ask for: a page of a hundred jobs has half a megabyte.
+const LARGEST_ANSWER: usize = 16 << 20;
+
+/// How long to wait before the second attempt, unless the answer says.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The HTTP service of production: HTTP/1.1 or 2, rustls, with the roots compiled in, so that an image needs
+/// no certificates and no start reads them.
+///
+/// # Errors
+/// If the TLS library refuses its own defaults.
+pub fn over_tls() -> Result<HttpService, BoxError> {
+    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    #[expect(clippy::disallowed_methods, reason = "this is the one client")]
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(3))
+        .no_proxy()
+        .build()?;
+    Ok(BoxCloneSyncService::new(tower::service_fn(move |request| {
+        exchange(client.clone(), request)
+    })))
+}
+
+async fn exchange(
+    client: reqwest::Client,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Bytes>, BoxError> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let mut answer = client.execute(Request::from_parts(head, body).try_into()?).await?;
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = answer.status();
+    *response.headers_mut() = std::mem::take(answer.headers_mut());
+    let mut body = BytesMut::new();
+    while let Some(chunk) = answer.chunk().await? {
+        if body.len() + chunk.len() > LARGEST_ANSWER {
+            return Err("the answer is larger than 16 MiB".into());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    *response.body_mut() = body.freeze();
+    Ok(response)
+}
+
+/// Sends requests; cheap to clone.
+#[derive(Clone)]
+pub struct Transport(HttpService);
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Transport")
+    }
+}
+
+impl Transport {
+    /// Sends through `http`, following redirects; credentials stay with the host that they were meant for.
+    pub fn new(http: HttpService) -> Self {
+        Self(BoxCloneSyncService::new(
+            ServiceBuilder::new().layer(FollowRedirectLayer::new()).service(http),
+        ))
+    }
+
+    /// Sends the request and returns a 2xx answer. What fails in a way that may pass is sent once more, if
+    /// the time allows; an attempt gets at most half of what is left, so that something always is.
+    ///
+    /// # Errors
+    /// If the last attempt brought no answer, or one other than 2xx.
+    pub async fn send(
+        &self,
+        request: &Outgoing,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Error> {
+        let (error, pause) = match self.attempt(request, deadline).await {
+            Ok(answer) => return Ok(answer),
+            Err(Failed { error, again_after: Some(pause) }) if pause < deadline.remaining() / 2 => {
+                (error, pause)
+            }
+            Err(Failed { error, .. }) => return Err(error),
+        };
+        tracing::debug!(%error, "once more");
+        tokio::time::sleep(pause).await;
+        self.attempt(request, deadline).await.map_err(|failed| failed.error)
+    }
+
+    async fn attempt(
+        &self,
+        request: &Outgoing,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Failed> {
+        let call = request.call;
+        let unanswered = |why: String| Failed {
+            error: Error::Unanswered { call, why },
+            again_after: Some(PAUSE),
+        };
+        let answer = tokio::time::timeout(
+            deadline.remaining() / 2,
+            self.0.clone().oneshot(request.to_http()),
+        )
+        .await
+        .map_err(|_| unanswered("out of time".into()))?
+        .map_err(|error| unanswered(innermost(error.as_ref())))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let again_after = pause_before_repeating(&answer);
+        Err(Failed { error: Error::from_answer(call, &answer), again_after })
+    }
+}
+
+/// An attempt that failed, and when another may do better.
+struct Failed {
+    error: Error,
+    again_after: Option<Duration>,
+}
+
+/// `Retry-After` where there is one; else only a fault of the server's own is worth another attempt.
+fn pause_before_repeating(answer: &Response<Bytes>) -> Option<Duration> {
+    let told =
+        answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let passing =
+        answer.status().is_server_error() && answer.status() != StatusCode::NOT_IMPLEMENTED;
+    told.map(Duration::from_secs).or(passing.then_some(PAUSE))
+}
+
+/// reqwest says "error sending request" and keeps the reason at the end of the chain. The request's URL is in
+/// neither: it can hold nothing secret, but says nothing either.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().map(|error| super::tidy(&error.to_string())).unwrap_or_default()
+}
+
+/// A request to one of the APIs, ready to be sent more than once.
+#[derive(Debug)]
+pub struct Outgoing {
+    call: &'static str,
+    method: Method,
+    url: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    body: Bytes,
+}
+
+impl Outgoing {
+    /// A GET of `url`; `call` is the method's name in the API's reference.
+    pub fn get(call: &'static str, url: String) -> Self {
+        Self { call, method: Method::GET, url, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    /// A POST to `url`, with an empty body until [`json`](Self::json) gives it one.
+    pub fn post(call: &'static str, url: String) -> Self {
+        Self { method: Method::POST, ..Self::get(call, url) }
+    }
+
+    /// Appends query parameters.
+    #[must_use]
+    pub fn query<'a>(mut self, parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let query =
+            form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
+        if !query.is_empty() {
+            self.url = format!("{}?{query}", self.url);
+        }
+        self
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// Says who asks.
+    #[must_use]
+    pub fn bearer(self, token: &HeaderValue) -> Self {
+        self.header(AUTHORIZATION, token.clone())
+    }
+
+    /// Gives it a JSON body.
+    ///
+    /// # Errors
+    /// If `body` cannot be written as JSON.
+    pub fn json(mut self, body: &impl Serialize) -> Result<Self, Error> {
+        let call = self.call;
+        let json = serde_json::to_vec(body)
+            .map_err(|why| Error::Unreadable { call, why: why.to_string() })?;
+        self.body = json.into();
+        Ok(self.header(CONTENT_TYPE, HeaderValue::from_static("application/json")))
+    }
+
+    fn to_http(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.url.parse().unwrap_or_default();
+        let headers = request.headers_mut();
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("runner-manager/", env!("CARGO_PKG_VERSION"))),
+        );
+        headers.extend(self.headers.iter().cloned());
+        // An empty POST has to say that it is empty: over HTTP/1.1 nothing else does, and Google answers 411.
+        if self.method == Method::POST {
+            headers.insert(CONTENT_LENGTH, self.body.len().into());
+        }
+        request
+    }
+}
+
+/// `Bearer` and the token, marked so that no `Debug` shows it.
+pub(super) fn bearer(call: &'static str, token: &str) -> Result<HeaderValue, Error> {
+    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+        .map_err(|_| Error::NoToken { call, why: "the token is not visible ASCII".into() })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Reads a 2xx answer's body.
+///
+/// # Errors
+/// If it is not the JSON that `T` needs.
+pub(super) fn read<T: DeserializeOwned>(
+    call: &'static str,
+    answer: &Response<Bytes>,
+) -> Result<T, Error> {
+    serde_json::from_slice(answer.body())
+        .map_err(|error| Error::Unreadable { call, why: error.to_string() })
+}

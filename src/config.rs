@@ -1,0 +1,690 @@
+//! The environment, read once: variables in, a [`Config`] or every problem at once out.
+//!
+//! A problem names its variable, and for RUNNER_CONFIG the entry and field; it never repeats a value, since
+//! a secret may have been put into the wrong variable. `envy` only sorts texts into fields here: its own
+//! errors stop at the first problem and quote what they could not read.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, EncodingKey};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::fleet::{Entry, Fleet, RunnerNames, Vm};
+use crate::secret::{Secret, SharedSecret};
+
+/// All that the service is told from outside.
+#[derive(Debug)]
+pub struct Config {
+    /// The project of the VMs and of the queue.
+    pub project: String,
+    /// Where the Cloud Tasks queue is, such as `asia-northeast1`.
+    pub task_location: String,
+    /// The queue's id.
+    pub task_queue: String,
+    /// Where tasks call this service back; without a trailing slash.
+    pub service_url: String,
+    /// What webhooks are signed with and commands carry.
+    pub secret: SharedSecret,
+    /// How long a VM stays up after its last job.
+    pub inactive: Duration,
+    /// How the service speaks to GitHub.
+    pub github_app: GitHubApp,
+    /// Which VM serves which jobs.
+    pub fleet: Fleet,
+    /// The port to listen on.
+    pub port: u16,
+    /// Where Google's and GitHub's APIs are.
+    pub roots: ApiRoots,
+    /// What is allowed but hardly meant; one line each.
+    pub warnings: Vec<String>,
+}
+
+/// The GitHub App, as which the service asks GitHub about runners and jobs.
+pub struct GitHubApp {
+    /// The App's id or its client id: the issuer of its tokens.
+    pub id: String,
+    /// The App's RSA private key.
+    pub private_key: EncodingKey,
+    /// Its one installation, in the account that owns all configured repositories.
+    pub installation_id: u64,
+}
+
+impl fmt::Debug for GitHubApp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, installation_id, .. } = self;
+        write!(
+            f,
+            "GitHubApp {{ id: {id}, installation_id: {installation_id}, private_key: [redacted] }}"
+        )
+    }
+}
+
+/// The roots of the three APIs, without a trailing slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiRoots {
+    /// `/compute/v1/…` is appended to this.
+    pub compute: String,
+    /// `/v2/…` is appended to this.
+    pub cloud_tasks: String,
+    /// GitHub's REST paths are appended to this; on Enterprise Server `https://HOST/api/v3`.
+    pub github: String,
+}
+
+impl Default for ApiRoots {
+    fn default() -> Self {
+        Self {
+            compute: "https://compute.googleapis.com".into(),
+            cloud_tasks: "https://cloudtasks.googleapis.com".into(),
+            github: "https://api.github.com".into(),
+        }
+    }
+}
+
+/// Every variable that is read, as text. The fields' names in capitals are the variables'.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Raw {
+    gcp_project_id: Option<String>,
+    cloud_task_location: Option<String>,
+    cloud_task_queue_name: Option<String>,
+    cloud_run_service_url: Option<String>,
+    runner_manager_secret: Option<String>,
+    runner_manager_secret_previous: Option<String>,
+    vm_inactive_minutes: Option<String>,
+    github_app_id: Option<String>,
+    github_app_private_key: Option<String>,
+    github_app_installation_id: Option<String>,
+    runner_config: Option<String>,
+    port: Option<String>,
+    compute_api_url: Option<String>,
+    cloud_tasks_api_url: Option<String>,
+    github_api_url: Option<String>,
+}
+
+/// The variables' names.
+pub const VARIABLES: [&str; 15] = [
+    "GCP_PROJECT_ID",
+    "CLOUD_TASK_LOCATION",
+    "CLOUD_TASK_QUEUE_NAME",
+    "CLOUD_RUN_SERVICE_URL",
+    "RUNNER_MANAGER_SECRET",
+    "RUNNER_MANAGER_SECRET_PREVIOUS",
+    "VM_INACTIVE_MINUTES",
+    "GITHUB_APP_ID",
+    "GITHUB_APP_PRIVATE_KEY",
+    "GITHUB_APP_INSTALLATION_ID",
+    "RUNNER_CONFIG",
+    "PORT",
+    "COMPUTE_API_URL",
+    "CLOUD_TASKS_API_URL",
+    "GITHUB_API_URL",
+];
+
+/// All that is wrong with the environment, one line each.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Problems(Vec<String>);
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        write!(f, "{count} problem{} with the configuration:", if count == 1 { "" } else { "s" })?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl Problems {
+    fn add(&mut self, place: impl fmt::Display, problem: impl fmt::Display) {
+        self.0.push(format!("{place}: {problem}"));
+    }
+
+    /// The lines, in the order in which they were found.
+    pub fn lines(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl Config {
+    /// Reads the process's environment.
+    ///
+    /// # Errors
+    /// Every problem there is.
+    pub fn from_env() -> Result<Self, Problems> {
+        Self::from_vars(std::env::vars_os())
+    }
+
+    /// Reads the given variables; those that are not ours are passed over.
+    ///
+    /// # Errors
+    /// Every problem there is.
+    pub fn from_vars(
+        vars: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let raw = read(vars, &mut problems);
+        let mut warnings = Vec::new();
+        let check = &mut problems;
+
+        let project = check.required("GCP_PROJECT_ID", raw.gcp_project_id, project_id);
+        let task_location =
+            check.required("CLOUD_TASK_LOCATION", raw.cloud_task_location, location);
+        let task_queue =
+            check.required("CLOUD_TASK_QUEUE_NAME", raw.cloud_task_queue_name, queue_id);
+        let service_url = check.required("CLOUD_RUN_SERVICE_URL", raw.cloud_run_service_url, url);
+        let secret = check.required_secret(
+            "RUNNER_MANAGER_SECRET",
+            raw.runner_manager_secret,
+            shared_secret,
+        );
+        let previous = check.optional_secret(
+            "RUNNER_MANAGER_SECRET_PREVIOUS",
+            raw.runner_manager_secret_previous,
+            shared_secret,
+        );
+        let inactive =
+            check.optional("VM_INACTIVE_MINUTES", raw.vm_inactive_minutes, inactive_minutes);
+        let app_id = check.required("GITHUB_APP_ID", raw.github_app_id, app_id);
+        let private_key =
+            check.required_secret("GITHUB_APP_PRIVATE_KEY", raw.github_app_private_key, rsa_key);
+        let installation_id = check.required(
+            "GITHUB_APP_INSTALLATION_ID",
+            raw.github_app_installation_id,
+            installation_id,
+        );
+        let fleet = check.fleet(raw.runner_config, &mut warnings);
+        let port = check.optional("PORT", raw.port, port);
+        let default = ApiRoots::default();
+        let compute = check.optional("COMPUTE_API_URL", raw.compute_api_url, url);
+        let cloud_tasks = check.optional("CLOUD_TASKS_API_URL", raw.cloud_tasks_api_url, url);
+        let github = check.optional("GITHUB_API_URL", raw.github_api_url, url);
+
+        let config = || {
+            Some(Self {
+                project: project?,
+                task_location: task_location?,
+                task_queue: task_queue?,
+                service_url: service_url?,
+                secret: SharedSecret::new(secret?, previous),
+                inactive: inactive.unwrap_or(Duration::from_secs(3 * 60)),
+                github_app: GitHubApp {
+                    id: app_id?,
+                    private_key: private_key?,
+                    installation_id: installation_id?,
+                },
+                fleet: fleet?,
+                port: port.unwrap_or(8080),
+                roots: ApiRoots {
+                    compute: compute.unwrap_or(default.compute),
+                    cloud_tasks: cloud_tasks.unwrap_or(default.cloud_tasks),
+                    github: github.unwrap_or(default.github),
+                },
+                warnings,
+            })
+        };
+        if problems.0.is_empty() { config().ok_or(problems) } else { Err(problems) }
+    }
+}
+
+/// Sorts the variables that are ours into their fields.
+fn read(vars: impl IntoIterator<Item = (OsString, OsString)>, problems: &mut Problems) -> Raw {
+    let mut ours = Vec::new();
+    for (name, value) in vars {
+        // Exact names only: `port` beside `PORT` would be one field twice to envy.
+        let Some(name) = VARIABLES.into_iter().find(|known| name == **known) else { continue };
+        match value.into_string() {
+            Ok(value) => ours.push((name.to_owned(), value)),
+            Err(_) => problems.add(name, "is not UTF-8"),
+        }
+    }
+    envy::from_iter(ours).unwrap_or_default()
+}
+
+impl Problems {
+    /// A variable that has to be there, white space around it taken away.
+    fn required<T>(
+        &mut self,
+        name: &str,
+        value: Option<String>,
+        read: fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.required_secret(name, value.map(|value| value.trim().to_owned()), read)
+    }
+
+    /// A variable that has to be there, exactly as it is.
+    fn required_secret<T>(
+        &mut self,
+        name: &str,
+        value: Option<String>,
+        read: fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = value.filter(|value| !value.trim().is_empty());
+        // One that is not UTF-8 is there, but has been complained of already.
+        if value.is_none() && !self.0.iter().any(|line| line.starts_with(&format!("{name}: "))) {
+            self.add(name, "is not set");
+        }
+        self.optional_secret(name, value, read)
+    }
+
+    /// A variable that may be missing; an empty one counts as missing.
+    fn optional<T>(
+        &mut self,
+        name: &str,
+        value: Option<String>,
+        read: fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.optional_secret(name, value.map(|value| value.trim().to_owned()), read)
+    }
+
+    fn optional_secret<T>(
+        &mut self,
+        name: &str,
+        value: Option<String>,
+        read: fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = value.filter(|value| !value.trim().is_empty())?;
+        read(&value).map_err(|problem| self.add(name, problem)).ok()
+    }
+
+    fn fleet(&mut self, value: Option<String>, warnings: &mut Vec<String>) -> Option<Fleet> {
+        let elements =
+            self.required("RUNNER_CONFIG", value, |text| match serde_json::from_str(text) {
+                Ok(Value::Array(elements)) if elements.is_empty() => {
+                    Err("is an empty array: no job would get a VM".into())
+                }
+                Ok(Value::Array(elements)) => Ok(elements),
+                Ok(_) => Err("is not a JSON array".into()),
+                Err(error) => {
+                    Err(format!("is not JSON: line {}, column {}", error.line(), error.column()))
+                }
+            })?;
+        let before = self.0.len();
+        let entries: Vec<Entry> = elements
+            .iter()
+            .enumerate()
+            .filter_map(|(nth, element)| self.entry(nth, element, warnings))
+            .collect();
+        if self.0.len() > before {
+            return None;
+        }
+        let fleet = Fleet::new(entries);
+        warnings.extend(fleet.shadowed().into_iter().map(|(earlier, later)| {
+            format!("RUNNER_CONFIG[{later}]: is never reached: RUNNER_CONFIG[{earlier}] takes all of its jobs")
+        }));
+        Some(fleet)
+    }
+
+    fn entry(&mut self, nth: usize, element: &Value, warnings: &mut Vec<String>) -> Option<Entry> {
+        let Value::Object(fields) = element else {
+            self.add(format_args!("RUNNER_CONFIG[{nth}]"), "is not a JSON object");
+            return None;
+        };
+        let known = [
+            "repo",
+            "labels",
+            "vm_instance_name",
+            "vm_instance_zone",
+            "runner_names",
+            "discard_local_ssd",
+        ];
+        for field in fields.keys().filter(|field| !known.contains(&field.as_str())) {
+            let field: String = field.chars().take(40).flat_map(char::escape_default).collect();
+            warnings.push(format!(
+                "RUNNER_CONFIG[{nth}].{field}: is not a field of an entry, and does nothing"
+            ));
+        }
+        let repo = self.text(nth, fields, "repo", repo_name);
+        let labels = self.texts(nth, fields, "labels", label);
+        let name = self.text(nth, fields, "vm_instance_name", instance_name);
+        let zone = self.text(nth, fields, "vm_instance_zone", location);
+        let runner_names = match fields.get("runner_names") {
+            None | Some(Value::Null) => name.clone().map(|name| vec![name]),
+            Some(_) => self.texts(nth, fields, "runner_names", runner_name),
+        };
+        let discard_local_ssd = match fields.get("discard_local_ssd") {
+            None | Some(Value::Null) => Some(false),
+            Some(Value::Bool(discard)) => Some(*discard),
+            Some(_) => {
+                self.add(
+                    format_args!("RUNNER_CONFIG[{nth}].discard_local_ssd"),
+                    "is neither true nor false",
+                );
+                None
+            }
+        };
+        Some(Entry {
+            repo: repo?.into(),
+            labels: labels?.into_iter().map(Into::into).collect(),
+            vm: Vm::new(name?, zone?),
+            runner_names: RunnerNames::parse(runner_names?.iter().map(String::as_str)),
+            discard_local_ssd: discard_local_ssd?,
+        })
+    }
+
+    fn text(
+        &mut self,
+        nth: usize,
+        fields: &Map<String, Value>,
+        field: &str,
+        read: Check,
+    ) -> Option<String> {
+        let place = format!("RUNNER_CONFIG[{nth}].{field}");
+        let Some(Value::String(text)) = fields.get(field) else {
+            self.add(
+                place,
+                if fields.contains_key(field) { "is not a string" } else { "is missing" },
+            );
+            return None;
+        };
+        read(text.trim()).map_err(|problem| self.add(place, problem)).ok()
+    }
+
+    fn texts(
+        &mut self,
+        nth: usize,
+        fields: &Map<String, Value>,
+        field: &str,
+        read: Check,
+    ) -> Option<Vec<String>> {
+        let place = format!("RUNNER_CONFIG[{nth}].{field}");
+        let Some(Value::Array(elements)) = fields.get(field) else {
+            self.add(
+                place,
+                if fields.contains_key(field) { "is not an array" } else { "is missing" },
+            );
+            return None;
+        };
+        if elements.is_empty() {
+            let why = if field == "labels" {
+                ": the entry would match GitHub-hosted jobs too"
+            } else {
+                ""
+            };
+            self.add(place, format_args!("is empty{why}"));
+            return None;
+        }
+        let texts: Vec<Option<String>> = elements
+            .iter()
+            .enumerate()
+            .map(|(index, element)| {
+                let read = element
+                    .as_str()
+                    .ok_or_else(|| "is not a string".to_owned())
+                    .and_then(|t| read(t.trim()));
+                read.map_err(|problem| self.add(format_args!("{place}[{index}]"), problem)).ok()
+            })
+            .collect();
+        texts.into_iter().collect()
+    }
+}
+
+/// Takes a text, or says what it should have been.
+type Check = fn(&str) -> Result<String, String>;
+
+fn check(text: &str, valid: bool, should: &str) -> Result<String, String> {
+    if valid { Ok(text.to_owned()) } else { Err(should.to_owned()) }
+}
+
+fn made_of(text: &str, more: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+}
+
+fn project_id(text: &str) -> Result<String, String> {
+    check(text, made_of(text, "-.:") && text.len() <= 63, "is not a project id, such as my-project")
+}
+
+fn location(text: &str) -> Result<String, String> {
+    check(
+        text,
+        made_of(text, "-") && text.len() <= 63,
+        "is not a location, such as asia-northeast1 or asia-northeast1-a",
+    )
+}
+
+fn queue_id(text: &str) -> Result<String, String> {
+    check(
+        text,
+        made_of(text, "-") && text.len() <= 100,
+        "is not a queue id: letters, digits and hyphens, 100 at most",
+    )
+}
+
+/// <https://cloud.google.com/compute/docs/naming-resources>
+fn instance_name(text: &str) -> Result<String, String> {
+    let valid = text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && !text.ends_with('-')
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    check(
+        text,
+        valid,
+        "is not an instance name: lowercase letters, digits and hyphens, a letter first, 63 at most",
+    )
+}
+
+fn repo_name(text: &str) -> Result<String, String> {
+    let valid = text
+        .split_once('/')
+        .is_some_and(|(owner, repo)| made_of(owner, "-_.") && made_of(repo, "-_."));
+    check(text, valid, "is not a repository's full name, owner/repo")
+}
+
+fn label(text: &str) -> Result<String, String> {
+    check(
+        text,
+        !text.is_empty() && text.len() <= 256 && !text.contains(char::is_control),
+        "is not a label",
+    )
+}
+
+fn runner_name(text: &str) -> Result<String, String> {
+    let name = text.strip_suffix('*').unwrap_or(text);
+    let valid = !name.is_empty() && name.len() <= 128 && !name.contains(['*', '\n', '\r']);
+    check(text, valid, "is not a runner's name, or the beginning of one and a *")
+}
+
+fn url(text: &str) -> Result<String, String> {
+    let uri: http::Uri = text.parse().map_err(|_| "is not a URL".to_owned())?;
+    let scheme = matches!(uri.scheme_str(), Some("http" | "https"));
+    let plain =
+        uri.authority().is_some_and(|host| !host.as_str().contains('@')) && uri.query().is_none();
+    let text = text.trim_end_matches('/');
+    check(text, scheme && plain, "is not an http or https URL, without a user or query")
+}
+
+fn shared_secret(text: &str) -> Result<Secret, String> {
+    // It travels as a header, and a stray line break would make every caller's a wrong one.
+    if text.trim() != text {
+        return Err(
+            "begins or ends with white space: was it stored with `echo` where `printf` was meant?"
+                .into(),
+        );
+    }
+    if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Err("has characters other than visible ASCII, which a header cannot carry".into());
+    }
+    Ok(Secret::new(text))
+}
+
+fn inactive_minutes(text: &str) -> Result<Duration, String> {
+    let minutes = text.parse().ok().filter(|minutes| (1..=1440).contains(minutes));
+    minutes
+        .map(|minutes: u64| Duration::from_secs(60 * minutes))
+        .ok_or("is not a number from 1 to 1440".into())
+}
+
+fn app_id(text: &str) -> Result<String, String> {
+    check(text, made_of(text, ".") && text.len() <= 64, "is not a GitHub App's id or client id")
+}
+
+fn installation_id(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "is not a number".into())
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "is not a port, 0 to 65535".into())
+}
+
+fn rsa_key(text: &str) -> Result<EncodingKey, String> {
+    let pem = text.replace("\\n", "\n");
+    let wrong =
+        "is not an RSA private key in PEM format, as GitHub lets you download one for the App";
+    let key = EncodingKey::from_rsa_pem(pem.trim().as_bytes()).map_err(|_| wrong.to_owned())?;
+    // A file with the right frame may still hold something else; only signing tells.
+    jsonwebtoken::crypto::sign(b"", &key, Algorithm::RS256).map_err(|_| wrong.to_owned())?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &str = include_str!("../tests/fixtures/app-private-key.pem");
+
+    fn vars(changes: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+        let mut vars = vec![
+            ("GCP_PROJECT_ID", "my-project"),
+            ("CLOUD_TASK_LOCATION", "asia-northeast1"),
+            ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
+            ("CLOUD_RUN_SERVICE_URL", "https://runner-manager-123.asia-northeast1.run.app/"),
+            ("RUNNER_MANAGER_SECRET", "a-secret"),
+            ("GITHUB_APP_ID", "123456"),
+            ("GITHUB_APP_PRIVATE_KEY", PEM),
+            ("GITHUB_APP_INSTALLATION_ID", "12345678"),
+            (
+                "RUNNER_CONFIG",
+                r#"[{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"asia-northeast1-a"}]"#,
+            ),
+        ];
+        vars.retain(|(name, _)| !changes.iter().any(|(changed, _)| changed == name));
+        vars.extend(changes.iter().filter(|(_, value)| *value != "-"));
+        vars.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+    }
+
+    /// The problems of an environment in which these variables differ; `-` takes one away.
+    fn problems(changes: &[(&str, &str)]) -> Vec<String> {
+        Config::from_vars(vars(changes)).map_or_else(|problems| problems.0, |_| Vec::new())
+    }
+
+    #[track_caller]
+    fn complains(name: &str, value: &str, problem: &str) {
+        let found = problems(&[(name, value)]);
+        assert!(
+            found.len() == 1 && found[0].starts_with(name) && found[0].contains(problem),
+            "{found:?}"
+        );
+        assert!(value.len() < 6 || !found[0].contains(value), "a value is repeated: {found:?}");
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let config = Config::from_vars(vars(&[])).unwrap();
+        assert_eq!(config.inactive, Duration::from_secs(180));
+        assert_eq!(config.port, 8080);
+        assert_eq!(config.roots, ApiRoots::default());
+        assert_eq!(config.service_url, "https://runner-manager-123.asia-northeast1.run.app");
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn everything_can_be_set() {
+        let changes = [
+            ("VM_INACTIVE_MINUTES", "15"),
+            ("PORT", "9000"),
+            ("COMPUTE_API_URL", "http://127.0.0.1:1"),
+            ("CLOUD_TASKS_API_URL", "http://127.0.0.1:2/"),
+            ("GITHUB_API_URL", "https://github.example.com/api/v3"),
+            ("GITHUB_APP_PRIVATE_KEY", &PEM.replace('\n', "\\n")),
+            ("RUNNER_MANAGER_SECRET_PREVIOUS", "earlier"),
+            ("port", "ignored"),
+        ];
+        let config = Config::from_vars(vars(&changes)).unwrap();
+        assert_eq!((config.inactive, config.port), (Duration::from_secs(900), 9000));
+        assert_eq!(config.roots.cloud_tasks, "http://127.0.0.1:2");
+        assert_eq!(config.roots.github, "https://github.example.com/api/v3");
+        assert_eq!(config.secret.verify_secret(Some(b"earlier")), Ok(()));
+    }
+
+    #[test]
+    fn every_missing_variable_is_named_at_once() {
+        let found = Config::from_vars([]).unwrap_err();
+        let named: Vec<&str> = found.0.iter().map(|line| line.split(':').next().unwrap()).collect();
+        assert_eq!(named, [&VARIABLES[..5], &VARIABLES[7..11]].concat());
+    }
+
+    #[test]
+    fn a_bad_value_is_named_but_not_repeated() {
+        complains("GCP_PROJECT_ID", "my project", "is not a project id");
+        complains("CLOUD_TASK_LOCATION", "here/there", "is not a location");
+        complains("CLOUD_TASK_QUEUE_NAME", "under_score", "is not a queue id");
+        complains("CLOUD_RUN_SERVICE_URL", "runner-manager.run.app", "http or https URL");
+        complains("CLOUD_RUN_SERVICE_URL", "https://user:pass@host.example", "http or https URL");
+        complains("RUNNER_MANAGER_SECRET", "hush-hush\n", "white space");
+        complains("RUNNER_MANAGER_SECRET", "gehe\u{ed}m-gehe\u{ed}m", "visible ASCII");
+        complains("VM_INACTIVE_MINUTES", "0", "1 to 1440");
+        complains("VM_INACTIVE_MINUTES", "1441", "1 to 1440");
+        complains("GITHUB_APP_PRIVATE_KEY", "not a key at all", "RSA private key");
+        complains("GITHUB_APP_PRIVATE_KEY", &PEM[..400], "RSA private key");
+        complains("GITHUB_APP_INSTALLATION_ID", "mine, all mine", "is not a number");
+        complains("PORT", "65536", "is not a port");
+        complains("GITHUB_APP_ID", "", "is not set");
+    }
+
+    #[test]
+    fn every_problem_of_every_entry_is_named() {
+        let config = r#"[
+            {"repo": "acme", "labels": [], "vm_instance_name": "Runner", "vm_instance_zone": 7},
+            "nothing",
+            {"repo": "acme/app", "labels": ["self-hosted", 5], "runner_names": ["a*b"], "discard_local_ssd": "yes"}
+        ]"#;
+        let found = problems(&[("RUNNER_CONFIG", config)]);
+        let places: Vec<&str> = found.iter().map(|line| line.split(": ").next().unwrap()).collect();
+        let expected = [
+            "RUNNER_CONFIG[0].repo",
+            "RUNNER_CONFIG[0].labels",
+            "RUNNER_CONFIG[0].vm_instance_name",
+            "RUNNER_CONFIG[0].vm_instance_zone",
+            "RUNNER_CONFIG[1]",
+            "RUNNER_CONFIG[2].labels[1]",
+            "RUNNER_CONFIG[2].vm_instance_name",
+            "RUNNER_CONFIG[2].vm_instance_zone",
+            "RUNNER_CONFIG[2].runner_names[0]",
+            "RUNNER_CONFIG[2].discard_local_ssd",
+        ];
+        assert_eq!(places, expected);
+        complains("RUNNER_CONFIG", "[]", "is an empty array");
+        complains("RUNNER_CONFIG", "{}", "is not a JSON array");
+        complains("RUNNER_CONFIG", "[{]", "is not JSON: line 1, column 3");
+    }
+
+    #[test]
+    fn what_is_hardly_meant_is_a_warning() {
+        let entry = |extra: &str| {
+            format!(
+                r#"{{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"z1"{extra}}}"#
+            )
+        };
+        let twice = format!("[{},{}]", entry(""), entry(r#","runner_name":"typo""#));
+        let config = Config::from_vars(vars(&[("RUNNER_CONFIG", &twice)])).unwrap();
+        assert_eq!(config.warnings.len(), 2);
+        assert!(config.warnings[0].starts_with("RUNNER_CONFIG[1].runner_name: "));
+        assert!(config.warnings[1].starts_with("RUNNER_CONFIG[1]: is never reached"));
+    }
+
+    #[test]
+    fn a_value_that_is_not_utf8_is_a_problem_not_a_panic() {
+        use std::os::unix::ffi::OsStringExt;
+        let mut vars = vars(&[("GCP_PROJECT_ID", "-")]);
+        vars.push(("GCP_PROJECT_ID".into(), OsString::from_vec(vec![0xff, 0xfe])));
+        assert_eq!(Config::from_vars(vars).unwrap_err().0, ["GCP_PROJECT_ID: is not UTF-8"]);
+    }
+
+    #[test]
+    fn no_secret_is_shown_by_debug() {
+        let shown = format!("{:?}", Config::from_vars(vars(&[])).unwrap());
+        assert!(!shown.contains("a-secret") && !shown.contains("BEGIN"), "{shown}");
+    }
+}

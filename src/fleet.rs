@@ -1,0 +1,394 @@
+//! The fleet: which VM serves a job, and which entries of RUNNER_CONFIG share a VM.
+//!
+//! A job goes to the first entry of its repository whose labels the job has, all of them. Repository names,
+//! labels and runner names compare without regard to case, as GitHub matches them.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A Compute Engine instance of the configured project, by name and zone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vm {
+    /// The instance's name, which its GitHub runner bears too unless `runner_names` says otherwise.
+    pub name: String,
+    /// The zone, such as `asia-northeast1-a`.
+    pub zone: String,
+}
+
+impl Vm {
+    /// The instance `name` in `zone`.
+    pub fn new(name: impl Into<String>, zone: impl Into<String>) -> Self {
+        Self { name: name.into(), zone: zone.into() }
+    }
+}
+
+impl fmt::Display for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.name, self.zone)
+    }
+}
+
+/// A word that GitHub compares without regard to case: kept as written, equal to any other spelling.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Caseless(String);
+
+impl Caseless {
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn bytes(&self) -> impl Iterator<Item = u8> {
+        self.0.bytes().map(|byte| byte.to_ascii_lowercase())
+    }
+}
+
+impl<T: Into<String>> From<T> for Caseless {
+    fn from(text: T) -> Self {
+        Self(text.into())
+    }
+}
+
+impl PartialEq for Caseless {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+}
+
+impl Eq for Caseless {}
+
+impl PartialOrd for Caseless {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Caseless {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bytes().cmp(other.bytes())
+    }
+}
+
+impl fmt::Display for Caseless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A label of a job (an element of `runs-on`) or of a runner.
+pub type Label = Caseless;
+
+/// A repository's full name, `owner/repo`.
+pub type RepoName = Caseless;
+
+impl RepoName {
+    /// The account that owns it: an organization or a user.
+    pub fn owner(&self) -> &str {
+        self.0.split_once('/').map_or(self.0.as_str(), |(owner, _)| owner)
+    }
+}
+
+/// The names that a VM's runners may bear: exact ones, and prefixes, written with a trailing `*`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunnerNames(Vec<Pattern>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pattern {
+    Exactly(Caseless),
+    StartsWith(Caseless),
+}
+
+impl RunnerNames {
+    /// Reads patterns as RUNNER_CONFIG lists them.
+    pub fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
+        let read = |text: &str| match text.strip_suffix('*') {
+            Some(prefix) => Pattern::StartsWith(prefix.into()),
+            None => Pattern::Exactly(text.into()),
+        };
+        Self(patterns.into_iter().map(read).collect())
+    }
+
+    /// Whether a runner of this name is one of them.
+    pub fn contain(&self, name: &str) -> bool {
+        self.0.iter().any(|pattern| match pattern {
+            Pattern::Exactly(exact) => exact.0.eq_ignore_ascii_case(name),
+            Pattern::StartsWith(prefix) => {
+                let head = name.as_bytes().get(..prefix.0.len());
+                head.is_some_and(|head| head.eq_ignore_ascii_case(prefix.0.as_bytes()))
+            }
+        })
+    }
+
+    /// The one name that there is, if so: what a list of runners can be narrowed down to.
+    pub fn only(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [Pattern::Exactly(name)] => Some(name.as_str()),
+            _ => None,
+        }
+    }
+
+    fn extend(&mut self, more: &Self) {
+        for pattern in &more.0 {
+            if !self.0.contains(pattern) {
+                self.0.push(pattern.clone());
+            }
+        }
+    }
+}
+
+/// One element of RUNNER_CONFIG: jobs of `repo` that have all of `labels` run on `vm`.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The repository whose jobs these are.
+    pub repo: RepoName,
+    /// Labels that a job must have, all of them; never empty, or GitHub-hosted jobs would match too.
+    pub labels: Vec<Label>,
+    /// The instance that runs them.
+    pub vm: Vm,
+    /// How the VM's runners are named in GitHub; by default as the VM itself.
+    pub runner_names: RunnerNames,
+    /// A stop may throw away what the VM's local SSDs hold; without it, such a VM is not stopped.
+    pub discard_local_ssd: bool,
+}
+
+impl Entry {
+    fn matches(&self, labels: &[Label]) -> bool {
+        self.labels.iter().all(|label| labels.contains(label))
+    }
+}
+
+/// A VM together with what all entries that name it say of it.
+#[derive(Clone, Debug)]
+pub struct ManagedVm {
+    /// Which VM this is.
+    pub vm: Vm,
+    /// The repositories whose jobs it runs, each once.
+    pub repos: BTreeSet<RepoName>,
+    /// The names of its runners, of all its entries.
+    pub runner_names: RunnerNames,
+    /// Whether a stop may throw local SSDs away. One entry that allows it is enough.
+    pub discard_local_ssd: bool,
+}
+
+/// The configured entries, in order, indexed by repository and by VM.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet {
+    entries: Vec<Entry>,
+    by_repo: BTreeMap<RepoName, Vec<usize>>,
+    vms: BTreeMap<Vm, ManagedVm>,
+}
+
+/// Why no VM could be told from what a caller named.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoSuchVm {
+    /// No entry names it.
+    #[error("no entry of RUNNER_CONFIG names the VM {0}")]
+    Unknown(String),
+    /// The name alone, or no name, leaves a choice.
+    #[error("which VM? give vm_instance_name and vm_instance_zone, one of: {}", list(.0))]
+    Ambiguous(Vec<Vm>),
+}
+
+fn list(vms: &[Vm]) -> String {
+    vms.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Fleet {
+    /// The fleet of these entries; their order decides which of several matches wins.
+    pub fn new(entries: Vec<Entry>) -> Self {
+        let mut fleet = Self { entries, ..Self::default() };
+        for (index, entry) in fleet.entries.iter().enumerate() {
+            fleet.by_repo.entry(entry.repo.clone()).or_default().push(index);
+            let vm = fleet.vms.entry(entry.vm.clone()).or_insert_with(|| ManagedVm {
+                vm: entry.vm.clone(),
+                repos: BTreeSet::new(),
+                runner_names: RunnerNames::default(),
+                discard_local_ssd: false,
+            });
+            vm.repos.insert(entry.repo.clone());
+            vm.runner_names.extend(&entry.runner_names);
+            vm.discard_local_ssd |= entry.discard_local_ssd;
+        }
+        fleet
+    }
+
+    /// The entries as configured.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Every VM that an entry names, once.
+    pub fn vms(&self) -> impl Iterator<Item = &ManagedVm> {
+        self.vms.values()
+    }
+
+    /// What the entries say of `vm`; `None` if none names it.
+    pub fn vm(&self, vm: &Vm) -> Option<&ManagedVm> {
+        self.vms.get(vm)
+    }
+
+    /// The VM that runs a job of `repo` with these labels.
+    pub fn route(&self, repo: &RepoName, labels: &[Label]) -> Option<&ManagedVm> {
+        let entry = self.entries_of(repo).find(|entry| entry.matches(labels))?;
+        self.vms.get(&entry.vm)
+    }
+
+    /// The VM whose job this was: the one whose runner ran it, where that tells, else the one that the labels
+    /// lead to.
+    pub fn route_finished(
+        &self,
+        repo: &RepoName,
+        labels: &[Label],
+        runner: Option<&str>,
+    ) -> Option<&ManagedVm> {
+        let routed = self.route(repo, labels);
+        let ran_it = |vm: &&ManagedVm| runner.is_some_and(|name| vm.runner_names.contain(name));
+        routed.filter(ran_it).or_else(|| self.owner_of_runner(repo, runner?)).or(routed)
+    }
+
+    /// The VM of `repo` whose runner bears this name.
+    pub fn owner_of_runner(&self, repo: &RepoName, runner: &str) -> Option<&ManagedVm> {
+        let entry = self.entries_of(repo).find(|entry| entry.runner_names.contain(runner))?;
+        self.vms.get(&entry.vm)
+    }
+
+    /// The VM that an operator means by a name, a name and a zone, or nothing where there is just one.
+    ///
+    /// # Errors
+    /// If no entry names it, or more than one VM fits.
+    pub fn find(&self, name: Option<&str>, zone: Option<&str>) -> Result<&ManagedVm, NoSuchVm> {
+        let fits = |vm: &&ManagedVm| {
+            name.is_none_or(|n| n == vm.vm.name) && zone.is_none_or(|z| z == vm.vm.zone)
+        };
+        let found: Vec<&ManagedVm> = self.vms.values().filter(fits).collect();
+        match found.as_slice() {
+            [one] => Ok(one),
+            [] => Err(NoSuchVm::Unknown(match (name, zone) {
+                (Some(name), Some(zone)) => Vm::new(name, zone).to_string(),
+                (Some(name), None) => name.to_owned(),
+                (None, zone) => format!("in {}", zone.unwrap_or("any zone")),
+            })),
+            several => Err(NoSuchVm::Ambiguous(several.iter().map(|vm| vm.vm.clone()).collect())),
+        }
+    }
+
+    /// Pairs of entries (by position) of which the later can never be reached, since every job that it
+    /// matches is taken by the earlier.
+    pub fn shadowed(&self) -> Vec<(usize, usize)> {
+        let shadows = |earlier: &Entry, later: &Entry| earlier.matches(&later.labels);
+        self.by_repo
+            .values()
+            .flat_map(|of_repo| {
+                of_repo.iter().enumerate().filter_map(move |(nth, &later)| {
+                    let mut before = of_repo[..nth].iter();
+                    before
+                        .find(|&&earlier| shadows(&self.entries[earlier], &self.entries[later]))
+                        .map(|&e| (e, later))
+                })
+            })
+            .collect()
+    }
+
+    fn entries_of(&self, repo: &RepoName) -> impl Iterator<Item = &Entry> {
+        self.by_repo.get(repo).into_iter().flatten().map(|&index| &self.entries[index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(repo: &str, labels: &[&str], vm: &str) -> Entry {
+        Entry {
+            repo: repo.into(),
+            labels: labels.iter().map(|&label| label.into()).collect(),
+            vm: Vm::new(vm, "asia-northeast1-a"),
+            runner_names: RunnerNames::parse([vm]),
+            discard_local_ssd: false,
+        }
+    }
+
+    fn labels(labels: &[&str]) -> Vec<Label> {
+        labels.iter().map(|&label| label.into()).collect()
+    }
+
+    fn fleet() -> Fleet {
+        Fleet::new(vec![
+            entry("acme/app", &["self-hosted", "gpu"], "gpu-1"),
+            entry("acme/app", &["self-hosted"], "cpu-1"),
+            entry("acme/web", &["self-hosted"], "cpu-1"),
+            entry("acme/web", &["self-hosted", "linux"], "never"),
+        ])
+    }
+
+    #[track_caller]
+    fn routes(repo: &str, job: &[&str], vm: Option<&str>) {
+        assert_eq!(fleet().route(&repo.into(), &labels(job)).map(|vm| vm.vm.name.as_str()), vm);
+    }
+
+    #[test]
+    fn a_job_goes_to_the_first_entry_whose_labels_it_has() {
+        routes("acme/app", &["self-hosted", "gpu", "x64"], Some("gpu-1"));
+        routes("acme/app", &["self-hosted", "x64"], Some("cpu-1"));
+        routes("ACME/App", &["Self-Hosted", "GPU"], Some("gpu-1"));
+        routes("acme/app", &["gpu"], None);
+        routes("acme/app", &["ubuntu-latest"], None);
+        routes("acme/app", &[], None);
+        routes("acme/other", &["self-hosted"], None);
+    }
+
+    #[track_caller]
+    fn finishes(job: &[&str], runner: Option<&str>, vm: Option<&str>) {
+        let fleet = fleet();
+        let routed = fleet.route_finished(&"acme/app".into(), &labels(job), runner);
+        assert_eq!(routed.map(|vm| vm.vm.name.as_str()), vm);
+    }
+
+    #[test]
+    fn a_finished_job_belongs_to_the_vm_whose_runner_ran_it() {
+        finishes(&["self-hosted"], Some("gpu-1"), Some("gpu-1"));
+        finishes(&["self-hosted"], Some("cpu-1"), Some("cpu-1"));
+        finishes(&["self-hosted"], Some("somebody-else"), Some("cpu-1"));
+        finishes(&["self-hosted", "gpu"], None, Some("gpu-1"));
+        finishes(&["ubuntu-latest"], Some("GitHub Actions 5"), None);
+        finishes(&["gpu"], Some("gpu-1"), Some("gpu-1"));
+    }
+
+    #[test]
+    fn entries_of_one_vm_share_it() {
+        let fleet = fleet();
+        let shared = fleet.vm(&Vm::new("cpu-1", "asia-northeast1-a")).unwrap();
+        assert_eq!(
+            shared.repos.iter().map(RepoName::as_str).collect::<Vec<_>>(),
+            ["acme/app", "acme/web"]
+        );
+        assert_eq!(shared.runner_names.only(), Some("cpu-1"));
+        assert_eq!(fleet.shadowed(), [(2, 3)]);
+    }
+
+    #[test]
+    fn an_operator_may_leave_out_what_is_clear() {
+        let one = Fleet::new(vec![entry("acme/app", &["self-hosted"], "cpu-1")]);
+        assert_eq!(one.find(None, None).unwrap().vm.name, "cpu-1");
+        assert_eq!(fleet().find(Some("gpu-1"), None).unwrap().vm.name, "gpu-1");
+        assert!(
+            matches!(fleet().find(None, None), Err(NoSuchVm::Ambiguous(vms)) if vms.len() == 3)
+        );
+        assert!(matches!(fleet().find(Some("gpu-1"), Some("mars")), Err(NoSuchVm::Unknown(_))));
+    }
+
+    #[test]
+    fn runner_names_are_exact_or_prefixes() {
+        let names = RunnerNames::parse(["gpu-1", "pool-*"]);
+        for (name, known) in
+            [("gpu-1", true), ("GPU-1", true), ("gpu-10", false), ("pool-7", true), ("poo", false)]
+        {
+            assert_eq!(names.contain(name), known, "{name}");
+        }
+        assert_eq!(names.only(), None);
+    }
+}

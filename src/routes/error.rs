@@ -1,0 +1,79 @@
+//! What a caller can be told: the one place that knows HTTP statuses, and where a failure is logged.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::{OUTCOME, outcome_header};
+use crate::fleet::NoSuchVm;
+use crate::lifecycle;
+use crate::secret::Refused;
+
+/// Every way in which a request can fail. The replies have FastAPI's shape, `{"detail": "…"}`.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("{0}")]
+    BadBody(String),
+    #[error("the header X-GitHub-Event is missing")]
+    NoEvent,
+    #[error(transparent)]
+    NoSuchVm(#[from] NoSuchVm),
+    #[error("the body is larger than 1 MiB")]
+    TooLarge,
+    #[error("Not Found")]
+    NoSuchPath,
+    #[error("Method Not Allowed")]
+    NoSuchMethod,
+    /// For whoever can see that it failed, and do it again.
+    #[error(transparent)]
+    Lifecycle(#[from] lifecycle::Error),
+    /// For Cloud Tasks, which repeats the task by itself.
+    #[error("{0}; Cloud Tasks repeats it")]
+    Repeat(lifecycle::Error),
+    #[error("shutting down: ask again")]
+    ShuttingDown,
+    #[error("an internal error; the log says more")]
+    Panicked,
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Refused(_) => StatusCode::UNAUTHORIZED,
+            Self::BadBody(_) | Self::NoEvent | Self::NoSuchVm(NoSuchVm::Ambiguous(_)) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::NoSuchVm(NoSuchVm::Unknown(_)) | Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Lifecycle(lifecycle::Error::WouldLoseLocalSsd(_)) => StatusCode::CONFLICT,
+            Self::Lifecycle(_) => StatusCode::BAD_GATEWAY,
+            // Not 503, which would slow the whole queue down.
+            Self::Repeat(_) | Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let detail = self.to_string();
+        match &self {
+            // Anybody can cause these, as often as they like.
+            Self::NoSuchPath | Self::NoSuchMethod => tracing::debug!("{status}: {detail}"),
+            _ if status.is_client_error() => tracing::warn!("{status}: {detail}"),
+            _ => tracing::error!("{status}: {detail}"),
+        }
+        let mut response = (status, Json(json!({ "detail": detail }))).into_response();
+        let headers = response.headers_mut();
+        headers.insert(OUTCOME, outcome_header(&detail));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

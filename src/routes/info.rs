@@ -1,0 +1,55 @@
+//! `GET /health` and `GET /`: open to everybody, and silent about everything that is not theirs to know.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::fleet::{Entry, Label, RepoName};
+use crate::state::AppState;
+
+/// For Cloud Run's probes.
+pub(super) async fn health() -> Json<Health> {
+    Json(Health { status: "healthy" })
+}
+
+/// What this service is and which VMs it manages.
+pub(super) async fn service(State(app): State<AppState>) -> Response {
+    let shown = Service {
+        service: "GitHub Runner Manager",
+        inactive_minutes: app.inactive.as_secs() / 60,
+        runner_configs: app.fleet.entries().iter().map(RunnerConfig::from).collect(),
+    };
+    Json(shown).into_response()
+}
+
+#[derive(Serialize)]
+pub(super) struct Health {
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+struct Service<'a> {
+    service: &'static str,
+    inactive_minutes: u64,
+    runner_configs: Vec<RunnerConfig<'a>>,
+}
+
+#[derive(Serialize)]
+struct RunnerConfig<'a> {
+    repo: &'a RepoName,
+    labels: &'a [Label],
+    vm_instance_name: &'a str,
+    vm_instance_zone: &'a str,
+}
+
+impl<'a> From<&'a Entry> for RunnerConfig<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self {
+            repo: &entry.repo,
+            labels: &entry.labels,
+            vm_instance_name: &entry.vm.name,
+            vm_instance_zone: &entry.vm.zone,
+        }
+    }
+}

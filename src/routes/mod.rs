@@ -1,0 +1,91 @@
+//! The HTTP surface: extract, call the lifecycle, reply.
+
+mod error;
+mod extract;
+mod info;
+mod runner;
+mod webhook;
+
+use std::any::Any;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+
+use crate::lifecycle::Outcome;
+use crate::state::AppState;
+use crate::telemetry::{self, Trace};
+use error::ApiError;
+
+/// The header that says what was decided and why; GitHub shows it under Recent Deliveries.
+const OUTCOME: &str = "x-runner-manager-outcome";
+
+/// Every endpoint, over this state.
+pub fn router(app: AppState) -> Router {
+    Router::new()
+        .route("/github/webhook", post(webhook::receive))
+        .route("/runner/start", post(runner::start))
+        .route("/runner/stop", post(runner::stop))
+        .route("/health", get(info::health))
+        .route("/", get(info::service))
+        .fallback(|| async { ApiError::NoSuchPath })
+        .method_not_allowed_fallback(|| async { ApiError::NoSuchMethod })
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(app.clone(), in_its_span))
+        .with_state(app)
+}
+
+/// Runs the request in a span that names it, so that its lines can be found together. While the service shuts
+/// down, nothing new is begun.
+async fn in_its_span(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let span = tracing::info_span!(
+        "request",
+        path = request.uri().path(),
+        delivery = telling(headers, "x-github-delivery"),
+        task = telling(headers, "x-cloudtasks-taskname"),
+    );
+    let trace = Trace::of(headers);
+    let respond = async {
+        if app.draining.is_set() {
+            ApiError::ShuttingDown.into_response()
+        } else {
+            next.run(request).await
+        }
+    };
+    telemetry::traced(trace, respond.instrument(span)).await
+}
+
+/// A header worth logging: an id of ours, GitHub's or Google's, never a caller's prose.
+fn telling<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let value = headers.get(name)?.to_str().ok()?;
+    let is_an_id = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (value.len() <= 100 && value.chars().all(is_an_id)).then_some(value)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let message = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or(panic.downcast_ref::<&str>().copied());
+    tracing::error!("a handler panicked: {}", message.unwrap_or("no message"));
+    ApiError::Panicked.into_response()
+}
+
+/// The outcome as a header: visible ASCII only, whatever an API may have said.
+fn outcome_header(outcome: &str) -> HeaderValue {
+    let visible = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+    let text: String = outcome.chars().take(500).map(visible).collect();
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"))
+}
+
+/// One line that says what was decided about which VM, and on what evidence.
+fn log(vm: &crate::fleet::Vm, outcome: &Outcome) {
+    tracing::info!(vm.name = %vm.name, vm.zone = %vm.zone, outcome = outcome.status.as_str(), "VM {}: {outcome}", vm.name);
+}

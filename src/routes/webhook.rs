@@ -1,0 +1,88 @@
+//! `POST /github/webhook`: what happens to jobs.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderValue;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::extract::{Event, SignedDelivery, WorkflowJobEvent};
+use super::{OUTCOME, log, outcome_header};
+use crate::clock::{Deadline, Timestamp};
+use crate::fleet::Label;
+use crate::lifecycle::job_completed::job_completed;
+use crate::lifecycle::job_queued::{job_pending_review, job_queued};
+use crate::lifecycle::task::WaitingJob;
+use crate::lifecycle::{Outcome, WEBHOOK_TIME};
+use crate::state::AppState;
+
+/// The reply is the same for every event that was understood; the header tells them apart.
+type Reply = ([(&'static str, HeaderValue); 1], Json<Value>);
+
+pub(super) async fn receive(
+    State(app): State<AppState>,
+    delivery: SignedDelivery,
+) -> Result<Reply, ApiError> {
+    let deadline = Deadline::after(WEBHOOK_TIME);
+    let outcome = match delivery.into_event() {
+        Event::WorkflowJob(event) => on_workflow_job(&app, *event, deadline).await?,
+        Event::Other(name) => {
+            let name: String =
+                name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(60).collect();
+            nothing_to_do(format!("the event {name} is not one that needs a VM"))
+        }
+    };
+    Ok(([(OUTCOME, outcome_header(&outcome))], Json(json!({ "status": "ok" }))))
+}
+
+/// What was done, in words.
+async fn on_workflow_job(
+    app: &AppState,
+    event: WorkflowJobEvent,
+    deadline: Deadline,
+) -> Result<String, ApiError> {
+    let WorkflowJobEvent { action, workflow_job: job, repository } = event;
+    let repo = repository.full_name;
+    let vm = match action.as_str() {
+        "queued" => app.fleet.route(&repo, &job.labels),
+        "completed" => app.fleet.route_finished(&repo, &job.labels, job.runner_name.as_deref()),
+        _ => {
+            return Ok(nothing_to_do(format!(
+                "job {}: only queued and completed need something done",
+                job.id
+            )));
+        }
+    };
+    let Some(vm) = vm else {
+        let labels = job.labels.iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
+        return Ok(nothing_to_do(format!(
+            "job {} of {repo}: no entry of RUNNER_CONFIG matches [{labels}]",
+            job.id
+        )));
+    };
+    let outcome = if action == "completed" {
+        job_completed(app, vm, job.id, deadline).await?
+    } else {
+        let created = job.created_at.as_deref().and_then(Timestamp::parse);
+        // A clock that is ahead of ours must not make a job of today look like one of tomorrow.
+        let created =
+            created.map_or_else(|| app.clock.now(), |created| created.min(app.clock.now()));
+        let waiting = WaitingJob { repo, id: job.id, created_at: created.unix_seconds() };
+        if job.status.as_deref() == Some("waiting") {
+            job_pending_review(app, vm, waiting, deadline).await?
+        } else {
+            job_queued(app, vm, waiting, deadline).await?
+        }
+    };
+    log(&vm.vm, &outcome);
+    Ok(told(&vm.vm.name, &outcome))
+}
+
+fn told(vm: &str, outcome: &Outcome) -> String {
+    format!("{vm}: {outcome}")
+}
+
+fn nothing_to_do(why: String) -> String {
+    tracing::info!("nothing to do: {why}");
+    format!("nothing to do: {why}")
+}

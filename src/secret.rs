@@ -1,0 +1,211 @@
+//! The shared secret: what makes a webhook GitHub's and a command an operator's.
+//!
+//! GitHub signs a delivery's body with it (HMAC SHA-256); operators and Cloud Tasks send it as it is. While
+//! it is rotated a second, earlier one is accepted as well, since tasks made with it are still pending.
+//! <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries>
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+/// A secret text, whose `Debug` shows nothing and which cannot be compared with `==`:
+///
+/// ```compile_fail,E0369
+/// # use runner_manager::secret::Secret;
+/// let told = Secret::new("a") == Secret::new("b");
+/// ```
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Holds `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that has to send it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// Why a caller was not believed. The texts never repeat what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No such header.
+    #[error(
+        "the header X-Hub-Signature-256 is missing: set the webhook's secret to RUNNER_MANAGER_SECRET"
+    )]
+    NoSignature,
+    /// Another algorithm, not hexadecimal, or not 32 bytes.
+    #[error("the header X-Hub-Signature-256 is not `sha256=` and 64 hexadecimal digits")]
+    MalformedSignature,
+    /// Signed with another secret, or altered on the way.
+    #[error(
+        "the signature does not match the body: is the webhook's secret the same as RUNNER_MANAGER_SECRET?"
+    )]
+    WrongSignature,
+    /// No such header.
+    #[error("the header X-Runner-Secret is missing")]
+    NoSecret,
+    /// Another secret.
+    #[error("the header X-Runner-Secret does not hold the shared secret")]
+    WrongSecret,
+}
+
+/// The current secret and, while it is rotated, the previous one.
+#[derive(Clone, Debug)]
+pub struct SharedSecret {
+    current: Secret,
+    accepted: Vec<Accepted>,
+}
+
+/// One secret, made ready to check with.
+#[derive(Clone)]
+struct Accepted {
+    /// Keyed once: a check starts from a copy.
+    hmac: Hmac<Sha256>,
+    /// Digests have one length, so comparing them does not tell the secret's.
+    digest: [u8; 32],
+}
+
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Accepted {
+    fn new(secret: &Secret) -> Self {
+        let key = secret.expose().as_bytes();
+        let hmac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+        Self { hmac, digest: Sha256::digest(key).into() }
+    }
+}
+
+impl SharedSecret {
+    /// Accepts `current` and, if given, `previous`.
+    pub fn new(current: Secret, previous: Option<Secret>) -> Self {
+        let accepted =
+            [Some(&current), previous.as_ref()].into_iter().flatten().map(Accepted::new).collect();
+        Self { current, accepted }
+    }
+
+    /// The secret that tasks carry from now on.
+    pub fn current(&self) -> &Secret {
+        &self.current
+    }
+
+    /// Checks the header `X-Hub-Signature-256` against the body as it was sent.
+    ///
+    /// # Errors
+    /// If the header is missing or malformed, or no accepted secret made it.
+    pub fn verify_signature(&self, header: Option<&[u8]>, body: &[u8]) -> Result<(), Refused> {
+        let header = header.ok_or(Refused::NoSignature)?;
+        let hex = header.strip_prefix(b"sha256=").ok_or(Refused::MalformedSignature)?;
+        let signature = parse_hex(hex).ok_or(Refused::MalformedSignature)?;
+        let made_by = |accepted: &Accepted| {
+            accepted.hmac.clone().chain_update(body).verify_slice(&signature).is_ok()
+        };
+        if self.accepted.iter().any(made_by) { Ok(()) } else { Err(Refused::WrongSignature) }
+    }
+
+    /// Checks the header `X-Runner-Secret`.
+    ///
+    /// # Errors
+    /// If it is missing or holds no accepted secret.
+    pub fn verify_secret(&self, header: Option<&[u8]>) -> Result<(), Refused> {
+        let digest: [u8; 32] = Sha256::digest(header.ok_or(Refused::NoSecret)?).into();
+        let none = Choice::from(0);
+        let known = self
+            .accepted
+            .iter()
+            .fold(none, |known, accepted| known | accepted.digest.ct_eq(&digest));
+        if known.into() { Ok(()) } else { Err(Refused::WrongSecret) }
+    }
+}
+
+fn parse_hex(hex: &[u8]) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if hex.len() != 2 * bytes.len() {
+        return None;
+    }
+    let digit = |c: u8| char::from(c).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The example of GitHub's documentation: secret, payload, signature.
+    const SECRET: &str = "It's a Secret to Everybody";
+    const BODY: &[u8] = b"Hello, World!";
+    const SIGNATURE: &str =
+        "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+
+    fn secret() -> SharedSecret {
+        SharedSecret::new(Secret::new(SECRET), None)
+    }
+
+    #[test]
+    fn githubs_own_example_verifies() {
+        assert_eq!(secret().verify_signature(Some(SIGNATURE.as_bytes()), BODY), Ok(()));
+        assert_eq!(
+            secret().verify_signature(
+                Some(SIGNATURE.to_uppercase().replace("SHA", "sha").as_bytes()),
+                BODY
+            ),
+            Ok(())
+        );
+    }
+
+    #[track_caller]
+    fn refuses(signature: &[u8], why: Refused) {
+        assert_eq!(secret().verify_signature(Some(signature), BODY), Err(why));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        assert_eq!(secret().verify_signature(None, BODY), Err(Refused::NoSignature));
+        refuses(b"", Refused::MalformedSignature);
+        refuses(b"sha256=", Refused::MalformedSignature);
+        refuses(b"sha1=757107ea0eb2509fc211221cce984b8a37570b6d", Refused::MalformedSignature);
+        refuses(&SIGNATURE.as_bytes()[7..], Refused::MalformedSignature);
+        refuses(&SIGNATURE.as_bytes()[..70], Refused::MalformedSignature);
+        refuses(SIGNATURE.replace('7', "g").as_bytes(), Refused::MalformedSignature);
+        refuses(SIGNATURE.replace('7', "\u{e9}").as_bytes(), Refused::MalformedSignature);
+        refuses(SIGNATURE.replace('7', "8").as_bytes(), Refused::WrongSignature);
+        assert_eq!(
+            secret().verify_signature(Some(SIGNATURE.as_bytes()), b"Hello, World?"),
+            Err(Refused::WrongSignature)
+        );
+    }
+
+    #[test]
+    fn a_previous_secret_counts_while_it_is_configured() {
+        let rotating = SharedSecret::new(Secret::new("new"), Some(Secret::new(SECRET)));
+        assert_eq!(rotating.verify_signature(Some(SIGNATURE.as_bytes()), BODY), Ok(()));
+        assert_eq!(rotating.verify_secret(Some(SECRET.as_bytes())), Ok(()));
+        assert_eq!(rotating.verify_secret(Some(b"new")), Ok(()));
+        assert_eq!(rotating.verify_secret(Some(b"")), Err(Refused::WrongSecret));
+        assert_eq!(rotating.verify_secret(None), Err(Refused::NoSecret));
+        assert_eq!(rotating.current().expose(), "new");
+    }
+
+    #[test]
+    fn nothing_of_it_is_shown() {
+        assert!(!format!("{:?}", secret()).contains(SECRET));
+    }
+}

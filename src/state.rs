@@ -1,0 +1,87 @@
+//! What every request shares. Nothing in it outlives the instance that matters: tokens are fetched again, a
+//! missing permission is found out again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::clients::cloud_tasks::{CloudTasks, Queue};
+use crate::clients::compute::Compute;
+use crate::clients::github::GitHub;
+use crate::clients::google::Credentials;
+use crate::clients::transport::{HttpService, Transport};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::lifecycle::mark::Marks;
+use crate::secret::SharedSecret;
+
+/// The state behind all routes; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct AppState {
+    /// Which VM serves which jobs.
+    pub fleet: Arc<Fleet>,
+    /// The VMs.
+    pub compute: Compute,
+    /// The service's only memory of what is due when.
+    pub tasks: CloudTasks,
+    /// The witnesses.
+    pub github: GitHub,
+    /// Whom the service believes.
+    pub secret: Arc<SharedSecret>,
+    /// The time.
+    pub clock: Clock,
+    /// How long a VM stays up after its last job.
+    pub inactive: Duration,
+    /// Whether marks can be written.
+    pub marks: Marks,
+    /// Whether the service is shutting down.
+    pub draining: Draining,
+}
+
+/// Set once, when the service is told to stop: from then on nothing new is begun.
+#[derive(Clone, Debug, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    /// From now on.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the service is shutting down.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl AppState {
+    /// Builds the clients on one transport: `http` in production is
+    /// [`over_tls`](crate::clients::transport::over_tls).
+    pub fn new(config: Config, http: HttpService, credentials: Credentials, clock: Clock) -> Self {
+        let transport = Transport::new(http);
+        let queue = Queue {
+            project: &config.project,
+            location: &config.task_location,
+            id: &config.task_queue,
+            service_url: &config.service_url,
+            secret: config.secret.current(),
+        };
+        let roots = &config.roots;
+        let compute =
+            Compute::new(transport.clone(), credentials.clone(), &roots.compute, &config.project);
+        let tasks = CloudTasks::new(transport.clone(), credentials, &roots.cloud_tasks, &queue);
+        let github = GitHub::new(transport, &roots.github, config.github_app, clock.clone());
+        Self {
+            fleet: Arc::new(config.fleet),
+            compute,
+            tasks,
+            github,
+            secret: Arc::new(config.secret),
+            clock,
+            inactive: config.inactive,
+            marks: Marks::default(),
+            draining: Draining::default(),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Dependencies point one way. A file that reaches against the arrows fails here, with its line.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Files below the first must not speak of the second.
+const FORBIDDEN: [(&str, &[&str]); 9] = [
+    ("lifecycle", &["axum", "crate::routes", "crate::emulators"]),
+    ("clients", &["axum", "crate::lifecycle", "crate::routes", "crate::state", "crate::emulators"]),
+    (
+        "routes",
+        &[
+            "crate::clients::transport",
+            "crate::clients::compute",
+            "crate::clients::cloud_tasks",
+            "crate::emulators",
+        ],
+    ),
+    ("fleet.rs", &["crate::"]),
+    ("clock.rs", &["crate::"]),
+    ("secret.rs", &["crate::", "axum", "http::"]),
+    ("config.rs", &["crate::lifecycle", "crate::routes", "crate::clients"]),
+    // They would agree with the service's mistakes.
+    (
+        "emulators",
+        &[
+            "crate::clients",
+            "crate::lifecycle",
+            "crate::routes",
+            "crate::fleet",
+            "crate::config",
+            "crate::state",
+            "crate::secret",
+        ],
+    ),
+    ("state.rs", &["axum", "crate::routes", "crate::emulators"]),
+];
+
+fn rust_files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    entries
+        .flat_map(|entry| rust_files(&entry.unwrap().path()))
+        .filter(|file| file.extension() == Some("rs".as_ref()))
+        .collect()
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut against = Vec::new();
+    for (place, forbidden) in FORBIDDEN {
+        for file in rust_files(&source.join(place)) {
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for (number, line) in
+                code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
+            {
+                if let Some(word) = forbidden.iter().find(|word| line.contains(**word)) {
+                    against.push(format!("{}:{}: {word}", file.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(against.is_empty(), "{against:#?}");
+}

@@ -1,0 +1,257 @@
+//! The compiled program over real sockets: what a process alone can show.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::world::{SECRET, sign};
+
+const PEM: &str = include_str!("../fixtures/app-private-key.pem");
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_runner-manager"));
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// With a whole configuration, and APIs that nobody listens to.
+fn configured(port: u16) -> Command {
+    let mut command = program();
+    command.envs([
+        ("GCP_PROJECT_ID", "my-project"),
+        ("CLOUD_TASK_LOCATION", "asia-northeast1"),
+        ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
+        ("CLOUD_RUN_SERVICE_URL", "http://127.0.0.1:1"),
+        ("RUNNER_MANAGER_SECRET", SECRET),
+        ("GITHUB_APP_ID", "123456"),
+        ("GITHUB_APP_PRIVATE_KEY", PEM),
+        ("GITHUB_APP_INSTALLATION_ID", "12345678"),
+        ("COMPUTE_API_URL", "http://127.0.0.1:1"),
+        ("CLOUD_TASKS_API_URL", "http://127.0.0.1:1"),
+        ("GITHUB_API_URL", "http://127.0.0.1:1"),
+        (
+            "RUNNER_CONFIG",
+            r#"[{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"z"}]"#,
+        ),
+    ]);
+    command.env("PORT", port.to_string());
+    command
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A running program, killed when the test is over.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn connect(port: u16) -> TcpStream {
+    for _ in 0..500 {
+        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
+            return stream;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("nothing listens on port {port}");
+}
+
+fn exchange(stream: &mut TcpStream, request: &str) -> String {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn terminate(program: &Running) {
+    let killed =
+        Command::new("kill").args(["-TERM", &program.0.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+}
+
+#[test]
+fn a_bad_configuration_is_told_all_at_once_with_exit_code_2() {
+    let output = program()
+        .env("RUNNER_MANAGER_SECRET", "hush-hush\n")
+        .env("VM_INACTIVE_MINUTES", "soon")
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.starts_with("runner-manager: 10 problems with the configuration:\n"), "{told}");
+    for variable in
+        ["GCP_PROJECT_ID", "RUNNER_MANAGER_SECRET", "VM_INACTIVE_MINUTES", "RUNNER_CONFIG"]
+    {
+        assert!(told.contains(&format!("\n  {variable}: ")), "{told}");
+    }
+    assert!(!told.contains("hush-hush"), "{told}");
+}
+
+#[test]
+fn help_version_and_nonsense_are_answered() {
+    let run = |argument: &str| program().arg(argument).output().unwrap();
+    let help = String::from_utf8(run("--help").stdout).unwrap();
+    assert!(help.contains("serve") && help.contains("dev") && help.contains("README"), "{help}");
+    assert!(String::from_utf8(run("--version").stdout).unwrap().starts_with("runner-manager 0."));
+    let nonsense = run("nonsense");
+    assert_eq!(nonsense.status.code(), Some(2));
+    assert!(
+        String::from_utf8(nonsense.stderr).unwrap().contains("unrecognized subcommand 'nonsense'")
+    );
+}
+
+#[test]
+fn a_port_in_use_is_told() {
+    let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let output = configured(taken.local_addr().unwrap().port()).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("set PORT to another"), "{told}");
+}
+
+#[test]
+fn sigterm_lets_a_request_in_flight_finish() {
+    let port = free_port();
+    let mut program = Running(configured(port).spawn().unwrap());
+    let mut in_flight = connect(port);
+    // The server has read half a request when it is told to stop.
+    let body = r#"{"zen": "Keep it small."}"#;
+    let (head, signature) = (body.len(), sign(SECRET, body.as_bytes()));
+    write!(
+        in_flight,
+        "POST /github/webhook HTTP/1.1\r\nHost: h\r\nX-GitHub-Event: ping\r\nX-Hub-Signature-256: {signature}\r\n\
+         Content-Length: {head}\r\n\r\n"
+    )
+    .unwrap();
+    in_flight.write_all(&body.as_bytes()[..5]).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    terminate(&program);
+    std::thread::sleep(Duration::from_millis(300));
+    let answer = exchange(&mut in_flight, &body[5..]);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(program.0.wait().unwrap().success());
+}
+
+#[test]
+fn on_cloud_run_each_line_is_json_that_names_its_trace() {
+    let port = free_port();
+    let mut program = Running(configured(port).env("K_SERVICE", "runner-manager").spawn().unwrap());
+    let request = "POST /runner/start HTTP/1.1\r\nHost: h\r\nX-Runner-Secret: wrong\r\nConnection: close\r\nContent-Length: 0\r\n\
+         traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-CloudTasks-TaskName: 0123abcd\r\n\r\n";
+    let answer = exchange(&mut connect(port), request);
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    terminate(&program);
+    assert!(program.0.wait().unwrap().success());
+    let lines: Vec<serde_json::Value> = BufReader::new(program.0.stdout.take().unwrap())
+        .lines()
+        .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
+        .collect();
+    let refused = lines.iter().find(|line| line["severity"] == "WARNING").unwrap();
+    assert_eq!(
+        refused["logging.googleapis.com/trace"],
+        "projects/my-project/traces/0af7651916cd43dd8448eb211c80319c"
+    );
+    assert_eq!(refused["span"]["task"], "0123abcd");
+    assert!(refused["message"].as_str().unwrap().starts_with("401 Unauthorized"), "{refused}");
+    assert!(lines[0].get("logging.googleapis.com/trace").is_none());
+}
+
+#[test]
+fn an_empty_post_to_google_says_that_it_is_empty() {
+    // Over HTTP/1.1 only a socket shows it: answers everything with 200 and keeps what was sent.
+    let google = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("http://{}", google.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (stream, _) = google.accept().unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        reader
+            .get_mut()
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+            .unwrap();
+        head
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        use runner_manager::clients::transport::{Outgoing, Transport, over_tls};
+        let transport = Transport::new(over_tls().unwrap());
+        let deadline = runner_manager::clock::Deadline::after(Duration::from_secs(10));
+        transport
+            .send(&Outgoing::post("instances.start", format!("{url}/start")), deadline)
+            .await
+            .unwrap();
+    });
+    let head = server.join().unwrap().to_ascii_lowercase();
+    assert!(
+        head.starts_with("post /start http/1.1\r\n") && head.contains("\r\ncontent-length: 0\r\n"),
+        "{head}"
+    );
+}
+
+#[test]
+fn the_demo_keeps_every_promise() {
+    let output = program().args(["dev", "--once"]).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told.matches("\n  kept: ").count(), 6, "{told}");
+    assert!(!told.contains('\x1b'), "no colours without a terminal");
+    for step in [
+        "webhook queued -> runner-1: starting",
+        "stopping, nothing needs it",
+        "superseded",
+        "busy, its runner in acme/web",
+    ] {
+        assert!(told.contains(step), "{step}: {told}");
+    }
+}
+
+#[test]
+fn the_service_finds_its_way_with_googles_real_credential_chain() {
+    // The demo's cloud, and beside its own service another process that has only the printed environment.
+    let mut dev = program();
+    dev.args(["dev", "--real-time", "--port", "0", "--cloud-port", "0"]).env("NO_COLOR", "1");
+    let mut dev = Running(dev.spawn().unwrap());
+    let mut exports = String::new();
+    for line in BufReader::new(dev.0.stdout.take().unwrap()).lines().map(Result::unwrap) {
+        if line.starts_with("export ") {
+            exports += &format!("{line}\n");
+        }
+        if line.contains("GOOGLE_APPLICATION_CREDENTIALS") {
+            break;
+        }
+    }
+    let port = free_port();
+    let script =
+        format!("{exports}export PORT={port}\nexec {}", env!("CARGO_BIN_EXE_runner-manager"));
+    let mut service = Command::new("sh");
+    service.args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null());
+    let _service = Running(service.spawn().unwrap());
+
+    let body = include_str!("../fixtures/workflow_job.queued.json");
+    let request = format!(
+        "POST /github/webhook HTTP/1.1\r\nHost: h\r\nX-GitHub-Event: workflow_job\r\nX-Hub-Signature-256: {}\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        sign("dev-secret", body.as_bytes()),
+        body.len()
+    );
+    let answer = exchange(&mut connect(port), &request);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(
+        answer.contains(
+            "x-runner-manager-outcome: runner-1: starting, job 29679449 of acme/app waits"
+        ),
+        "{answer}"
+    );
+    assert!(answer.ends_with(r#"{"status":"ok"}"#), "{answer}");
+}

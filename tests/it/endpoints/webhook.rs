@@ -1,0 +1,197 @@
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use super::detail;
+use crate::world::{Answer, SECRET, World, sign};
+
+const QUEUED: &str = include_str!("../../fixtures/workflow_job.queued.json");
+const COMPLETED: &str = include_str!("../../fixtures/workflow_job.completed.json");
+const PING: &str = include_str!("../../fixtures/ping.json");
+
+async fn deliver(
+    world: &World,
+    signature: Option<&str>,
+    event: Option<&str>,
+    body: &str,
+) -> Answer {
+    let headers = [("X-Hub-Signature-256", signature), ("X-GitHub-Event", event)];
+    let headers: Vec<_> =
+        headers.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    world.send(Method::POST, "/github/webhook", &headers, body.to_owned()).await
+}
+
+#[track_caller]
+fn is_ok(answer: &Answer, outcome: &str) {
+    assert_eq!(
+        (answer.status, &answer.body),
+        (StatusCode::OK, &json!({ "status": "ok" })),
+        "{answer:?}"
+    );
+    assert!(answer.outcome.contains(outcome), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_job_starts_its_vm() {
+    let world = World::new();
+    is_ok(
+        &world.webhook("workflow_job", QUEUED).await,
+        "runner-1: starting, job 29679449 of acme/app waits",
+    );
+    assert_eq!(world.count("instances.start"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_form_encoded_delivery_counts_as_well() {
+    let world = World::new();
+    let body =
+        form_urlencoded::Serializer::new(String::new()).append_pair("payload", QUEUED).finish();
+    let signature = sign(SECRET, body.as_bytes());
+    let headers = [
+        ("X-Hub-Signature-256", signature.as_str()),
+        ("X-GitHub-Event", "workflow_job"),
+        ("Content-Type", "application/x-www-form-urlencoded"),
+    ];
+    is_ok(&world.send(Method::POST, "/github/webhook", &headers, body).await, "starting");
+    let empty = "payload_of_none=1";
+    let signature = sign(SECRET, empty.as_bytes());
+    let headers = [("X-Hub-Signature-256", signature.as_str()), headers[1], headers[2]];
+    let answer = world.send(Method::POST, "/github/webhook", &headers, empty).await;
+    assert!(detail(&answer, StatusCode::BAD_REQUEST).contains("`payload`"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completed_job_schedules_the_stop() {
+    let world = World::new();
+    is_ok(
+        &world.webhook("workflow_job", COMPLETED).await,
+        "runner-1: ok, job 29679449 is completed; look again 09:03:30",
+    );
+    let tasks = world.cloud.tasks.pending();
+    assert_eq!(tasks.len(), 1);
+    assert_eq!(tasks[0].path, "/runner/stop");
+    assert_eq!(tasks[0].body["idle_since"], world.mark("runner-1").unwrap());
+    assert!(world.is_stopped("runner-1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_no_vm_is_acknowledged_and_nothing_is_done() {
+    let world = World::new();
+    is_ok(&world.webhook("ping", PING).await, "nothing to do: the event ping");
+    is_ok(&world.webhook("push", "not even JSON").await, "nothing to do: the event push");
+    for action in ["in_progress", "waiting", "invented_later"] {
+        is_ok(
+            &world.webhook("workflow_job", &QUEUED.replacen("queued", action, 1)).await,
+            "nothing to do",
+        );
+    }
+    is_ok(
+        &world.webhook("workflow_job", &QUEUED.replace("acme/app", "acme/other")).await,
+        "no entry of RUNNER_CONFIG",
+    );
+    is_ok(
+        &world.webhook("workflow_job", &QUEUED.replace("self-hosted", "ubuntu-latest")).await,
+        "[ubuntu-latest",
+    );
+    assert!(world.cloud.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_least_that_is_read_is_enough() {
+    let world = World::new();
+    let least = r#"{"action":"queued","workflow_job":{"id":7,"labels":["SELF-HOSTED"]},"repository":{"full_name":"Acme/App"}}"#;
+    is_ok(&world.webhook("workflow_job", least).await, "starting");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_is_not_signed_right_is_refused() {
+    let world = World::new();
+    let good = sign(SECRET, QUEUED.as_bytes());
+    let digits = good.strip_prefix("sha256=").unwrap();
+    let forged = sign("another secret", QUEUED.as_bytes());
+    let sha1 = format!("sha1={}", &digits[..40]);
+    let not_hex = good.replace(|c: char| c.is_ascii_digit(), "g");
+    let longer = format!("{good}00");
+    for (signature, why) in [
+        (None, "is missing"),
+        (Some(""), "64 hexadecimal digits"),
+        (Some("sha256="), "64 hexadecimal digits"),
+        (Some(&good[..good.len() - 1]), "64 hexadecimal digits"),
+        (Some(&longer), "64 hexadecimal digits"),
+        (Some(digits), "64 hexadecimal digits"),
+        (Some(&sha1), "64 hexadecimal digits"),
+        (Some(&not_hex), "64 hexadecimal digits"),
+        (Some("sha256=\u{e9}"), "64 hexadecimal digits"),
+        (Some(&forged), "does not match"),
+    ] {
+        let answer = deliver(&world, signature, Some("workflow_job"), QUEUED).await;
+        assert!(
+            detail(&answer, StatusCode::UNAUTHORIZED).contains(why),
+            "{signature:?}: {answer:?}"
+        );
+    }
+    for place in [0, QUEUED.len() / 2, QUEUED.len() - 1] {
+        let mut altered = QUEUED.as_bytes().to_owned();
+        altered[place] ^= 1;
+        let headers = [("X-Hub-Signature-256", good.as_str()), ("X-GitHub-Event", "workflow_job")];
+        let answer = world.send(Method::POST, "/github/webhook", &headers, altered).await;
+        detail(&answer, StatusCode::UNAUTHORIZED);
+    }
+    assert!(world.cloud.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_is_signed_but_wrong_is_named() {
+    let world = World::new();
+    for (body, why) in [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[]", "wrong type"),
+        ("null", "wrong type"),
+        ("{}", "missing field `action`"),
+        (r#"{"action":"queued","repository":{"full_name":"a/b"}}"#, "missing field `workflow_job`"),
+        (
+            r#"{"action":"queued","workflow_job":{"id":1},"repository":{"full_name":"a/b"}}"#,
+            "missing field `labels`",
+        ),
+        (
+            r#"{"action":"queued","workflow_job":{"id":"x","labels":[]},"repository":{"full_name":"a/b"}}"#,
+            "wrong type",
+        ),
+        (
+            r#"{"action":"queued","workflow_job":{"id":1,"labels":[]},"repository":{}}"#,
+            "missing field `full_name`",
+        ),
+        (&QUEUED[..QUEUED.len() / 2], "not JSON"),
+    ] {
+        let answer = world.webhook("workflow_job", body).await;
+        assert!(detail(&answer, StatusCode::BAD_REQUEST).contains(why), "{body}: {answer:?}");
+    }
+    let signature = sign(SECRET, QUEUED.as_bytes());
+    let answer = deliver(&world, Some(&signature), None, QUEUED).await;
+    assert!(detail(&answer, StatusCode::BAD_REQUEST).contains("X-GitHub-Event"));
+    assert!(world.cloud.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
+    let world = World::new();
+    let large = " ".repeat((1 << 20) + 1);
+    detail(&world.webhook("workflow_job", &large).await, StatusCode::PAYLOAD_TOO_LARGE);
+    let headers = [("X-Hub-Signature-256", "sha256=00"), ("Content-Length", "1048577")];
+    detail(
+        &world.send(Method::POST, "/github/webhook", &headers, "short").await,
+        StatusCode::PAYLOAD_TOO_LARGE,
+    );
+    let just = format!("{QUEUED}{}", " ".repeat((1 << 20) - QUEUED.len()));
+    is_ok(&world.webhook("workflow_job", &just).await, "starting");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_job_only_gets_a_start_check() {
+    let world = World::new();
+    let waiting = QUEUED.replace(r#""status": "queued""#, r#""status": "waiting""#);
+    assert_ne!(waiting, QUEUED);
+    is_ok(&world.webhook("workflow_job", &waiting).await, "waits for a review");
+    assert_eq!(world.cloud.calls().len(), 1);
+    assert_eq!(world.cloud.tasks.pending()[0].path, "/runner/start");
+}

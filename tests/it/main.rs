@@ -1,0 +1,12 @@
+//! Runner Manager from outside: what it answers, and what becomes of jobs and VMs.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails; in helpers clippy does not see that"
+)]
+
+mod arrows;
+mod binary;
+mod endpoints;
+mod promises;
+mod world;

@@ -1,0 +1,78 @@
+//! A VM stays up for as long as configured after its *last* job.
+
+use runner_manager::emulators::compute::Status;
+
+use crate::world::{INACTIVE, World, minutes, seconds};
+
+#[tokio::test(start_paused = true)]
+async fn the_second_completion_supersedes_the_stop_of_the_first() {
+    let mut world = World::new();
+    let first = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(first)).await;
+    world.pass(seconds(100)).await;
+    let second = world.queue_job("acme/app", "self-hosted", seconds(40));
+    world.pass_until(minutes(5), |world| world.is_completed(second)).await;
+    let over = world.clock.now();
+    world.settle().await;
+    assert!(world.was_told("superseded"), "{}", world.story());
+    let stopped = world.last("runner-1", Status::Stopping).unwrap();
+    assert!(stopped.since(over) >= INACTIVE - seconds(1), "{}", world.story());
+    assert!(stopped.since(over) <= INACTIVE + seconds(90), "{}", world.story());
+    assert_eq!(world.starts("runner-1"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_completions_in_one_second_are_one_stop() {
+    let mut world = World::new().vm("runner-1", Status::Running);
+    let mut pending = Vec::new();
+    for job in [4711, 4712, 4711] {
+        let body = completed("acme/app", job, "runner-1");
+        assert!(world.webhook("workflow_job", &body).await.status.is_success());
+        pending.push(world.cloud.tasks.pending().len());
+    }
+    assert_eq!(pending, [1, 1, 1]);
+    world.settle().await;
+    assert_eq!(world.count("instances.stop"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_of_the_fastapi_original_counts_only_on_a_vm_without_a_mark() {
+    let original = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"}"#;
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.pass(minutes(6)).await;
+    let answer = world.callback("/runner/stop", original).await;
+    assert_eq!(answer.body["status"], "stopping", "{answer:?}");
+    world.settle().await;
+
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    let answer = world.callback("/runner/stop", original).await;
+    assert_eq!(answer.body["status"], "superseded");
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_only_grows_and_survives_other_writers() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(seconds(20)).await;
+    let early = world.mark("runner-1").unwrap();
+    world.cloud.compute.label_by_hand("runner-1", "team", Some("infra"));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.pass(seconds(5)).await;
+    assert!(world.mark("runner-1").unwrap() > early);
+    assert_eq!(
+        world.cloud.compute.labels("runner-1").get("team").map(String::as_str),
+        Some("infra")
+    );
+    world.settle().await;
+}
+
+/// A delivery as GitHub sends it, down to the fields that are read.
+fn completed(repo: &str, job: u64, runner: &str) -> String {
+    format!(
+        r#"{{"action": "completed", "workflow_job": {{"id": {job}, "status": "completed", "labels": ["self-hosted"],
+            "runner_name": "{runner}"}}, "repository": {{"full_name": "{repo}"}}}}"#
+    )
+}

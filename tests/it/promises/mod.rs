@@ -1,0 +1,7 @@
+//! The four promises, as stories. Each ends in `settle`, which looks for broken ones in the whole history.
+
+mod last_job_counts;
+mod never_kill;
+mod never_leak;
+mod never_strand;
+mod permissions;

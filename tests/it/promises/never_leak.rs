@@ -1,0 +1,150 @@
+//! A VM that the service started is stopped once it is idle, whatever was lost.
+
+use runner_manager::emulators::Fault;
+use runner_manager::emulators::compute::{Instance, Status};
+
+use crate::world::{World, ZONE, minutes, runner, seconds};
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_completion_leaks_nothing() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(seconds(40)).await;
+    world.cloud.github.lose_next_webhook(2);
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_vm_does_not_leak_either() {
+    let mut world = World::new();
+    let answer = world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    assert_eq!(answer.body["status"], "starting");
+    world.pass_until(minutes(1), |world| world.status("gpu-1") == Status::Running).await;
+    world.pass_until(minutes(15), |world| world.is_stopped("gpu-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_start_of_a_stopping_vm_is_done_later() {
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.cloud.compute.stop_by_hand("gpu-1");
+    world.pass(seconds(3)).await;
+    let answer = world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    assert_eq!(answer.body["status"], "start_scheduled", "{answer:?}");
+    world.pass_until(minutes(3), |world| world.status("gpu-1") == Status::Running).await;
+    world.pass_until(minutes(20), |world| world.is_stopped("gpu-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_between_any_two_calls_of_a_completion_leaks_nothing() {
+    for method in ["tasks.create", "instances.get", "instances.setLabels"] {
+        for fault in [Fault::Hang, Fault::Lost] {
+            let mut world = World::new();
+            let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+            world.pass(seconds(50)).await;
+            world.cloud.faults.next(method, fault.clone());
+            world.pass_until(minutes(3), |world| world.is_completed(job)).await;
+            world.pass(seconds(1)).await;
+            world.crash();
+            world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
+            world.settle().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_was_accepted_but_did_not_happen_is_repeated() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.cloud.compute.forbid("compute.instances.stop");
+    world.pass(minutes(60)).await;
+    assert_eq!(world.status("runner-1"), Status::Running);
+    assert!(world.was_told("not stopped (instances.stop: 403"), "{}", world.story());
+    let refused = world.count("instances.stop");
+    assert!(refused < 10, "{refused} attempts in an hour");
+    world.cloud.compute.permit("compute.instances.stop");
+    world.pass_until(minutes(65), |world| world.is_stopped("runner-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_ssd_is_not_thrown_away_unless_the_entry_says_so() {
+    for (more, stops) in [("", false), (r#", "discard_local_ssd": true"#, true)] {
+        let mut world = World::with_config(crate::world::fleet(more));
+        world.cloud.compute.delete("gpu-1");
+        let spec = Instance {
+            status: Status::Terminated,
+            local_ssd: true,
+            ..Instance::new("gpu-1", ZONE)
+        };
+        world.cloud.compute.insert(spec);
+        let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+        world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+        world.pass(minutes(30)).await;
+        assert_eq!(world.is_stopped("gpu-1"), stops, "{}", world.story());
+        assert_eq!(world.was_told("discard_local_ssd"), !stops);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_not_for_this_vm_does_not_keep_it_up() {
+    let mut world = World::new();
+    // The entry matches, but the runner lacks the label.
+    world.queue_job("acme/app", "self-hosted windows", minutes(1));
+    world.pass_until(minutes(20), |world| world.status("runner-1") == Status::Running).await;
+    world.pass_until(minutes(30), |world| world.is_stopped("runner-1")).await;
+    let starts = world.starts("runner-1");
+    world.pass(minutes(180)).await;
+    assert_eq!(world.starts("runner-1"), starts, "it cycles\n{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_left_for_an_hour_does_not_keep_its_vm_up() {
+    let mut world = World::new();
+    // Nobody is registered, so labels tell nothing; it might be for this VM.
+    world.cloud.github.remove_runner("runner-1");
+    world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(minutes(50)).await;
+    assert_eq!(world.status("runner-1"), Status::Running);
+    world.pass_until(minutes(40), |world| world.is_stopped("runner-1")).await;
+    let starts = world.starts("runner-1");
+    world.pass(minutes(180)).await;
+    assert_eq!(world.starts("runner-1"), starts, "it cycles\n{}", world.story());
+    // A runner comes after all, and so do the jobs.
+    world.cloud.github.add_runner(runner("runner-1", "acme/app", "self-hosted"));
+    world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_no_entry_names_any_more_is_not_touched_but_kept_in_sight_for_a_day() {
+    let mut world = World::new();
+    let body = r#"{"vm_instance_name": "gone-1", "vm_instance_zone": "asia-northeast1-a", "idle_since": 1795510800}"#;
+    let answer = world.callback("/runner/stop", body).await;
+    assert_eq!(answer.body["status"], "not_configured");
+    assert_eq!(world.cloud.tasks.pending().len(), 1);
+    world.pass(minutes(26 * 60)).await;
+    assert!(world.cloud.tasks.pending().is_empty());
+    assert_eq!(world.count("instances.get"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_matrix_does_not_multiply_chains() {
+    let mut world = World::new();
+    let jobs = world
+        .cloud
+        .github
+        .queue_run("acme/app", vec![(vec!["self-hosted".into()], seconds(20)); 256]);
+    let mut most = 0;
+    while !jobs.iter().all(|job| world.is_completed(*job)) {
+        world.pass(seconds(30)).await;
+        most = most.max(world.cloud.tasks.pending().len());
+    }
+    assert!(most <= 16, "{most} tasks were alive at once");
+    assert_eq!(world.starts("runner-1"), 1);
+    world.settle().await;
+}

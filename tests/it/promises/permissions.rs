@@ -1,0 +1,47 @@
+//! What is left of the promises where a permission is missing.
+
+use runner_manager::emulators::compute::Status;
+use runner_manager::emulators::github::Permission;
+
+use crate::world::{World, minutes};
+
+#[tokio::test(start_paused = true)]
+async fn without_labels_it_works_as_the_original_did_and_leaks_nothing() {
+    let mut world = World::new();
+    world.cloud.compute.forbid("compute.instances.setLabels");
+    let first = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(first)).await;
+    let second = world.queue_job("acme/app", "self-hosted", minutes(30));
+    world.pass_until(minutes(60), |world| world.is_completed(second)).await;
+    assert_eq!(world.mark("runner-1"), None);
+    assert_eq!(world.starts("runner-1"), 1);
+    world.settle().await;
+    assert_eq!(world.count("instances.setLabels"), 1, "once was enough to know");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_both_witnesses_forbidden_a_vm_is_stopped_after_a_day_and_not_before() {
+    let mut world = World::new();
+    for permission in [Permission::Administration, Permission::OrgRunners, Permission::Actions] {
+        world.cloud.github.forbid(permission);
+    }
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.pass(minutes(23 * 60)).await;
+    assert_eq!(world.status("runner-1"), Status::Running);
+    world.pass_until(minutes(2 * 60), |world| world.is_stopped("runner-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_actions_read_a_start_check_ends_once_the_vm_is_up() {
+    let mut world = World::new();
+    world.cloud.github.forbid(Permission::Actions);
+    let job = world.queue_job("acme/app", "self-hosted", minutes(45));
+    world.pass(minutes(10)).await;
+    let starts =
+        world.cloud.tasks.pending().into_iter().filter(|task| task.path == "/runner/start").count();
+    assert_eq!(starts, 0, "{}", world.story());
+    world.pass_until(minutes(60), |world| world.is_completed(job)).await;
+    world.settle().await;
+}

@@ -1,0 +1,449 @@
+//! The whole system in one process: the service on the emulators, under a paused clock.
+//!
+//! The service is the real one down to its wire formats; only its connections end in the emulators' Routers.
+//! A story tells the world what happens, lets time pass, and says what an outsider must have seen. What is
+//! promised in any case is checked all along: [`World::settle`] waits until everything is over and then
+//! looks at the whole history.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use bytes::Bytes;
+use gcp_auth::{Token, TokenProvider};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use runner_manager::clients::google::Credentials;
+use runner_manager::clients::transport::HttpService;
+use runner_manager::clock::{Clock, Timestamp};
+use runner_manager::config::Config;
+use runner_manager::emulators::compute::{Instance, Status};
+use runner_manager::emulators::github::{Hook, JobId, JobStatus, Runner, Scope};
+use runner_manager::emulators::{Cloud, Driver, Happening, Keys, Setup};
+use runner_manager::routes;
+use runner_manager::state::AppState;
+use tower::ServiceExt;
+use tower::util::BoxCloneSyncService;
+
+/// The shared secret of every world.
+pub(crate) const SECRET: &str = "It's a Secret to Everybody";
+
+/// Where all VMs are.
+pub(crate) const ZONE: &str = "asia-northeast1-a";
+
+/// How long a VM stays up after its last job.
+pub(crate) const INACTIVE: Duration = Duration::from_secs(3 * 60);
+
+const GOOGLE_TOKEN: &str = "ya29.of-the-simulation";
+
+pub(crate) const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub(crate) const fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(60 * minutes)
+}
+
+/// The fleet of most stories: a GPU machine for one repository, and one that two share.
+const FLEET: [(&str, &str, &str); 3] = [
+    ("acme/app", r#"["self-hosted", "gpu"]"#, "gpu-1"),
+    ("acme/app", r#"["self-hosted"]"#, "runner-1"),
+    ("acme/web", r#"["self-hosted"]"#, "runner-1"),
+];
+
+/// RUNNER_CONFIG of that fleet, each entry with `more` fields.
+pub(crate) fn fleet(more: &str) -> String {
+    let entry = |(repo, labels, vm): (&str, &str, &str)| {
+        format!(
+            r#"{{"repo": "{repo}", "labels": {labels}, "vm_instance_name": "{vm}", "vm_instance_zone": "{ZONE}"{more}}}"#
+        )
+    };
+    format!("[{}]", FLEET.map(entry).join(", "))
+}
+
+/// See above.
+pub(crate) struct World {
+    pub(crate) cloud: Cloud,
+    pub(crate) clock: Clock,
+    driver: Driver,
+    config: String,
+    service: Router,
+    history: Arc<Mutex<Vec<Happening>>>,
+}
+
+/// What the service answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) outcome: String,
+    pub(crate) body: serde_json::Value,
+}
+
+impl World {
+    /// Both VMs stopped, their runners registered, and nothing to do.
+    pub(crate) fn new() -> Self {
+        Self::with_config(fleet(""))
+    }
+
+    /// The same with another RUNNER_CONFIG.
+    pub(crate) fn with_config(config: String) -> Self {
+        let clock = Clock::paced(Timestamp::parse("2026-11-24T09:00:07Z").unwrap(), 1);
+        let setup = Setup {
+            project: "my-project".into(),
+            location: "asia-northeast1".into(),
+            queue: "runner-manager".into(),
+            app_id: "123456".into(),
+            installation_id: 12_345_678,
+            keys: keys(),
+        };
+        let cloud = Cloud::new(setup, clock.clone());
+        cloud.accounts.accept(GOOGLE_TOKEN);
+        for repo in ["acme/app", "acme/web"] {
+            cloud.github.add_repository(repo);
+        }
+        for (vm, labels) in
+            [("gpu-1", "self-hosted linux x64 gpu"), ("runner-1", "self-hosted linux x64")]
+        {
+            cloud
+                .compute
+                .insert(Instance { status: Status::Terminated, ..Instance::new(vm, ZONE) });
+            for repo in ["acme/app", "acme/web"] {
+                if vm == "runner-1" || repo == "acme/app" {
+                    cloud.github.add_runner(runner(vm, repo, labels));
+                }
+            }
+        }
+        cloud.github.webhook(Hook {
+            url: "http://service.example/github/webhook".into(),
+            secret: SECRET.into(),
+            form: false,
+        });
+        let history = Arc::<Mutex<Vec<Happening>>>::default();
+        let seen = Arc::clone(&history);
+        cloud.subscribe(move |happening| seen.lock().unwrap().push(happening.clone()));
+        let service = service(&config, &cloud, &clock);
+        let driver = Driver::new(in_process(service.clone()));
+        Self { cloud, clock, driver, config, service, history }
+    }
+
+    /// Forces the VM into a status.
+    pub(crate) fn vm(self, vm: &str, status: Status) -> Self {
+        self.cloud.compute.set_status(vm, status);
+        self
+    }
+
+    /// Lets time pass, and everything happen that is due in it.
+    pub(crate) async fn pass(&mut self, span: Duration) {
+        let until = self.clock.now() + span;
+        self.cloud.run_until(&mut self.driver, Some(until)).await;
+    }
+
+    /// Lets time pass until `seen` holds; fails the story if it does not within `limit`.
+    #[track_caller]
+    pub(crate) fn pass_until<'a>(
+        &'a mut self,
+        limit: Duration,
+        seen: impl Fn(&World) -> bool + 'a,
+    ) -> impl Future<Output = ()> + 'a {
+        let place = std::panic::Location::caller();
+        async move {
+            let end = self.clock.now() + limit;
+            while !seen(self) {
+                assert!(self.clock.now() < end, "{place}: not within {limit:?}\n{}", self.story());
+                self.pass(seconds(1)).await;
+            }
+        }
+    }
+
+    /// A job is queued that will run for this long.
+    pub(crate) fn queue_job(&self, repo: &str, labels: &str, runs: Duration) -> JobId {
+        self.cloud.github.queue_job(repo, words(labels), runs)
+    }
+
+    /// The service vanishes with whatever it is doing, and a new instance takes over.
+    pub(crate) fn crash(&mut self) {
+        self.driver.drop_in_flight();
+        self.service = service(&self.config, &self.cloud, &self.clock);
+        self.driver.reconnect(in_process(self.service.clone()));
+    }
+
+    pub(crate) fn status(&self, vm: &str) -> Status {
+        self.cloud.compute.status(vm)
+    }
+
+    pub(crate) fn is_stopped(&self, vm: &str) -> bool {
+        self.status(vm) == Status::Terminated
+    }
+
+    pub(crate) fn is_completed(&self, job: JobId) -> bool {
+        self.cloud.github.job(job).status == JobStatus::Completed
+    }
+
+    /// The mark that the VM carries.
+    pub(crate) fn mark(&self, vm: &str) -> Option<u64> {
+        self.cloud
+            .compute
+            .labels(vm)
+            .get("runner-manager-idle-since")
+            .and_then(|mark| mark.parse().ok())
+    }
+
+    /// When the VM last came to this status.
+    pub(crate) fn last(&self, vm: &str, status: Status) -> Option<Timestamp> {
+        let history = self.cloud.compute.history(vm);
+        history.iter().rev().find(|(_, then, _)| *then == status).map(|(at, ..)| *at)
+    }
+
+    /// How often the VM was started.
+    pub(crate) fn starts(&self, vm: &str) -> usize {
+        let history = self.cloud.compute.history(vm);
+        history.iter().filter(|(_, status, _)| *status == Status::Provisioning).count()
+    }
+
+    /// How many API calls of this method there were.
+    pub(crate) fn count(&self, method: &str) -> usize {
+        self.cloud.calls().iter().filter(|call| call.method == method).count()
+    }
+
+    /// The answers to webhooks and callbacks so far: status and outcome.
+    pub(crate) fn outcomes(&self) -> Vec<(StatusCode, String)> {
+        let answered = |happening: &Happening| match happening {
+            Happening::Webhook { reply, .. } | Happening::Callback { reply, .. } => {
+                let outcome = reply
+                    .headers
+                    .get("x-runner-manager-outcome")
+                    .and_then(|value| value.to_str().ok());
+                Some((reply.status?, outcome.unwrap_or_default().to_owned()))
+            }
+            _ => None,
+        };
+        self.history.lock().unwrap().iter().filter_map(answered).collect()
+    }
+
+    /// Whether some answer so far said this.
+    pub(crate) fn was_told(&self, words: &str) -> bool {
+        self.outcomes().iter().any(|(_, outcome)| outcome.contains(words))
+    }
+
+    /// Waits until nothing is left to happen, then holds the whole history against what is promised.
+    #[track_caller]
+    pub(crate) fn settle(&mut self) -> impl Future<Output = ()> + '_ {
+        let place = std::panic::Location::caller();
+        async move {
+            let end = self.clock.now() + minutes(36 * 60);
+            while !self.is_quiet() {
+                assert!(self.clock.now() < end, "{place}: never comes to rest\n{}", self.story());
+                self.pass(minutes(1)).await;
+            }
+            let broken = self.broken_promises();
+            assert!(broken.is_empty(), "{place}: {broken:#?}\n{}", self.story());
+        }
+    }
+
+    /// Nothing runs, nothing is due.
+    fn is_quiet(&self) -> bool {
+        let vms = self.cloud.compute.instances();
+        self.cloud.tasks.pending().is_empty()
+            && self.driver.in_flight() == 0
+            && vms
+                .iter()
+                .all(|vm| matches!(self.status(vm), Status::Terminated | Status::Suspended))
+    }
+
+    /// What the history shows that must never happen.
+    fn broken_promises(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        for job in self.cloud.github.jobs() {
+            if job.status != JobStatus::Completed {
+                broken.push(format!("never strand: job {} is {:?} in the end", job.id, job.status));
+            }
+            for vm in self.cloud.compute.instances() {
+                for (at, status, cause) in self.cloud.compute.history(&vm) {
+                    let here = job.runner_name.as_deref() == Some(vm.as_str());
+                    let runs = job.started_at.is_some_and(|start| start <= at)
+                        && job.completed_at.is_none_or(|end| at < end);
+                    if here
+                        && runs
+                        && status == Status::Stopping
+                        && cause.contains("instances.stop")
+                    {
+                        broken.push(format!(
+                            "never kill: {vm} was stopped at {at} while job {} ran",
+                            job.id
+                        ));
+                    }
+                }
+            }
+        }
+        broken
+    }
+
+    /// The history, for a person to see what went wrong.
+    pub(crate) fn story(&self) -> String {
+        self.history
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|happening| format!("{}\n", told(happening)))
+            .collect()
+    }
+
+    /// Sends the service a request.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        let mut request = Request::new(axum::body::Body::from(body.into()));
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().unwrap();
+        for (name, value) in headers {
+            let name: http::HeaderName = name.parse().unwrap();
+            request
+                .headers_mut()
+                .append(name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        let answer = self.service.clone().oneshot(request).await.unwrap();
+        let status = answer.status();
+        let outcome = answer.headers().get("x-runner-manager-outcome");
+        let outcome = outcome.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        Answer {
+            status,
+            outcome,
+            body: serde_json::from_slice(&body).unwrap_or(serde_json::Value::Null),
+        }
+    }
+
+    /// An operator's command.
+    pub(crate) async fn command(&self, path: &str, body: &str) -> Answer {
+        self.send(Method::POST, path, &[("X-Runner-Secret", SECRET)], body.to_owned()).await
+    }
+
+    /// A task's callback, as Cloud Tasks would send it.
+    pub(crate) async fn callback(&self, path: &str, body: &str) -> Answer {
+        let headers = [
+            ("X-Runner-Secret", SECRET),
+            ("X-CloudTasks-TaskName", "0123abcd"),
+            ("X-CloudTasks-QueueName", "runner-manager"),
+            ("Content-Type", "application/json"),
+        ];
+        self.send(Method::POST, path, &headers, body.to_owned()).await
+    }
+
+    /// A webhook, signed.
+    pub(crate) async fn webhook(&self, event: &str, body: &str) -> Answer {
+        let signature = sign(SECRET, body.as_bytes());
+        let headers = [
+            ("X-Hub-Signature-256", signature.as_str()),
+            ("X-GitHub-Event", event),
+            ("X-GitHub-Delivery", "72d3162e-cc78-11e3-81ab-4c9367dc0958"),
+            ("Content-Type", "application/json"),
+        ];
+        self.send(Method::POST, "/github/webhook", &headers, body.to_owned()).await
+    }
+}
+
+/// The service as production builds it, on other connections.
+fn service(config: &str, cloud: &Cloud, clock: &Clock) -> Router {
+    routes::router(state(config, cloud, clock))
+}
+
+fn state(config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
+    let vars = BTreeMap::from([
+        ("GCP_PROJECT_ID", "my-project"),
+        ("CLOUD_TASK_LOCATION", "asia-northeast1"),
+        ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
+        ("CLOUD_RUN_SERVICE_URL", "http://service.example"),
+        ("RUNNER_MANAGER_SECRET", SECRET),
+        ("GITHUB_APP_ID", "123456"),
+        ("GITHUB_APP_INSTALLATION_ID", "12345678"),
+        ("COMPUTE_API_URL", "http://compute.example"),
+        ("CLOUD_TASKS_API_URL", "http://tasks.example"),
+        ("GITHUB_API_URL", "http://github.example"),
+        ("RUNNER_CONFIG", config),
+    ]);
+    let keys = keys();
+    let vars = vars.into_iter().chain([("GITHUB_APP_PRIVATE_KEY", keys.app_private_key_pem())]);
+    let config = Config::from_vars(vars.map(|(name, value)| (name.into(), value.into()))).unwrap();
+    AppState::new(
+        config,
+        in_process(cloud.router()),
+        Credentials::new(Arc::new(OneToken)),
+        clock.clone(),
+    )
+}
+
+/// Carries requests to a Router in this process.
+fn in_process(router: Router) -> HttpService {
+    BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
+        let router = router.clone();
+        async move {
+            let answer = router.oneshot(request.map(axum::body::Body::new)).await?;
+            let (head, body) = answer.into_parts();
+            Ok(http::Response::from_parts(head, body.collect().await?.to_bytes()))
+        }
+    }))
+}
+
+/// Made once: a key takes a while, and nothing depends on which it is.
+pub(crate) fn keys() -> Arc<Keys> {
+    static KEYS: OnceLock<Arc<Keys>> = OnceLock::new();
+    Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
+}
+
+/// gcp_auth has its own HTTP client, which a paused clock would run away from.
+struct OneToken;
+
+#[async_trait::async_trait]
+impl TokenProvider for OneToken {
+    async fn token(&self, _scopes: &[&str]) -> Result<Arc<Token>, gcp_auth::Error> {
+        let token = serde_json::json!({ "access_token": GOOGLE_TOKEN, "expires_in": 3600 });
+        Ok(Arc::new(serde_json::from_value(token).expect("a token's documented form")))
+    }
+
+    async fn project_id(&self) -> Result<Arc<str>, gcp_auth::Error> {
+        Ok("my-project".into())
+    }
+}
+
+/// A runner on `vm`, registered in `repo`.
+pub(crate) fn runner(vm: &str, repo: &str, labels: &str) -> Runner {
+    Runner::new(vm, Scope::Repository(repo.into()), words(labels))
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The header that GitHub signs a body with.
+pub(crate) fn sign(secret: &str, body: &[u8]) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap().chain_update(body);
+    let bytes = mac.finalize().into_bytes();
+    format!("sha256={}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+fn told(happening: &Happening) -> String {
+    let answer = |reply: &runner_manager::emulators::Reply| {
+        let outcome =
+            reply.headers.get("x-runner-manager-outcome").and_then(|value| value.to_str().ok());
+        format!("{:?} {}", reply.status, outcome.unwrap_or_default())
+    };
+    match happening {
+        Happening::Instance { at, vm, status, cause } => format!("{at} {vm} is {status} ({cause})"),
+        Happening::Webhook { at, action, job, reply, .. } => {
+            format!("{at} webhook {action} {job}: {}", answer(reply))
+        }
+        Happening::Callback { at, path, body, attempt, reply, .. } => {
+            format!("{at} {path} #{attempt} {body}: {}", answer(reply))
+        }
+        Happening::Job { at, id, repo, status, runner } => {
+            format!("{at} job {id} of {repo} is {status:?} on {runner:?}")
+        }
+        Happening::Runner { at, name, online } => format!("{at} runner {name} online: {online}"),
+    }
+}

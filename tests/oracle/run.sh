@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Google's and GitHub's own client libraries against the embedded cloud, and the service against their contracts.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+here=tests/oracle
+work=target/oracle
+mkdir -p "$work"
+
+# Installed once for each list of versions.
+installed=$(cat $here/requirements.txt $here/package.json | sha256sum)
+if [ "$(cat "$work/installed" 2>/dev/null)" != "$installed" ]; then
+  python3 -m venv --clear "$work/venv"
+  "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r $here/requirements.txt
+  cp $here/package.json "$work/"
+  npm install --prefix "$work" --no-audit --no-fund --loglevel=error
+  echo "$installed" >"$work/installed"
+fi
+cp $here/clients.mjs "$work/"
+
+cargo build --locked
+program=target/debug/runner-manager
+
+# Loopback only, whatever proxy the environment names.
+export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
+"$program" dev --real-time --port 0 --cloud-port 0 >"$work/dev.log" 2>"$work/dev.err" &
+dev=$!
+trap 'kill $dev 2>/dev/null || true; wait $dev 2>/dev/null || true' EXIT
+for _ in $(seq 100); do
+  grep -q '^export GOOGLE_APPLICATION_CREDENTIALS' "$work/dev.log" && break
+  kill -0 $dev || { cat "$work/dev.err"; exit 1; }
+  sleep 0.1
+done
+grep '^export ' "$work/dev.log" >"$work/environment"
+# shellcheck source=/dev/null
+. "$work/environment"
+
+echo "-- google-cloud-compute, google-cloud-tasks, PyGithub"
+"$work/venv/bin/python" $here/clients.py
+echo "-- @octokit/rest"
+node "$work/clients.mjs"
+echo "-- the service against the published contracts"
+"$work/venv/bin/python" $here/conform.py "$program" "$work/node_modules/@octokit/openapi/generated/api.github.com.json"
