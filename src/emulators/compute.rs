@@ -180,6 +180,8 @@ struct Machine {
     status: Status,
     /// Since when what runs on it runs.
     up_since: Option<Timestamp>,
+    /// When it last went down.
+    down_since: Option<Timestamp>,
     history: Vec<(Timestamp, Status, String)>,
     /// The labels that reads show; `spec.labels` are the true ones.
     shown_labels: BTreeMap<String, String>,
@@ -241,6 +243,7 @@ impl ComputeEngine {
                 created: now,
                 status: spec.status,
                 up_since: started,
+                down_since: None,
                 history: vec![(now, spec.status, "insert".to_owned())],
                 shown_labels: spec.labels.clone(),
                 last_start: started,
@@ -394,9 +397,9 @@ impl ComputeEngine {
         lock(&self.state).instances.get(vm)?.up_since
     }
 
-    /// When the instance came to the status that it has.
-    pub(super) fn last_change(&self, vm: &str) -> Option<Timestamp> {
-        Some(lock(&self.state).instances.get(vm)?.history.last()?.0)
+    /// When what lives on the instance last went down, if it ever did.
+    pub(super) fn down_since(&self, vm: &str) -> Option<Timestamp> {
+        lock(&self.state).instances.get(vm)?.down_since
     }
 
     fn change<R>(&self, act: impl FnOnce(&mut State, Timestamp) -> R) -> R {
@@ -492,6 +495,9 @@ impl State {
     fn become_status(&mut self, vm: &str, at: Timestamp, status: Status, cause: &str) {
         let machine = self.machine(vm);
         machine.status = status;
+        if machine.up_since.is_some() && !status.is_up() {
+            machine.down_since = Some(at);
+        }
         machine.up_since = status.is_up().then(|| machine.up_since.unwrap_or(at));
         match status {
             Status::Terminated => machine.last_stop = Some(at),

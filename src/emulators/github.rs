@@ -721,7 +721,7 @@ impl State {
             let instance = runner.spec.instance.as_ref()?;
             let up = compute.up_since(instance);
             if runner.online && runner.up != up {
-                let gone = compute.last_change(instance).or(runner.up).unwrap_or_default();
+                let gone = compute.down_since(instance).or(runner.up).unwrap_or_default();
                 return Some((gone, Event::Offline(*id)));
             }
             let connects = up.filter(|_| !runner.online)? + self.timings.connect;
@@ -751,8 +751,10 @@ impl State {
             match event {
                 Event::Online(id) => {
                     let instance = self.runners[&id].spec.instance.clone();
-                    let up = instance.and_then(|instance| compute.up_since(&instance));
-                    self.online(id, time, up);
+                    // Another thread may have stopped it meanwhile; then there is no such event any more.
+                    if let Some(up) = instance.and_then(|instance| compute.up_since(&instance)) {
+                        self.online(id, time, Some(up));
+                    }
                 }
                 Event::Offline(id) => self.offline(id, time),
                 Event::Pickup(job) => self.begin(job, time),
@@ -1097,6 +1099,16 @@ mod tests {
         world.cloud.compute.start_by_hand("gpu-1");
         world.pass(40).await;
         assert_eq!(world.cloud.github.job(job).status, JobStatus::InProgress);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runner_is_gone_when_its_instance_goes_down_whenever_one_looks() {
+        let mut world = world().await;
+        let job = world.cloud.github.queue_job("acme/app", ["gpu"], 10 * MINUTE);
+        world.pass(30).await;
+        world.cloud.compute.preempt("gpu-1");
+        tokio::time::advance(MINUTE).await;
+        assert_eq!(world.cloud.github.job(job).status, JobStatus::Queued);
     }
 
     #[tokio::test(start_paused = true)]

@@ -520,7 +520,8 @@ pub type HttpService =
 type InFlight = Pin<Box<dyn Future<Output = (u64, Reply)> + Send>>;
 
 /// Sends the cloud's requests. It outlives [`Cloud::run_until`], as dropping a request that the service
-/// works on would be a crash of the service.
+/// works on would be a crash of the service; to have one, call [`Driver::drop_in_flight`], which the cloud
+/// hears of, instead of dropping the driver.
 pub struct Driver {
     http: HttpService,
     in_flight: FuturesUnordered<InFlight>,

@@ -53,7 +53,6 @@ pub(super) fn account(owner: &Owner, base: &str) -> Value {
         "events_url": format!("{url}/events{{/privacy}}"),
         "received_events_url": format!("{url}/received_events"),
         "type": if owner.organization { "Organization" } else { "User" },
-        "user_view_type": "public",
         "site_admin": false,
     })
 }
