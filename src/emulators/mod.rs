@@ -154,7 +154,8 @@ pub struct Call {
     pub at: Timestamp,
     /// Which API it was for.
     pub api: Api,
-    /// The method's name: `instances.get`, `tasks.create`, `runners.list`; `unknown` where no route fits.
+    /// The method's name: `instances.get`, `tasks.create`, `actions.listWorkflowRunsForRepo`; `unknown`
+    /// where no route fits.
     pub method: &'static str,
     /// Path and query.
     pub target: String,
