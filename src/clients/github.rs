@@ -105,12 +105,15 @@ pub struct Job {
     pub runner_name: Option<String>,
     /// When it came to be, RFC 3339.
     created_at: Option<String>,
+    /// When it began to run or, before that, to wait for a runner, RFC 3339.
+    started_at: Option<String>,
 }
 
 impl Job {
-    /// When it came to be, if told.
-    pub fn created_at(&self) -> Option<Timestamp> {
-        self.created_at.as_deref().and_then(Timestamp::parse)
+    /// When it came to wait for a runner, as far as is told: a job may have waited for a review before.
+    pub fn queued_since(&self) -> Option<Timestamp> {
+        let times = [&self.created_at, &self.started_at];
+        times.into_iter().flatten().filter_map(|time| Timestamp::parse(time)).max()
     }
 }
 
@@ -410,7 +413,7 @@ mod tests {
             serde_json::from_str(r#"{"id": 7, "status": "dreaming", "runner_name": null}"#)
                 .unwrap();
         assert_eq!(job.status, Progress::Unknown);
-        assert!(job.labels.is_empty() && job.created_at().is_none());
+        assert!(job.labels.is_empty() && job.queued_since().is_none());
         let runners: wire::Runners = serde_json::from_str(
             r#"{"total_count": 1, "runners": [{"id": 1, "name": "gpu-1", "busy": true}]}"#,
         )

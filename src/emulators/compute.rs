@@ -211,7 +211,7 @@ enum Step {
     Execute { vm: String, plan: u64, fallback: Status },
     Become { vm: String, plan: u64, status: Status, cause: &'static str },
     Finish { operation: u64 },
-    ShowLabels { vm: String, labels: BTreeMap<String, String> },
+    ShowLabels { vm: String },
 }
 
 impl ComputeEngine {
@@ -459,9 +459,10 @@ impl State {
                 }
             }
             Step::Finish { operation } => self.finish(operation, time, None),
-            Step::ShowLabels { vm, labels } => {
+            Step::ShowLabels { vm } => {
                 if let Some(machine) = self.instances.get_mut(&vm) {
-                    machine.shown_labels = labels;
+                    // Those of now: somebody else may have written since.
+                    machine.shown_labels = machine.spec.labels.clone();
                 }
             }
             Step::Execute { .. } | Step::Become { .. } => {}

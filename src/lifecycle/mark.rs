@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::schedule::{HOUR, rounded_up};
+use crate::clients::Error;
 use crate::clients::compute::Instance;
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::Vm;
@@ -109,7 +110,7 @@ pub(super) async fn write(
         match written {
             Ok(()) => return,
             Err(error) if error.status() == Some(StatusCode::PRECONDITION_FAILED) => {}
-            Err(error) if error.is_forbidden() => return app.marks.forbid(vm),
+            Err(error) if is_missing_permission(&error) => return app.marks.forbid(vm),
             Err(error) => return warn!("VM {vm}: its mark {mark} was not written: {error}"),
         }
         match app.compute.get(vm, deadline).await {
@@ -118,6 +119,11 @@ pub(super) async fn write(
         }
     }
     info!("VM {vm}: its mark {mark} was not written: its labels kept changing");
+}
+
+/// A bad token or an API that is turned off says nothing about the permission to set labels.
+fn is_missing_permission(error: &Error) -> bool {
+    error.is_forbidden() && matches!(error, Error::Status { reason, .. } if reason == "forbidden")
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use super::need::{self, Need, Started};
 use super::schedule::{BUCKET, CHECK_INTERVAL, HOUR, MINUTE, look_again, next_multiple};
 use super::task::{StartTask, WaitingJob, reckoned};
 use super::watch::Watch;
-use super::witness::{Fate, Heard, Sighting, Testimony, ask_for_job, ask_for_jobs, look_at_runner};
+use super::witness::{
+    Cursor, Fate, Heard, Purpose, Sighting, Testimony, ask_for_job, ask_for_jobs, look_at_runner,
+};
 use super::{Error, Outcome, Phase, RESERVE, Seen, Status, look};
 use crate::clients;
 use crate::clock::{Deadline, Timestamp};
@@ -61,6 +63,8 @@ struct Asked {
     /// The job that the next check carries.
     job: Option<WaitingJob>,
     waiting: Watch,
+    /// Where the next check goes on asking, soon.
+    cursor: Option<Cursor>,
 }
 
 /// Answers a start check.
@@ -115,6 +119,7 @@ fn without_a_job(check: &StartTask, now: Timestamp) -> Asked {
         because: "an operator asked for it".into(),
         job: None,
         waiting: Watch::default(),
+        cursor: None,
     }
 }
 
@@ -127,13 +132,15 @@ async fn act(
     now: Timestamp,
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
-    let Asked { demand, because, job, waiting } = asked;
-    let next = StartTask { job, waiting: waiting.clone(), ..check.clone() };
+    let Asked { demand, because, job, waiting, cursor } = asked;
+    let unheard = cursor.is_some();
+    let next = StartTask { job, waiting: waiting.clone(), cursor, ..check.clone() };
     match decide(demand, seen.status()) {
         Step::End => Ok(Outcome::new(Status::Ok, because)),
         Step::EndUp => Ok(Outcome::new(Status::AlreadyRunning, because)),
         Step::LookAgain => {
-            let due = next_multiple(now, CHECK_INTERVAL);
+            let due =
+                if unheard { look_again(now, BUCKET) } else { next_multiple(now, CHECK_INTERVAL) };
             next.ask_at(app, due, deadline).await?;
             Ok(Outcome::new(Status::StartScheduled, because).again_at(due))
         }
@@ -202,17 +209,28 @@ impl Asking<'_> {
         };
         if matches!(demand, Demand::NotYet | Demand::Settled) {
             return self
-                .ask_for_another(fate, Asked { demand, because, job, waiting }, runner)
+                .ask_for_another(
+                    fate,
+                    Asked { demand, because, job, waiting, cursor: None },
+                    runner,
+                )
                 .await;
         }
-        Asked { demand, because, job, waiting }
+        Asked { demand, because, job, waiting, cursor: None }
     }
 
     /// The carried job does not need the VM; does another?
     async fn ask_for_another(&self, fate: Fate, own: Asked, mut runner: Option<Sighting>) -> Asked {
-        let Testimony { running, waiting: others, heard } =
-            ask_for_jobs(self.app, self.vm, runner.as_ref(), None, self.deadline).await;
-        if running.is_none() && !others.is_empty() && runner.is_none() {
+        let Testimony { running, waiting: others, heard } = ask_for_jobs(
+            self.app,
+            self.vm,
+            Purpose::WhoWaits,
+            runner.as_ref(),
+            self.check.cursor.as_ref(),
+            self.deadline,
+        )
+        .await;
+        if !others.is_empty() && runner.is_none() {
             runner = Some(look_at_runner(self.app, self.vm, self.deadline).await);
         }
         let own = match running {
@@ -230,11 +248,17 @@ impl Asking<'_> {
                 because,
                 job: Some(other.job.clone()),
                 waiting: own.waiting,
+                cursor: None,
             };
         }
         match heard {
             Heard::All => own,
-            Heard::NotAll(error, _) => {
+            Heard::NotAll(_, Some(cursor)) => {
+                // There was no time to read all of it: what was read told of none.
+                let because = format!("{}; for others GitHub has not been heard out", own.because);
+                Asked { demand: Demand::NotYet, because, cursor: Some(cursor), ..own }
+            }
+            Heard::NotAll(error, None) => {
                 let because = format!("{}; for others GitHub was not heard ({error})", own.because);
                 Asked { demand: Demand::PerhapsWaits, because, ..own }
             }

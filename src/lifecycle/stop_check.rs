@@ -9,10 +9,12 @@ use std::time::Duration;
 use tracing::{error, warn};
 
 use super::job_queued::vm_needed;
-use super::schedule::{BOOT_ALLOWANCE, HOUR, MINUTE, doubled, look_again, stop_check_delay};
+use super::schedule::{
+    BOOT_ALLOWANCE, CHECK_INTERVAL, HOUR, MINUTE, doubled, look_again, stop_check_delay,
+};
 use super::task::{StopTask, reckoned};
 use super::watch::Watch;
-use super::witness::{Heard, Sighting, Testimony, Waiting, ask_for_jobs, look_at_runner};
+use super::witness::{Heard, Purpose, Sighting, Testimony, Waiting, ask_for_jobs, look_at_runner};
 use super::{Error, Outcome, Phase, RESERVE, Seen, Status, look};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::ManagedVm;
@@ -162,7 +164,9 @@ impl Check<'_> {
         let first = first_look(self.asker, &task, seen, self.now);
         // Looks that confirm one another follow one another.
         let confirmed = if first == First::AskWitnesses { task.confirmed } else { 0 };
-        let task = StopTask { confirmed, ..task };
+        // What was heard before the VM changed is no longer worth going on from.
+        let cursor = task.cursor.filter(|_| matches!(first, First::AskWitnesses | First::Stopped));
+        let task = StopTask { confirmed, cursor, ..task };
         match first {
             First::Superseded => Ok(superseded()),
             First::Stopped if scheduled => self.before_the_end(task, seen).await,
@@ -196,26 +200,22 @@ impl Check<'_> {
     async fn before_the_end(&self, task: StopTask, seen: &Seen) -> Result<Outcome, Error> {
         let witnesses = self.deadline.minus(RESERVE);
         let waiting = task.waiting.while_down();
-        let jobs = ask_for_jobs(self.app, self.vm, None, task.cursor.as_ref(), witnesses).await;
+        let runner = look_at_runner(self.app, self.vm, witnesses).await;
+        let jobs = self.ask(Purpose::WhoWaits, &runner, &task, witnesses).await;
+        if let Some(found) = counting(&jobs.waiting, &runner, &waiting) {
+            return vm_needed(self.app, self.vm, found.job.clone(), waiting, self.deadline).await;
+        }
         if let Some(job) = &jobs.running {
             let because = format!("the VM is stopped, but {job} is said to run on it");
             return self
-                .look_again(StopTask { waiting, cursor: None, ..task }, Status::Busy, because)
+                .look_soon(StopTask { waiting, cursor: None, ..task }, Status::Busy, because)
                 .await;
-        }
-        if !jobs.waiting.is_empty() {
-            let runner = look_at_runner(self.app, self.vm, witnesses).await;
-            if let Some(found) = counting(&jobs.waiting, &runner, &waiting) {
-                return vm_needed(self.app, self.vm, found.job.clone(), waiting, self.deadline)
-                    .await;
-            }
         }
         match jobs.heard {
             Heard::NotAll(error, cursor) => {
                 let because =
                     format!("it is stopped, but whether a job waits was not heard ({error})");
-                self.look_again(StopTask { waiting, cursor, ..task }, Status::Unknown, because)
-                    .await
+                self.look_soon(StopTask { waiting, cursor, ..task }, Status::Unknown, because).await
             }
             Heard::All | Heard::Forbidden(..) => {
                 Ok(Outcome::new(Status::AlreadyStopped, seen.instance.status.to_string()))
@@ -230,8 +230,7 @@ impl Check<'_> {
         let jobs = match &runner {
             Sighting::Busy(_) | Sighting::NotHeard(_) => Testimony::default(),
             Sighting::Idle(_) | Sighting::Forbidden(..) => {
-                ask_for_jobs(self.app, self.vm, Some(&runner), task.cursor.as_ref(), witnesses)
-                    .await
+                self.ask(Purpose::MayStop, &runner, &task, witnesses).await
             }
         };
         let waiting = self.watch(&task, &runner, &jobs);
@@ -240,6 +239,16 @@ impl Check<'_> {
         let verdict = weigh(&runner, &jobs, counts);
         let task = StopTask { waiting, ..task };
         self.act(verdict, jobs, task).await
+    }
+
+    async fn ask(
+        &self,
+        purpose: Purpose,
+        runner: &Sighting,
+        task: &StopTask,
+        deadline: Deadline,
+    ) -> Testimony {
+        ask_for_jobs(self.app, self.vm, purpose, Some(runner), task.cursor.as_ref(), deadline).await
     }
 
     /// Which jobs now wait since when for the VM that is free for them.
@@ -345,12 +354,17 @@ impl Check<'_> {
     /// A refusal is answered to an operator; a scheduled check logs it, and its follow-up tries again.
     async fn send_stop(&self, seen: &Seen, deadline: Deadline) -> Result<Outcome, Error> {
         let ManagedVm { vm, discard_local_ssd, .. } = self.vm;
-        let stopped = if seen.instance.has_local_ssd && !discard_local_ssd {
+        let stopped: Result<_, Error> = if seen.instance.has_local_ssd && !discard_local_ssd {
             Err(Error::WouldLoseLocalSsd(vm.clone()))
         } else {
             self.app.compute.stop(vm, *discard_local_ssd, deadline).await.map_err(Error::from)
         };
         let scheduled = self.asker == Asker::Schedule;
+        if let Ok(operation) = &stopped
+            && let Some(error) = &operation.error
+        {
+            error!("VM {vm}: its stop failed at once: {error}");
+        }
         match stopped {
             Ok(operation) => {
                 let because =
@@ -372,6 +386,18 @@ impl Check<'_> {
         why: impl Into<String>,
     ) -> Result<Outcome, Error> {
         let delay = stop_check_delay(task.looks);
+        let looks = task.looks.saturating_add(1);
+        self.again_in(delay, StopTask { looks, ..task }, status, why).await
+    }
+
+    /// While the VM is stopped, a job may be waiting for this look alone.
+    async fn look_soon(
+        &self,
+        task: StopTask,
+        status: Status,
+        why: String,
+    ) -> Result<Outcome, Error> {
+        let delay = stop_check_delay(task.looks).min(CHECK_INTERVAL);
         let looks = task.looks.saturating_add(1);
         self.again_in(delay, StopTask { looks, ..task }, status, why).await
     }

@@ -78,6 +78,9 @@ pub struct StartTask {
     /// Jobs that wait for the VM.
     #[serde(skip_serializing_if = "Watch::is_empty")]
     pub(super) waiting: Watch,
+    /// Where the second witness goes on, if there was no time to hear it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cursor: Option<Cursor>,
 }
 
 /// A job that the VM is needed for.
@@ -87,14 +90,14 @@ pub struct WaitingJob {
     pub repo: RepoName,
     /// GitHub's number for it.
     pub id: u64,
-    /// Unix seconds when it came to be.
-    pub created_at: u64,
+    /// Unix seconds when it came to wait for a runner.
+    pub queued_at: u64,
 }
 
 impl WaitingJob {
     /// Whether GitHub has dropped it: a job may wait for 24 hours.
     pub(super) fn has_expired(&self, now: Timestamp) -> bool {
-        now.since(Timestamp::from_unix_seconds(self.created_at)) >= Duration::from_secs(24 * 3600)
+        now.since(Timestamp::from_unix_seconds(self.queued_at)) >= Duration::from_secs(24 * 3600)
     }
 }
 

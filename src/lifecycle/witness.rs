@@ -157,17 +157,26 @@ const LISTS: [Progress; 6] = [
     Progress::Queued,
 ];
 
-/// Reads the jobs of all runs of the VM's repositories that are not completed, from `cursor` on. It ends
-/// early only at a job that runs here.
+/// What a hearing is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Whether the VM can be stopped: it ends at the first job that runs here.
+    MayStop,
+    /// Whether a job waits for the VM: it goes on to the end.
+    WhoWaits,
+}
+
+/// Reads the jobs of all runs of the VM's repositories that are not completed, from `cursor` on.
 pub(super) async fn ask_for_jobs(
     app: &AppState,
     vm: &ManagedVm,
+    purpose: Purpose,
     runner: Option<&Sighting>,
     cursor: Option<&Cursor>,
     deadline: Deadline,
 ) -> Testimony {
-    let hearing =
-        Hearing { app, vm, known: runner.is_some_and(Sighting::knows_the_runner), deadline };
+    let known = runner.is_some_and(Sighting::knows_the_runner);
+    let hearing = Hearing { app, vm, purpose, known, deadline };
     let mut testimony = Testimony::default();
     let mut forbidden = None;
     for repo in vm.repos.iter().filter(|repo| cursor.is_none_or(|cursor| **repo >= cursor.repo)) {
@@ -181,14 +190,15 @@ pub(super) async fn ask_for_jobs(
             let heard =
                 hearing.read_list(repo, status, &mut before, &mut read, &mut testimony).await;
             match heard {
-                Ok(()) if testimony.running.is_some() => return testimony,
+                Ok(()) if hearing.is_settled_by(&testimony) => return testimony,
                 Ok(()) => {}
                 Err(error) if error.is_forbidden() || error.is_not_found() => {
                     forbidden.get_or_insert((repo.clone(), error));
                     break;
                 }
                 Err(error) => {
-                    let out_of_time = deadline.remaining() < std::time::Duration::from_millis(50);
+                    // A call that got no answer in time may be the last that there was time for.
+                    let out_of_time = error.status().is_none();
                     let go_on = Cursor { repo: repo.clone(), list, before };
                     testimony.heard = Heard::NotAll(error, out_of_time.then_some(go_on));
                     return testimony;
@@ -206,6 +216,7 @@ pub(super) async fn ask_for_jobs(
 struct Hearing<'a> {
     app: &'a AppState,
     vm: &'a ManagedVm,
+    purpose: Purpose,
     /// The VM's runner is registered, so jobs tell by its name whether they run here.
     known: bool,
     deadline: Deadline,
@@ -247,7 +258,7 @@ impl Hearing<'_> {
                         Err(error) if error.is_not_found() => {}
                         Err(error) => return Err(error),
                     }
-                    if testimony.running.is_some() {
+                    if self.is_settled_by(testimony) {
                         return Ok(());
                     }
                     *before = Some(*run);
@@ -260,6 +271,10 @@ impl Hearing<'_> {
         }
     }
 
+    fn is_settled_by(&self, testimony: &Testimony) -> bool {
+        self.purpose == Purpose::MayStop && testimony.running.is_some()
+    }
+
     /// Notes the job if it runs on the VM, or waits and would go to it.
     fn note(&self, repo: &RepoName, job: Job, testimony: &mut Testimony) {
         let now = self.app.clock.now();
@@ -268,8 +283,8 @@ impl Hearing<'_> {
                 testimony.running = Some(JobRef { repo: repo.clone(), id: job.id });
             }
             Progress::Queued if self.routes_here(repo, &job.labels) => {
-                let created_at = job.created_at().unwrap_or(now).unix_seconds();
-                let waiting = WaitingJob { repo: repo.clone(), id: job.id, created_at };
+                let queued_at = job.queued_since().unwrap_or(now).unix_seconds();
+                let waiting = WaitingJob { repo: repo.clone(), id: job.id, queued_at };
                 let seen = testimony.waiting.iter().any(|seen| seen.job.id == waiting.id);
                 if !seen && !waiting.has_expired(now) {
                     testimony.waiting.push(Waiting { job: waiting, labels: job.labels });

@@ -41,7 +41,6 @@ pub(super) struct WorkflowJob {
     pub(super) labels: Vec<Label>,
     pub(super) status: Option<String>,
     pub(super) runner_name: Option<String>,
-    pub(super) created_at: Option<String>,
 }
 
 #[derive(Deserialize)]

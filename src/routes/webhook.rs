@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::extract::{Event, SignedDelivery, WorkflowJobEvent};
 use super::{OUTCOME, log, outcome_header};
-use crate::clock::{Deadline, Timestamp};
+use crate::clock::Deadline;
 use crate::fleet::Label;
 use crate::lifecycle::job_completed::job_completed;
 use crate::lifecycle::job_queued::{job_pending_review, job_queued};
@@ -63,11 +63,8 @@ async fn on_workflow_job(
     let outcome = if action == "completed" {
         job_completed(app, vm, job.id, deadline).await?
     } else {
-        let created = job.created_at.as_deref().and_then(Timestamp::parse);
-        // A clock that is ahead of ours must not make a job of today look like one of tomorrow.
-        let created =
-            created.map_or_else(|| app.clock.now(), |created| created.min(app.clock.now()));
-        let waiting = WaitingJob { repo, id: job.id, created_at: created.unix_seconds() };
+        // From this event on it waits for a runner, however long it waited for a review before.
+        let waiting = WaitingJob { repo, id: job.id, queued_at: app.clock.now().unix_seconds() };
         if job.status.as_deref() == Some("waiting") {
             job_pending_review(app, vm, waiting, deadline).await?
         } else {

@@ -9,4 +9,5 @@ mod arrows;
 mod binary;
 mod endpoints;
 mod promises;
+mod simulation;
 mod world;

@@ -23,6 +23,7 @@ use runner_manager::emulators::github::{Hook, JobId, JobStatus, Runner, Scope};
 use runner_manager::emulators::{Cloud, Driver, Happening, Keys, Setup};
 use runner_manager::routes;
 use runner_manager::state::AppState;
+use tokio::sync::Notify;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
@@ -67,8 +68,7 @@ pub(crate) struct World {
     pub(crate) cloud: Cloud,
     pub(crate) clock: Clock,
     driver: Driver,
-    config: String,
-    service: Router,
+    service: Service,
     history: Arc<Mutex<Vec<Happening>>>,
 }
 
@@ -122,9 +122,12 @@ impl World {
         let history = Arc::<Mutex<Vec<Happening>>>::default();
         let seen = Arc::clone(&history);
         cloud.subscribe(move |happening| seen.lock().unwrap().push(happening.clone()));
-        let service = service(&config, &cloud, &clock);
-        let driver = Driver::new(in_process(service.clone()));
-        Self { cloud, clock, driver, config, service, history }
+        let service = Service::new({
+            let (cloud, clock) = (cloud.clone(), clock.clone());
+            move || routes::router(state(&config, &cloud, &clock))
+        });
+        let driver = Driver::new(service.http());
+        Self { cloud, clock, driver, service, history }
     }
 
     /// Forces the VM into a status.
@@ -163,9 +166,12 @@ impl World {
 
     /// The service vanishes with whatever it is doing, and a new instance takes over.
     pub(crate) fn crash(&mut self) {
-        self.driver.drop_in_flight();
-        self.service = service(&self.config, &self.cloud, &self.clock);
-        self.driver.reconnect(in_process(self.service.clone()));
+        self.service.vanish();
+    }
+
+    /// The running service, for whoever makes it vanish or replaces it.
+    pub(crate) fn service(&self) -> Service {
+        self.service.clone()
     }
 
     pub(crate) fn status(&self, vm: &str) -> Status {
@@ -241,8 +247,13 @@ impl World {
         }
     }
 
+    /// Everything that has happened so far.
+    pub(crate) fn history(&self) -> Vec<Happening> {
+        self.history.lock().unwrap().clone()
+    }
+
     /// Nothing runs, nothing is due.
-    fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         let vms = self.cloud.compute.instances();
         self.cloud.tasks.pending().is_empty()
             && self.driver.in_flight() == 0
@@ -306,7 +317,7 @@ impl World {
                 .headers_mut()
                 .append(name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        let answer = self.service.clone().oneshot(request).await.unwrap();
+        let answer = self.service.router().oneshot(request).await.unwrap();
         let status = answer.status();
         let outcome = answer.headers().get("x-runner-manager-outcome");
         let outcome = outcome.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
@@ -347,9 +358,53 @@ impl World {
     }
 }
 
-/// The service as production builds it, on other connections.
-fn service(config: &str, cloud: &Cloud, clock: &Clock) -> Router {
-    routes::router(state(config, cloud, clock))
+/// The service, one instance at a time.
+#[derive(Clone)]
+pub(crate) struct Service(Arc<Instances>);
+
+struct Instances {
+    build: Box<dyn Fn() -> Router + Send + Sync>,
+    current: Mutex<Option<Router>>,
+    vanished: Notify,
+}
+
+impl Service {
+    fn new(build: impl Fn() -> Router + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Instances {
+            build: Box::new(build),
+            current: Mutex::default(),
+            vanished: Notify::new(),
+        }))
+    }
+
+    fn router(&self) -> Router {
+        self.0.current.lock().unwrap().get_or_insert_with(|| (self.0.build)()).clone()
+    }
+
+    /// What it works on is dropped where it stands, and all that it remembers is gone.
+    pub(crate) fn vanish(&self) {
+        self.replace();
+        self.0.vanished.notify_waiters();
+    }
+
+    /// The next request goes to a new instance; the old one finishes what it works on.
+    pub(crate) fn replace(&self) {
+        *self.0.current.lock().unwrap() = None;
+    }
+
+    fn http(&self) -> HttpService {
+        let service = self.clone();
+        BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
+            let service = service.clone();
+            async move {
+                tokio::select! {
+                    biased;
+                    () = service.0.vanished.notified() => Err("the instance vanished".into()),
+                    answer = in_process(service.router()).oneshot(request) => answer,
+                }
+            }
+        }))
+    }
 }
 
 fn state(config: &str, cloud: &Cloud, clock: &Clock) -> AppState {

@@ -101,7 +101,7 @@ def drive(service):
     time.sleep(1)
     # The job is unknown, so the start check asks for others.
     play("job?repo=acme/app&labels=self-hosted,gpu,nobody&seconds=5")
-    check = {**VM, "job": {"repo": "acme/app", "id": 1, "created_at": int(time.time())}, "event_at": int(time.time()) - 300}
+    check = {**VM, "job": {"repo": "acme/app", "id": 1, "queued_at": int(time.time())}, "event_at": int(time.time()) - 300}
     post("/runner/start", check, task)
     deadline = time.monotonic() + 90
     while post("/runner/start", VM, operator) != "already_running":

@@ -219,9 +219,7 @@ impl State {
             if timings.label_delay.is_zero() {
                 machine.shown_labels = machine.spec.labels.clone();
             } else {
-                let labels = machine.spec.labels.clone();
-                let step = Step::ShowLabels { vm: vm.clone(), labels };
-                state.schedule(now + timings.label_delay, step);
+                state.schedule(now + timings.label_delay, Step::ShowLabels { vm: vm.clone() });
             }
             let operation = state.operation(&vm, now, "setLabels");
             state.schedule(now + timings.execute, Step::Finish { operation });

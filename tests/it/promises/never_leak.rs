@@ -148,3 +148,26 @@ async fn a_matrix_does_not_multiply_chains() {
     assert_eq!(world.starts("runner-1"), 1);
     world.settle().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_repository_too_large_for_one_look_is_heard_out_in_several() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    for _ in 0..400 {
+        world.queue_job("acme/app", "ubuntu-latest", minutes(1));
+    }
+    world.cloud.faults.on(|call| {
+        (call.method == "actions.listJobsForWorkflowRun")
+            .then_some(Fault::Delay(std::time::Duration::from_millis(200)))
+    });
+    world.pass_until(minutes(10), |world| world.is_completed(job)).await;
+    world.pass_until(minutes(30), |world| world.is_stopped("runner-1")).await;
+    assert!(
+        world.was_told("unknown, GitHub was not heard"),
+        "one look was enough\n{}",
+        world.story()
+    );
+    let starts = world.starts("runner-1");
+    world.pass(minutes(60)).await;
+    assert_eq!(world.starts("runner-1"), starts, "it is started for nobody\n{}", world.story());
+}

@@ -1,0 +1,359 @@
+//! What a day's history must never show, each with its bound.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use http::StatusCode;
+use runner_manager::clock::Timestamp;
+use runner_manager::emulators::Happening;
+use runner_manager::emulators::compute::Status;
+use runner_manager::emulators::github::{JobId, JobStatus};
+
+use super::day::Profile;
+use crate::world::{INACTIVE, SECRET, World, minutes, seconds};
+
+/// Something that explains why a VM was not up, or not stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Excuse {
+    /// The zone has no machines, or has some again.
+    Stockout(bool),
+    /// GitHub cannot be asked, or can again.
+    GitHubDown(bool),
+    /// The VM is held, or released.
+    Held(&'static str, bool),
+    /// An operator needs the VM from now on.
+    StartedByHand(&'static str),
+    /// An operator asked for a stop now.
+    StoppedByHand(&'static str),
+}
+
+/// A handler's life: what it has not seen in that time, it could not.
+const WINDOW: Duration = seconds(20);
+
+/// The longest that an accepted, waiting job may see its VM down.
+fn bound_of_waiting(profile: Profile) -> Duration {
+    match profile {
+        // A stop that has just begun, and the start checks half a minute apart.
+        Profile::None | Profile::Stale => minutes(3),
+        // A VM that vanishes in mid-job is missed by the stop chain, which looks every ten minutes, give or take
+        // half of that.
+        Profile::Outage | Profile::Permission => minutes(16),
+        // A check that fails or comes late: another interval or two.
+        Profile::Loss | Profile::All => minutes(28),
+    }
+}
+
+/// The longest that a VM may run without being needed.
+fn bound_of_idling(profile: Profile) -> Duration {
+    match profile {
+        // A lease, and the looks after it: a job that never came to a runner.
+        Profile::None | Profile::Stale => INACTIVE + minutes(10),
+        // The chain looks every ten minutes, give or take half of that, and confirms.
+        Profile::Outage | Profile::Permission => INACTIVE + minutes(25),
+        Profile::Loss | Profile::All => INACTIVE + minutes(60),
+    }
+}
+
+/// The most tasks that may be alive for one VM at a time.
+const MOST_TASKS: usize = 24;
+
+/// The worst that was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Figures {
+    waited: Duration,
+    idled: Duration,
+    tasks: usize,
+    jobs: usize,
+    stops: usize,
+}
+
+impl Figures {
+    pub(super) fn worst(&self, other: &Self) -> Self {
+        Self {
+            waited: self.waited.max(other.waited),
+            idled: self.idled.max(other.idled),
+            tasks: self.tasks.max(other.tasks),
+            jobs: self.jobs + other.jobs,
+            stops: self.stops + other.stops,
+        }
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} jobs, {} stops; longest wait for a VM that is down {} s, longest idle time {} s, most tasks {}",
+            self.jobs,
+            self.stops,
+            self.waited.as_secs(),
+            self.idled.as_secs(),
+            self.tasks
+        )
+    }
+}
+
+/// When each job's `queued` was first answered 2xx.
+pub(super) fn accepted(history: &[Happening]) -> BTreeMap<JobId, Timestamp> {
+    let mut accepted = BTreeMap::new();
+    for happening in history {
+        if let Happening::Webhook { at, action, job, reply, .. } = happening
+            && action == "queued"
+            && reply.status.is_some_and(|status| status.is_success())
+        {
+            accepted.entry(*job).or_insert(*at);
+        }
+    }
+    accepted
+}
+
+/// One VM, as the history goes by.
+#[derive(Default)]
+struct Watched {
+    status: Option<Status>,
+    /// Jobs that wait for it, whether their webhook arrived or not.
+    waiting: BTreeSet<JobId>,
+    /// Those of them that had a runner before: only GitHub knows that they wait again.
+    requeued: BTreeSet<JobId>,
+    /// Jobs on its runners, since when.
+    running: BTreeMap<JobId, Timestamp>,
+    held: bool,
+    down_for: Duration,
+    idle_for: Duration,
+    last_completed: Option<Timestamp>,
+    stopped_by_hand: Option<Timestamp>,
+}
+
+impl Watched {
+    fn is_up(&self) -> bool {
+        matches!(self.status, Some(Status::Provisioning | Status::Staging | Status::Running))
+    }
+}
+
+/// Goes through the history once, with everything that the promises are about in view.
+struct Review<'a> {
+    profile: Profile,
+    accepted: &'a BTreeMap<JobId, Timestamp>,
+    route: &'a BTreeMap<JobId, &'static str>,
+    ran_on: BTreeMap<JobId, String>,
+    vms: BTreeMap<&'static str, Watched>,
+    stockout: u32,
+    github_down: u32,
+    now: Timestamp,
+    figures: Figures,
+    broken: Vec<String>,
+}
+
+/// Holds the day against the promises.
+pub(super) fn check(
+    world: &World,
+    profile: Profile,
+    excuses: &[(Timestamp, Excuse)],
+    most_tasks: usize,
+) -> Result<Figures, String> {
+    let history = world.history();
+    let accepted = accepted(&history);
+    let jobs = world.cloud.github.jobs();
+    let vm_of = |repo: &str, labels: &[String]| {
+        if repo == "acme/app" && labels.iter().any(|label| label == "gpu") {
+            "gpu-1"
+        } else {
+            "runner-1"
+        }
+    };
+    let route = jobs.iter().map(|job| (job.id, vm_of(&job.repo, &job.labels))).collect();
+    let mut review = Review {
+        profile,
+        accepted: &accepted,
+        route: &route,
+        ran_on: BTreeMap::new(),
+        vms: BTreeMap::from(["runner-1", "gpu-1"].map(|vm| (vm, Watched::default()))),
+        stockout: 0,
+        github_down: 0,
+        now: Timestamp::UNIX_EPOCH,
+        figures: Figures { tasks: most_tasks, jobs: jobs.len(), ..Figures::default() },
+        broken: Vec::new(),
+    };
+    let mut excuses = excuses.to_vec();
+    excuses.sort_by_key(|(at, _)| *at);
+    let mut excuses = excuses.into_iter().peekable();
+    for happening in &history {
+        let at = time_of(happening);
+        while let Some((when, excuse)) = excuses.next_if(|(when, _)| *when <= at) {
+            review.pass_to(when);
+            review.excuse(excuse);
+        }
+        review.pass_to(at);
+        review.see(happening);
+    }
+    review.end(world);
+    let Review { figures, mut broken, .. } = review;
+    for job in &jobs {
+        if job.status != JobStatus::Completed {
+            broken.push(format!("never strand: job {} is {:?} in the end", job.id, job.status));
+        }
+    }
+    if most_tasks > MOST_TASKS {
+        broken.push(format!("{most_tasks} tasks were alive for one VM at once"));
+    }
+    broken.first().map_or(Ok(figures), |first| Err(first.clone()))
+}
+
+fn time_of(happening: &Happening) -> Timestamp {
+    match happening {
+        Happening::Instance { at, .. }
+        | Happening::Webhook { at, .. }
+        | Happening::Callback { at, .. }
+        | Happening::Job { at, .. }
+        | Happening::Runner { at, .. } => *at,
+    }
+}
+
+impl Review<'_> {
+    /// Lets the time until then count.
+    fn pass_to(&mut self, time: Timestamp) {
+        let span = time.since(self.now);
+        self.now = self.now.max(time);
+        for (name, vm) in &mut self.vms {
+            let can_be_known = |job: &JobId| self.github_down == 0 || !vm.requeued.contains(job);
+            let is_promised = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
+            let waits = vm.waiting.iter().any(|job| is_promised(job) && can_be_known(job));
+            let stranded = waits && !vm.is_up() && self.stockout == 0;
+            vm.down_for = if stranded { vm.down_for + span } else { Duration::ZERO };
+            let needed =
+                !vm.waiting.is_empty() || !vm.running.is_empty() || vm.held || self.github_down > 0;
+            let idles = vm.status == Some(Status::Running) && !needed;
+            vm.idle_for = if idles { vm.idle_for + span } else { Duration::ZERO };
+            self.figures.waited = self.figures.waited.max(vm.down_for);
+            self.figures.idled = self.figures.idled.max(vm.idle_for);
+            if vm.down_for > bound_of_waiting(self.profile) {
+                self.broken.push(format!(
+                    "never strand: {time}: {name} was down for {:?} while a job waited",
+                    vm.down_for
+                ));
+            }
+            if vm.idle_for > bound_of_idling(self.profile) {
+                self.broken
+                    .push(format!("never leak: {time}: {name} was idle for {:?}", vm.idle_for));
+            }
+        }
+    }
+
+    fn excuse(&mut self, excuse: Excuse) {
+        let count = |counter: &mut u32, on: bool| {
+            *counter = if on { *counter + 1 } else { counter.saturating_sub(1) }
+        };
+        match excuse {
+            Excuse::Stockout(on) => count(&mut self.stockout, on),
+            Excuse::GitHubDown(on) => count(&mut self.github_down, on),
+            Excuse::Held(vm, on) => self.vm(vm).held = on,
+            Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
+            Excuse::StoppedByHand(vm) => self.vm(vm).stopped_by_hand = Some(self.now),
+        }
+    }
+
+    fn vm(&mut self, name: &str) -> &mut Watched {
+        self.vms.get_mut(name).unwrap_or_else(|| panic!("no VM {name}"))
+    }
+
+    fn see(&mut self, happening: &Happening) {
+        match happening {
+            Happening::Instance { at, vm, status, cause } => {
+                if *status == Status::Stopping && cause == "stop" {
+                    self.figures.stops += 1;
+                    self.judge_stop(*at, vm);
+                }
+                self.vm(vm).status = Some(*status);
+            }
+            Happening::Job { at, id, status, runner, .. } => {
+                let routed = self.route[id];
+                for vm in self.vms.values_mut() {
+                    vm.waiting.remove(id);
+                    vm.running.remove(id);
+                }
+                match (status, runner) {
+                    (JobStatus::Queued, _) => {
+                        self.vm(routed).waiting.insert(*id);
+                    }
+                    (JobStatus::InProgress, Some(runner)) => {
+                        self.vm(runner).running.insert(*id, *at);
+                        self.vm(runner).requeued.insert(*id);
+                        self.ran_on.insert(*id, runner.clone());
+                    }
+                    _ => {}
+                }
+            }
+            Happening::Webhook { at, action, job, reply, .. } => {
+                self.answered(*at, reply.status, &format!("webhook {action}"), &reply.body);
+                if action == "completed" && reply.status.is_some_and(|status| status.is_success()) {
+                    // A job may run on another VM's runner, if that has its labels too.
+                    let ran_on =
+                        self.ran_on.get(job).cloned().unwrap_or_else(|| self.route[job].to_owned());
+                    self.vm(&ran_on).last_completed = Some(*at);
+                }
+            }
+            Happening::Callback { at, path, reply, .. } => {
+                self.answered(*at, reply.status, path, &reply.body)
+            }
+            Happening::Runner { .. } => {}
+        }
+    }
+
+    fn answered(&mut self, at: Timestamp, status: Option<StatusCode>, what: &str, body: &[u8]) {
+        let failed = status.is_none_or(|status| !status.is_success());
+        if failed && matches!(self.profile, Profile::None | Profile::Stale) {
+            self.broken
+                .push(format!("{at}: {what} was answered {status:?} though nothing was wrong"));
+        }
+        if String::from_utf8_lossy(body).contains(SECRET) {
+            self.broken.push(format!("{at}: the answer to {what} shows the secret"));
+        }
+    }
+
+    fn judge_stop(&mut self, at: Timestamp, name: &str) {
+        let (profile, accepted) = (self.profile, self.accepted);
+        let vm = self.vm(name);
+        let mut broken = Vec::new();
+        for (job, since) in &vm.running {
+            if at.since(*since) > WINDOW {
+                broken.push(format!(
+                    "never kill: {at}: {name} was stopped while job {job} ran since {since}"
+                ));
+            }
+        }
+        // Without a permission, one witness may see less than both.
+        for job in vm.waiting.iter().filter(|_| profile != Profile::Permission) {
+            if accepted.get(job).is_some_and(|accepted| at.since(*accepted) > WINDOW) {
+                broken.push(format!("never kill: {at}: {name} was stopped while job {job} waited"));
+            }
+        }
+        let by_hand = vm.stopped_by_hand.is_some_and(|asked| at.since(asked) <= WINDOW);
+        // Where a mark could not be written in time, an older task may count.
+        let marks = matches!(profile, Profile::None | Profile::Outage | Profile::Stale);
+        let in_view = |last: &Timestamp| at.since(*last) > WINDOW;
+        if let Some(last) = vm.last_completed.filter(in_view).filter(|_| marks && !by_hand)
+            && at.since(last) < INACTIVE
+        {
+            broken.push(format!(
+                "the last job counts: {at}: {name} was stopped {:?} after {last}",
+                at.since(last)
+            ));
+        }
+        self.broken.extend(broken);
+    }
+
+    fn end(&mut self, world: &World) {
+        if !world.is_quiet() {
+            let statuses: Vec<_> = ["runner-1", "gpu-1"]
+                .iter()
+                .map(|vm| format!("{vm} {}", world.status(vm)))
+                .collect();
+            let pending = world.cloud.tasks.pending().len();
+            self.broken.push(format!(
+                "never leak: it never came to rest: {}; {pending} tasks",
+                statuses.join(", ")
+            ));
+        }
+    }
+}

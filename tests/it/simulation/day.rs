@@ -1,0 +1,218 @@
+//! A day: what happens, and when, drawn from a seed.
+//!
+//! Every operation stands for itself and ends what it began, so a day from which some are taken away is still
+//! a day: that is how a failure is made smaller.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::world::{minutes, seconds};
+
+/// Numbers that look random and are the same for the same seed (SplitMix64).
+#[derive(Clone)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From `low` to `high`, both included.
+    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.roll() % (high - low + 1)
+    }
+
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
+        self.roll() % 100 < percent
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        &of[usize::try_from(self.roll()).unwrap_or(0) % of.len()]
+    }
+}
+
+/// What goes wrong on a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Nothing that the service could not expect.
+    None,
+    /// Calls, answers, webhooks and whole instances of the service are lost; callbacks come late and twice.
+    Loss,
+    /// Google runs out of machines, VMs vanish, GitHub is down for an hour.
+    Outage,
+    /// A permission is missing all day.
+    Permission,
+    /// `busy` lags by a minute and flips in the middle of a job; labels show late.
+    Stale,
+    /// All of it, but for the permission.
+    All,
+}
+
+impl Profile {
+    pub(crate) const EACH: [Self; 6] =
+        [Self::None, Self::Loss, Self::Outage, Self::Permission, Self::Stale, Self::All];
+
+    pub(crate) fn loses(self) -> bool {
+        matches!(self, Self::Loss | Self::All)
+    }
+
+    pub(crate) fn breaks_down(self) -> bool {
+        matches!(self, Self::Outage | Self::All)
+    }
+
+    pub(crate) fn is_stale(self) -> bool {
+        matches!(self, Self::Stale | Self::All)
+    }
+}
+
+/// Something that somebody does, or that happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// A job is queued.
+    Job { repo: &'static str, labels: &'static str, runs: Duration },
+    /// A run of many jobs is queued.
+    Matrix { repo: &'static str, jobs: usize, runs: Duration },
+    /// A job waits for a review, and is approved after a while.
+    Review { repo: &'static str, approved_after: Duration, runs: Duration },
+    /// The nth latest job is cancelled, if it is not over.
+    Cancel { nth_latest: usize },
+    /// An operator starts a VM by hand.
+    Start { vm: &'static str },
+    /// An operator asks for a stop by hand.
+    Stop { vm: &'static str },
+    /// An operator holds a VM for a while.
+    Hold { vm: &'static str, span: Duration },
+    /// Another team writes a label.
+    Label { vm: &'static str },
+    /// A new revision of the service takes over, and nothing is in flight.
+    Deploy,
+    /// The service vanishes at its nth API call from now on; the call has its effect or not.
+    Crash { at_call: u32, with_effect: bool },
+    /// The next webhooks are lost.
+    LoseWebhooks { count: u32 },
+    /// The last webhook comes once more.
+    Redeliver,
+    /// The next callback comes twice.
+    DoubleCallback,
+    /// The VM is preempted.
+    Preempt { vm: &'static str },
+    /// Somebody stops the VM in the console.
+    StopInConsole { vm: &'static str },
+    /// The zone has no machines for a while.
+    Stockout { span: Duration },
+    /// GitHub's API answers 503 for a while.
+    GitHubDown { span: Duration },
+    /// GitHub's rate limit is exhausted for a while.
+    RateLimit { span: Duration },
+    /// All installation tokens are revoked.
+    RevokeTokens,
+    /// `busy` shows false for a while, whatever the runner does.
+    Glitch { vm: &'static str, span: Duration },
+}
+
+/// Operations with their times, from the beginning of the day.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Day {
+    pub(crate) seed: u64,
+    pub(crate) profile: Profile,
+    pub(crate) ops: Vec<(Duration, Op)>,
+}
+
+impl fmt::Debug for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "Day {{ seed: {}, profile: Profile::{:?}, ops: vec![",
+            self.seed, self.profile
+        )?;
+        self.ops
+            .iter()
+            .try_for_each(|(at, op)| writeln!(f, "    (seconds({}), Op::{op:?}),", at.as_secs()))?;
+        f.write_str("] }")
+    }
+}
+
+const REPOS: [&str; 2] = ["acme/app", "acme/web"];
+const VMS: [&str; 2] = ["runner-1", "gpu-1"];
+
+impl Day {
+    /// The day of this seed: eight hours, in which work comes in heaps, as it does.
+    pub(crate) fn draw(seed: u64, profile: Profile) -> Self {
+        let mut dice = Dice::new(seed.wrapping_mul(7).wrapping_add(profile as u64));
+        let mut ops = Vec::new();
+        let heaps = dice.between(2, 8);
+        for _ in 0..heaps {
+            let start = dice.between(0, 8 * 3600);
+            for _ in 0..dice.between(1, 6) {
+                let at = seconds(start + dice.between(0, 900));
+                ops.push((at, work(&mut dice)));
+            }
+        }
+        for _ in 0..dice.between(0, 10) {
+            let at = seconds(dice.between(0, 9 * 3600));
+            ops.extend(trouble(&mut dice, profile).map(|op| (at, op)));
+        }
+        ops.sort_by_key(|(at, _)| *at);
+        Self { seed, profile, ops }
+    }
+}
+
+fn work(dice: &mut Dice) -> Op {
+    let repo = *dice.pick(&REPOS);
+    let runs = seconds(match dice.between(0, 9) {
+        0..5 => dice.between(5, 120),
+        5..9 => dice.between(120, 1_200),
+        _ => dice.between(1_200, 7_200),
+    });
+    match dice.between(0, 19) {
+        0 => Op::Matrix {
+            repo,
+            jobs: usize::try_from(dice.between(3, 40)).unwrap_or(3),
+            runs: runs / 20,
+        },
+        1 => Op::Review { repo, approved_after: minutes(dice.between(0, 40)), runs },
+        2 => Op::Cancel { nth_latest: usize::try_from(dice.between(0, 3)).unwrap_or(0) },
+        3..7 => Op::Job { repo: "acme/app", labels: "self-hosted gpu", runs },
+        _ => Op::Job { repo, labels: "self-hosted", runs },
+    }
+}
+
+fn trouble(dice: &mut Dice, profile: Profile) -> Option<Op> {
+    let vm = *dice.pick(&VMS);
+    let mut of = vec![
+        Op::Start { vm },
+        Op::Stop { vm },
+        Op::Hold { vm, span: minutes(dice.between(1, 90)) },
+        Op::Label { vm },
+        Op::Deploy,
+        Op::Redeliver,
+        Op::RevokeTokens,
+    ];
+    if profile.loses() {
+        of.push(Op::LoseWebhooks { count: u32::try_from(dice.between(1, 3)).unwrap_or(1) });
+        of.push(Op::DoubleCallback);
+        for _ in 0..4 {
+            let at_call = u32::try_from(dice.between(0, 12)).unwrap_or(0);
+            of.push(Op::Crash { at_call, with_effect: dice.chance(50) });
+        }
+    }
+    if profile.breaks_down() {
+        of.push(Op::Preempt { vm });
+        of.push(Op::StopInConsole { vm });
+        of.push(Op::Stockout { span: minutes(dice.between(1, 60)) });
+        of.push(Op::GitHubDown { span: minutes(dice.between(1, 60)) });
+        of.push(Op::RateLimit { span: minutes(dice.between(1, 30)) });
+    }
+    if profile.is_stale() {
+        of.push(Op::Glitch { vm, span: minutes(dice.between(1, 120)) });
+    }
+    Some(dice.pick(&of).clone())
+}

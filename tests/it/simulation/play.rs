@@ -1,0 +1,291 @@
+//! Plays a day: carries its operations out, and makes calls, answers and callbacks go wrong.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http::StatusCode;
+use runner_manager::clock::Timestamp;
+use runner_manager::emulators::github::{JobStatus, Permission};
+use runner_manager::emulators::{Api, ErrorBody, Fault, compute, github};
+
+use super::checks::{self, Excuse, Figures};
+use super::day::{Day, Dice, Op, Profile};
+use crate::world::{World, ZONE, minutes, seconds};
+
+/// The same twice if the day is: everything that could be seen, and what was broken.
+pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
+    let mut stage = Stage::new(day);
+    for (at, op) in &day.ops {
+        stage.until(stage.begun + *at).await;
+        stage.carry_out(op).await;
+    }
+    stage.finish().await;
+    let story = stage.world.story();
+    (story, checks::check(&stage.world, day.profile, &stage.excuses, stage.most_tasks))
+}
+
+/// What ends an operation that lasts.
+type Ending = Box<dyn FnOnce(&mut World)>;
+
+struct Stage {
+    world: World,
+    begun: Timestamp,
+    agenda: BTreeMap<(Timestamp, usize), Ending>,
+    order: usize,
+    excuses: Vec<(Timestamp, Excuse)>,
+    most_tasks: usize,
+    /// How many API calls are left until the service vanishes; below zero: it does not.
+    crash: Arc<AtomicI64>,
+    crash_with_effect: Arc<AtomicBool>,
+}
+
+impl Stage {
+    fn new(day: &Day) -> Self {
+        let world = World::new();
+        let mut dice = Dice::new(day.seed ^ 0xfa17);
+        set_the_scene(&world, day.profile, &mut dice);
+        let crash = Arc::new(AtomicI64::new(-1));
+        let begun = world.clock.now();
+        let stage = Self {
+            world,
+            begun,
+            agenda: BTreeMap::new(),
+            order: 0,
+            excuses: Vec::new(),
+            most_tasks: 0,
+            crash,
+            crash_with_effect: Arc::default(),
+        };
+        stage.let_calls_fail(day.profile, dice);
+        stage
+    }
+
+    /// Calls fail one in sixteen on a day of losses; and at one of them the service vanishes.
+    fn let_calls_fail(&self, profile: Profile, dice: Dice) {
+        let (crash, with_effect) = (Arc::clone(&self.crash), Arc::clone(&self.crash_with_effect));
+        let service = self.world.service();
+        let dice = Mutex::new(dice);
+        self.world.cloud.faults.on(move |call| {
+            let mut dice = dice.lock().unwrap();
+            if crash.load(Ordering::Relaxed) >= 0 && crash.fetch_sub(1, Ordering::Relaxed) == 0 {
+                service.vanish();
+                return Some(if with_effect.load(Ordering::Relaxed) {
+                    Fault::Lost
+                } else {
+                    Fault::Hang
+                });
+            }
+            if !profile.loses() || !dice.chance(6) {
+                return None;
+            }
+            Some(a_fault(&mut dice, call.api))
+        });
+    }
+
+    /// Lets time pass until then, and what lasts end when it should.
+    async fn until(&mut self, time: Timestamp) {
+        loop {
+            let next =
+                self.agenda.first_key_value().map(|((at, _), _)| *at).filter(|at| *at <= time);
+            let stop = next.unwrap_or(time);
+            while self.world.clock.now() < stop {
+                let left = stop.since(self.world.clock.now());
+                self.world.pass(left.min(minutes(1))).await;
+                self.most_tasks = self.most_tasks.max(most_tasks_of_a_vm(&self.world));
+            }
+            match next {
+                Some(_) => {
+                    if let Some((_, end)) = self.agenda.pop_first() {
+                        end(&mut self.world);
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn later(&mut self, span: Duration, end: impl FnOnce(&mut World) + 'static) {
+        self.order += 1;
+        self.agenda.insert((self.world.clock.now() + span, self.order), Box::new(end));
+    }
+
+    fn excuse(&mut self, span: Duration, excuse: fn(bool) -> Excuse) {
+        let now = self.world.clock.now();
+        self.excuses.push((now, excuse(true)));
+        self.excuses.push((now + span, excuse(false)));
+    }
+
+    async fn carry_out(&mut self, op: &Op) {
+        let now = self.world.clock.now();
+        let cloud = self.world.cloud.clone();
+        let words = |labels: &str| labels.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        match op {
+            Op::Job { repo, labels, runs } => {
+                _ = cloud.github.queue_job(repo, words(labels), *runs)
+            }
+            Op::Matrix { repo, jobs, runs } => {
+                cloud.github.queue_run(repo, vec![(words("self-hosted"), *runs); *jobs]);
+            }
+            Op::Review { repo, approved_after, runs } => {
+                let job = cloud.github.queue_waiting_job(repo, words("self-hosted"), *runs);
+                self.later(*approved_after, move |world| {
+                    if world.cloud.github.job(job).status == JobStatus::Waiting {
+                        world.cloud.github.approve(job);
+                    }
+                });
+            }
+            Op::Cancel { nth_latest } => {
+                let jobs = cloud.github.jobs();
+                let open = jobs
+                    .iter()
+                    .rev()
+                    .nth(*nth_latest)
+                    .filter(|job| job.status != JobStatus::Completed);
+                if let Some(job) = open {
+                    cloud.github.cancel_job(job.id);
+                }
+            }
+            Op::Start { vm } => {
+                self.excuses.push((now, Excuse::StartedByHand(vm)));
+                self.world
+                    .command("/runner/start", &format!(r#"{{"vm_instance_name": "{vm}"}}"#))
+                    .await;
+            }
+            Op::Stop { vm } => {
+                self.excuses.push((now, Excuse::StoppedByHand(vm)));
+                self.world
+                    .command("/runner/stop", &format!(r#"{{"vm_instance_name": "{vm}"}}"#))
+                    .await;
+            }
+            Op::Hold { vm, span } => {
+                let vm = *vm;
+                cloud.compute.label_by_hand(vm, "runner-manager-hold", Some("simulated"));
+                self.excuses.push((now, Excuse::Held(vm, true)));
+                self.excuses.push((now + *span, Excuse::Held(vm, false)));
+                self.later(*span, move |world| {
+                    world.cloud.compute.label_by_hand(vm, "runner-manager-hold", None);
+                });
+            }
+            Op::Label { vm } => cloud.compute.label_by_hand(vm, "team", Some("infra")),
+            Op::Deploy => self.world.service().replace(),
+            Op::Crash { at_call, with_effect } => {
+                self.crash_with_effect.store(*with_effect, Ordering::Relaxed);
+                self.crash.store(i64::from(*at_call), Ordering::Relaxed);
+            }
+            Op::LoseWebhooks { count } => cloud.github.lose_next_webhook(*count),
+            Op::Redeliver => {
+                if let Some(last) = cloud.github.deliveries().last() {
+                    cloud.github.redeliver(&last.guid);
+                }
+            }
+            Op::DoubleCallback => cloud.tasks.duplicate_next(),
+            Op::Preempt { vm } if cloud.compute.status(vm) == compute::Status::Running => {
+                cloud.compute.preempt(vm)
+            }
+            Op::StopInConsole { vm } if cloud.compute.status(vm) == compute::Status::Running => {
+                cloud.compute.stop_by_hand(vm);
+            }
+            Op::Preempt { .. } | Op::StopInConsole { .. } => {}
+            Op::Stockout { span } => {
+                cloud.compute.stockout(ZONE, true);
+                self.excuse(*span, Excuse::Stockout);
+                self.later(*span, |world| world.cloud.compute.stockout(ZONE, false));
+            }
+            Op::GitHubDown { span } => {
+                cloud.github.outage(true);
+                self.excuse(*span, Excuse::GitHubDown);
+                self.later(*span, |world| world.cloud.github.outage(false));
+            }
+            Op::RateLimit { span } => {
+                cloud.github.rate_limited(true);
+                self.excuse(*span, Excuse::GitHubDown);
+                self.later(*span, |world| world.cloud.github.rate_limited(false));
+            }
+            Op::RevokeTokens => cloud.github.revoke_tokens(),
+            Op::Glitch { vm, span } => {
+                let vm = *vm;
+                cloud.github.busy_glitch(vm, true);
+                self.later(*span, move |world| world.cloud.github.busy_glitch(vm, false));
+            }
+        }
+    }
+
+    /// The day is over: what lasts ends, nothing fails any more, and everything comes to rest.
+    async fn finish(&mut self) {
+        let last = self.agenda.last_key_value().map(|((at, _), _)| *at);
+        self.until(last.unwrap_or(self.begun).max(self.world.clock.now()) + minutes(10)).await;
+        self.crash.store(-1, Ordering::Relaxed);
+        self.world.cloud.faults.off();
+        self.world.cloud.tasks.lateness(Duration::ZERO);
+        // Jobs whose webhook was lost are nobody's promise; a person would start them again.
+        let accepted = checks::accepted(&self.world.history());
+        for job in self.world.cloud.github.jobs() {
+            if job.status != JobStatus::Completed && !accepted.contains_key(&job.id) {
+                self.world.cloud.github.cancel_job(job.id);
+            }
+        }
+        let end = self.world.clock.now() + minutes(40 * 60);
+        while !self.world.is_quiet() && self.world.clock.now() < end {
+            self.world.pass(minutes(5)).await;
+        }
+    }
+}
+
+fn set_the_scene(world: &World, profile: Profile, dice: &mut Dice) {
+    let cloud = &world.cloud;
+    let boot = seconds(dice.between(15, 90));
+    cloud.compute.timings(compute::Timings {
+        boot,
+        label_delay: seconds(if profile.is_stale() { dice.between(0, 3) } else { 0 }),
+        ..cloud.compute.current_timings()
+    });
+    let busy_lag = seconds(if profile.is_stale() { dice.between(0, 60) } else { 0 });
+    let webhook_delay = seconds(if profile.loses() { dice.between(0, 40) } else { 0 });
+    cloud.github.timings(github::Timings {
+        busy_lag,
+        webhook_delay,
+        ..cloud.github.current_timings()
+    });
+    if profile.loses() {
+        let mut late = dice.clone();
+        cloud.tasks.lateness_by(move |_| {
+            seconds(if late.chance(5) { late.between(10, 180) } else { late.between(0, 2) })
+        });
+    }
+    if profile == Profile::Permission {
+        match dice.between(0, 3) {
+            0 => cloud.compute.forbid("compute.instances.setLabels"),
+            1 => cloud.github.forbid(Permission::Actions),
+            2 => {
+                cloud.github.forbid(Permission::Administration);
+                cloud.github.forbid(Permission::OrgRunners);
+            }
+            _ => cloud.compute.forbid("compute.zoneOperations.list"),
+        }
+    }
+}
+
+fn a_fault(dice: &mut Dice, api: Api) -> Fault {
+    match dice.between(0, 8) {
+        0 => Fault::Before(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html),
+        1 => Fault::Before(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::Api),
+        2 => Fault::Before(StatusCode::TOO_MANY_REQUESTS, ErrorBody::Api),
+        3 if api == Api::Compute => {
+            Fault::Before(StatusCode::FORBIDDEN, ErrorBody::Reason("rateLimitExceeded".into()))
+        }
+        3 => Fault::Before(StatusCode::BAD_GATEWAY, ErrorBody::Truncated),
+        4 => Fault::After(StatusCode::SERVICE_UNAVAILABLE),
+        5 => Fault::Delay(seconds(dice.between(1, 4))),
+        6 => Fault::Late(seconds(dice.between(1, 4))),
+        7 => Fault::Hang,
+        _ => Fault::Lost,
+    }
+}
+
+fn most_tasks_of_a_vm(world: &World) -> usize {
+    let pending = world.cloud.tasks.pending();
+    let of = |vm: &str| pending.iter().filter(|task| task.body["vm_instance_name"] == vm).count();
+    of("runner-1").max(of("gpu-1"))
+}
