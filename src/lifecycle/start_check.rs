@@ -99,11 +99,12 @@ pub async fn start_check(
         need::make_up(app, &vm.vm, &seen, now, check.waiting.clone(), deadline).await?;
         seen.mark = super::mark_of_event(app, now);
     }
+    let asking = Asking { app, vm, check: &check, phase: seen.status(), now, deadline: witnesses };
     let asked = match fate {
-        Some(fate) => {
-            Asking { app, vm, check: &check, phase: seen.status(), now, deadline: witnesses }
-                .ask(fate)
-                .await
+        Some(fate) => asking.ask(fate).await,
+        None if seen.status() == Phase::Up => {
+            // A job's check of the same due time may have become one with this.
+            asking.ask_for_another(Fate::Over, without_a_job(&check, now), None).await
         }
         None => without_a_job(&check, now),
     };

@@ -197,9 +197,14 @@ pub(super) async fn ask_for_jobs(
                     break;
                 }
                 Err(error) => {
-                    // A call that got no answer in time may be the last that there was time for.
-                    let out_of_time = error.status().is_none();
+                    // A call without an answer is the last that there was time for, unless it was the first
+                    // of all: then nobody listens.
                     let go_on = Cursor { repo: repo.clone(), list, before };
+                    let first = cursor.map_or(
+                        list == 0 && before.is_none() && vm.repos.first() == Some(repo),
+                        |c| *c == go_on,
+                    );
+                    let out_of_time = error.status().is_none() && !first;
                     testimony.heard = Heard::NotAll(error, out_of_time.then_some(go_on));
                     return testimony;
                 }

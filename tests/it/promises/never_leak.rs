@@ -39,6 +39,27 @@ async fn an_operators_start_of_a_stopping_vm_is_done_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_operators_check_stands_for_a_job_that_came_with_it() {
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.cloud.compute.stop_by_hand("gpu-1");
+    world.pass(seconds(3)).await;
+    let command = world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    assert_eq!(command.body["status"], "start_scheduled", "{command:?}");
+    // Nobody is there to take it yet.
+    world.cloud.github.remove_runner("gpu-1");
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass(minutes(12)).await;
+    assert!(
+        world.cloud.tasks.pending().iter().any(|task| task.path == "/runner/start"),
+        "{}",
+        world.story()
+    );
+    world.cloud.github.add_runner(runner("gpu-1", "acme/app", "self-hosted gpu"));
+    world.pass_until(minutes(15), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crash_between_any_two_calls_of_a_completion_leaks_nothing() {
     for method in ["tasks.create", "instances.get", "instances.setLabels"] {
         for fault in [Fault::Hang, Fault::Lost] {
