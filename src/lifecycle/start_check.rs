@@ -222,7 +222,7 @@ impl Asking<'_> {
 
     /// The carried job does not need the VM; does another?
     async fn ask_for_another(&self, fate: Fate, own: Asked, mut runner: Option<Sighting>) -> Asked {
-        let Testimony { running, waiting: others, heard } = ask_for_jobs(
+        let Testimony { running, waiting: others, heard, .. } = ask_for_jobs(
             self.app,
             self.vm,
             Purpose::WhoWaits,

@@ -3,7 +3,7 @@
 //! One alone is no proof. GitHub's `busy` was measured false for a minute after a job began, and flipping to
 //! false in the middle of one; and while we list jobs, runs move from one list to another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
@@ -13,7 +13,7 @@ use super::task::WaitingJob;
 use crate::clients::Error;
 use crate::clients::github::{Job, Place, Progress};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{Label, ManagedVm, RepoName};
+use crate::fleet::{Label, ManagedVm, RepoName, Vm};
 use crate::state::AppState;
 
 /// GitHub asks for no more than a few requests at a time.
@@ -95,6 +95,8 @@ pub(super) struct Testimony {
     pub(super) running: Option<JobRef>,
     /// Jobs that wait and would go to the VM, by their labels.
     pub(super) waiting: Vec<Waiting>,
+    /// For each other VM a job that waits and would go there.
+    pub(super) elsewhere: BTreeMap<Vm, WaitingJob>,
     /// Whether everything was read.
     pub(super) heard: Heard,
 }
@@ -287,9 +289,14 @@ impl Hearing<'_> {
             Progress::InProgress if self.runs_here(repo, &job) => {
                 testimony.running = Some(JobRef { repo: repo.clone(), id: job.id });
             }
-            Progress::Queued if self.routes_here(repo, &job.labels) => {
+            Progress::Queued => {
+                let Some(routed) = self.app.fleet.route(repo, &job.labels) else { return };
                 let queued_at = job.queued_since().unwrap_or(now).unix_seconds();
                 let waiting = WaitingJob { repo: repo.clone(), id: job.id, queued_at };
+                if routed.vm != self.vm.vm {
+                    testimony.elsewhere.entry(routed.vm.clone()).or_insert(waiting);
+                    return;
+                }
                 let seen = testimony.waiting.iter().any(|seen| seen.job.id == waiting.id);
                 if !seen && !waiting.has_expired(now) {
                     testimony.waiting.push(Waiting { job: waiting, labels: job.labels });

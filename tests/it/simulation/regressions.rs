@@ -1,1 +1,26 @@
 //! Days that once broke a promise, made small, each with what was wrong.
+
+use super::day::{Day, Op, Profile};
+use crate::world::seconds;
+
+fn keeps_every_promise(day: &Day) {
+    let (story, result) = super::play(day);
+    assert!(result.is_ok(), "{result:?}\n{story}");
+}
+
+/// A job ran on the runner of a VM to which its labels do not lead. That VM vanished; the job waited again, for
+/// a VM that nobody was looking at.
+#[test]
+fn a_job_that_ran_on_another_vm_is_not_stranded_when_that_one_vanishes() {
+    let job = |labels, runs| Op::Job { repo: "acme/app", labels, runs: seconds(runs) };
+    keeps_every_promise(&Day {
+        seed: 10_268,
+        profile: Profile::All,
+        ops: vec![
+            (seconds(3_817), job("self-hosted gpu", 54)),
+            (seconds(3_953), Op::Matrix { repo: "acme/app", jobs: 10, runs: seconds(95) }),
+            (seconds(4_317), job("self-hosted", 7_188)),
+            (seconds(9_564), Op::StopInConsole { vm: "gpu-1" }),
+        ],
+    });
+}
