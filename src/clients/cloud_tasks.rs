@@ -95,7 +95,12 @@ impl CloudTasks {
             .json(&wire::CreateTask { task: self.wire_task(task) })?;
         match self.transport.send(&request, deadline).await {
             Ok(_) => Ok(Created::New),
-            Err(Error::Status { status: StatusCode::CONFLICT, .. }) => Ok(Created::Already),
+            // Other conflicts, such as ABORTED, leave no task behind.
+            Err(Error::Status { status: StatusCode::CONFLICT, reason, .. })
+                if reason == "ALREADY_EXISTS" =>
+            {
+                Ok(Created::Already)
+            }
             Err(error) => Err(error),
         }
     }

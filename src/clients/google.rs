@@ -54,6 +54,8 @@ impl Credentials {
             .map_err(|_| no_token("out of time".into()))?
             .map_err(|error| match error {
                 gcp_auth::Error::NoAuthMethod(..) => no_token(NOWHERE.into()),
+                // The parser's own words may quote a key file.
+                gcp_auth::Error::Json(what, _) => no_token(what.into()),
                 error => no_token(error.to_string()),
             })?;
         bearer(call, token.as_str())

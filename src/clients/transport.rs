@@ -164,13 +164,19 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// A request to one of the APIs, ready to be sent more than once.
-#[derive(Debug)]
 pub struct Outgoing {
     call: &'static str,
     method: Method,
     url: String,
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
+}
+
+/// The body may hold the shared secret.
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Outgoing {{ {}: {} {} }}", self.call, self.method, self.url)
+    }
 }
 
 impl Outgoing {
@@ -254,6 +260,9 @@ pub(super) fn read<T: DeserializeOwned>(
     call: &'static str,
     answer: &Response<Bytes>,
 ) -> Result<T, Error> {
-    serde_json::from_slice(answer.body())
-        .map_err(|error| Error::Unreadable { call, why: error.to_string() })
+    // The parser's own words may quote what was sent, and that may be a token.
+    serde_json::from_slice(answer.body()).map_err(|error| {
+        let (what, line, column) = (error.classify(), error.line(), error.column());
+        Error::Unreadable { call, why: format!("{what:?} error at line {line}, column {column}") }
+    })
 }

@@ -13,7 +13,7 @@
 //!
 //! **Chains.** A task looks at the VM, and if the matter is not settled, makes the task that looks again
 //! ([`task`]). A stop chain ends only where the VM is seen stopped, or the task superseded; a start chain only
-//! where the job is seen to run, or to be over. Tasks are named by their question and due time ([`schedule`]),
+//! where the job is over and none waits or runs. Tasks are named by their question and due time ([`schedule`]),
 //! so chains that ask the same thing merge.
 //!
 //! **Order.** A crash may fall between any two calls. First the task that will look again, then the act, then
@@ -26,7 +26,8 @@
 //!   and make the *lease*, a stop task far enough ahead for a boot, so that a lost `completed` leaks nothing;
 //!   write the mark.
 //! * A job is completed ([`job_completed`]): make the stop task, then write the mark.
-//! * A start check is due ([`start_check`]): if the job still waits, the VM has to be up.
+//! * A start check is due ([`start_check`]): if the job still waits, the VM has to be up. If it runs, the VM may
+//!   yet vanish under it: GitHub lets the job wait again then, and sends no second webhook.
 //! * A stop check is due ([`stop_check`]): if two [witnesses](witness) agree that nothing needs the VM, stop it.
 //! * An operator asks ([`by_hand`]): the same, once, and an operator's VM must not leak either.
 //!

@@ -135,7 +135,13 @@ async fn act(
 ) -> Result<Outcome, Error> {
     let Asked { demand, because, job, waiting, cursor } = asked;
     let unheard = cursor.is_some();
-    let next = StartTask { job, waiting: waiting.clone(), cursor, ..check.clone() };
+    let next = StartTask {
+        job,
+        waiting: waiting.clone(),
+        cursor,
+        unconfigured_since: None,
+        ..check.clone()
+    };
     match decide(demand, seen.status()) {
         Step::End => Ok(Outcome::new(Status::Ok, because)),
         Step::EndUp => Ok(Outcome::new(Status::AlreadyRunning, because)),
@@ -205,7 +211,17 @@ impl Asking<'_> {
                 }
             }
             Fate::NotYet => (Demand::NotYet, format!("{name} waits for something else")),
-            Fate::Over => (Demand::Settled, format!("{name} is taken or over")),
+            Fate::Runs if self.phase == Phase::Up => {
+                return Asked {
+                    demand: Demand::NotYet,
+                    because: format!("{name} runs"),
+                    job,
+                    waiting,
+                    cursor: None,
+                };
+            }
+            Fate::Runs => (Demand::NotYet, format!("{name} runs, but the VM is not up")),
+            Fate::Over => (Demand::Settled, format!("{name} is over")),
             Fate::Gone => (Demand::Settled, format!("{name} is gone")),
         };
         if matches!(demand, Demand::NotYet | Demand::Settled) {
@@ -222,7 +238,7 @@ impl Asking<'_> {
 
     /// The carried job does not need the VM; does another?
     async fn ask_for_another(&self, fate: Fate, own: Asked, mut runner: Option<Sighting>) -> Asked {
-        let Testimony { running, waiting: others, heard, .. } = ask_for_jobs(
+        let Testimony { running, waiting: others, later, heard, .. } = ask_for_jobs(
             self.app,
             self.vm,
             Purpose::WhoWaits,
@@ -234,7 +250,7 @@ impl Asking<'_> {
         if !others.is_empty() && runner.is_none() {
             runner = Some(look_at_runner(self.app, self.vm, self.deadline).await);
         }
-        let own = match running {
+        let own = match &running {
             // Something runs here, so nothing has been waiting for a free VM.
             Some(_) => Asked { waiting: Watch::default(), ..own },
             None => own,
@@ -251,6 +267,17 @@ impl Asking<'_> {
                 waiting: own.waiting,
                 cursor: None,
             };
+        }
+        // A check stands for all jobs of its VM: one that runs or will wait needs it as well.
+        let next = running.map(|job| WaitingJob {
+            repo: job.repo,
+            id: job.id,
+            queued_at: self.now.unix_seconds(),
+        });
+        if let (Demand::Settled, Heard::All, Some(next)) = (own.demand, &heard, next.or(later)) {
+            let because =
+                format!("{}; job {} of {} runs or may come", own.because, next.id, next.repo);
+            return Asked { demand: Demand::NotYet, because, job: Some(next), ..own };
         }
         match heard {
             Heard::All => own,
@@ -287,10 +314,9 @@ impl Asking<'_> {
     fn watch(&self, so_far: Watch, job: u64, runner: &Sighting) -> Watch {
         match (self.phase, runner) {
             (Phase::Up, Sighting::Busy(_)) => Watch::default(),
-            (Phase::Up, Sighting::Idle(_) | Sighting::Forbidden(..)) => {
-                so_far.one_waiting(job, self.now)
-            }
-            (Phase::Up, Sighting::NotHeard(_)) | (_, _) => so_far,
+            (Phase::Up, Sighting::Idle(_)) => so_far.one_waiting(job, self.now),
+            // Whether the VM is free is not known, or it is not up.
+            (Phase::Up, Sighting::Forbidden(..) | Sighting::NotHeard(_)) | (_, _) => so_far,
         }
     }
 

@@ -10,8 +10,8 @@ use tracing::{error, warn};
 
 use super::job_queued::vm_needed;
 use super::schedule::{
-    BOOT_ALLOWANCE, CHECK_INTERVAL, FIRST_CHECK, HOUR, MINUTE, doubled, look_again, rounded_up,
-    stop_check_delay,
+    BOOT_ALLOWANCE, BUCKET, CHECK_INTERVAL, FIRST_CHECK, HOUR, MINUTE, doubled, look_again,
+    rounded_up, stop_check_delay,
 };
 use super::task::{StartTask, StopTask, reckoned};
 use super::watch::Watch;
@@ -132,10 +132,15 @@ pub async fn stop_check(
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
     let now = reckoned(app.clock.now(), task.due);
+    // Looks that confirm one another follow one another.
+    let late = app.clock.now().since(Timestamp::from_unix_seconds(task.due)) > 2 * MINUTE;
+    let confirmed = if late { 0 } else { task.confirmed };
     // A task that relies on there being just one VM names it from here on.
     let task = StopTask {
         vm_instance_name: vm.vm.name.clone(),
         vm_instance_zone: vm.vm.zone.clone(),
+        unconfigured_since: None,
+        confirmed,
         ..task
     };
     let seen = match look(app, &vm.vm, deadline).await {
@@ -303,7 +308,10 @@ impl Check<'_> {
                     Heard::NotAll(_, cursor) => cursor,
                     Heard::All | Heard::Forbidden(..) => None,
                 };
-                self.look_again(StopTask { cursor, ..task }, Status::Unknown, why).await
+                // What was heard so far grows old: the rest is asked for soon.
+                let delay = if cursor.is_some() { BUCKET } else { stop_check_delay(task.looks) };
+                let looks = task.looks.saturating_add(1);
+                self.again_in(delay, StopTask { cursor, looks, ..task }, Status::Unknown, why).await
             }
             Verdict::Blind(why) => {
                 let since = task.forbidden_since.unwrap_or(self.now.unix_seconds());

@@ -70,7 +70,7 @@ impl Watch {
         let left = self.0.iter().filter(|waited| waited.lasted(NEARLY));
         Self(
             left.map(|waited| Waited {
-                until: waited.until.max(waited.since + HOUR.as_secs()),
+                until: waited.until.max(waited.since.saturating_add(HOUR.as_secs())),
                 ..*waited
             })
             .collect(),

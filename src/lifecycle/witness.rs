@@ -95,6 +95,8 @@ pub(super) struct Testimony {
     pub(super) running: Option<JobRef>,
     /// Jobs that wait and would go to the VM, by their labels.
     pub(super) waiting: Vec<Waiting>,
+    /// A job that waits for something else first, and then would go to the VM.
+    pub(super) later: Option<WaitingJob>,
     /// For each other VM a job that waits and would go there.
     pub(super) elsewhere: BTreeMap<Vm, WaitingJob>,
     /// Whether everything was read.
@@ -179,6 +181,9 @@ pub(super) async fn ask_for_jobs(
 ) -> Testimony {
     let known = runner.is_some_and(Sighting::knows_the_runner);
     let hearing = Hearing { app, vm, purpose, known, deadline };
+    // A cursor of another configuration, or of another version, leads nowhere.
+    let cursor =
+        cursor.filter(|cursor| vm.repos.contains(&cursor.repo) && cursor.list < LISTS.len());
     let mut testimony = Testimony::default();
     let mut forbidden = None;
     for repo in vm.repos.iter().filter(|repo| cursor.is_none_or(|cursor| **repo >= cursor.repo)) {
@@ -189,8 +194,9 @@ pub(super) async fn ask_for_jobs(
         {
             let mut before =
                 here.filter(|cursor| cursor.list == list).and_then(|cursor| cursor.before);
-            let heard =
-                hearing.read_list(repo, status, &mut before, &mut read, &mut testimony).await;
+            let heard = hearing
+                .read_list(repo, (list, status), &mut before, &mut read, &mut testimony)
+                .await;
             match heard {
                 Ok(()) if hearing.is_settled_by(&testimony) => return testimony,
                 Ok(()) => {}
@@ -234,9 +240,9 @@ impl Hearing<'_> {
     async fn read_list(
         &self,
         repo: &RepoName,
-        status: Progress,
+        (list, status): (usize, Progress),
         before: &mut Option<u64>,
-        read: &mut BTreeSet<(&'static str, u64)>,
+        read: &mut BTreeSet<(usize, u64)>,
         testimony: &mut Testimony,
     ) -> Result<(), Error> {
         let start = *before;
@@ -246,10 +252,8 @@ impl Hearing<'_> {
             let runs: Vec<u64> = page
                 .items
                 .into_iter()
-                // A run that this list showed before has been read in this state.
-                .filter(|run| {
-                    start.is_none_or(|start| *run < start) && read.insert((status.as_str(), *run))
-                })
+                // Pages shift while they are read; but the second look at `queued` is a look.
+                .filter(|run| start.is_none_or(|start| *run < start) && read.insert((list, *run)))
                 .collect();
             for some in runs.chunks(AT_A_TIME) {
                 let jobs = join_all(
@@ -302,6 +306,13 @@ impl Hearing<'_> {
                     testimony.waiting.push(Waiting { job: waiting, labels: job.labels });
                 }
             }
+            Progress::Waiting | Progress::Pending | Progress::Requested
+                if testimony.later.is_none() && self.routes_here(repo, &job.labels) =>
+            {
+                let queued_at = job.queued_since().unwrap_or(now).unix_seconds();
+                let later = WaitingJob { repo: repo.clone(), id: job.id, queued_at };
+                testimony.later = Some(later).filter(|job| !job.has_expired(now));
+            }
             _ => {}
         }
     }
@@ -327,7 +338,9 @@ pub(super) enum Fate {
     Waits(Vec<Label>),
     /// It waits for something else first: a review, another job.
     NotYet,
-    /// It runs, is over, or GitHub has dropped it.
+    /// It runs: if its VM vanishes, it waits again, and no webhook says so.
+    Runs,
+    /// It is over, or GitHub has dropped it.
     Over,
     /// GitHub knows no such job, or does not show it to us.
     Gone,
@@ -350,7 +363,8 @@ pub(super) async fn ask_for_job(
     match app.github.job(&job.repo, job.id, deadline).await {
         Ok(job) => match job.status {
             Progress::Queued => Fate::Waits(job.labels),
-            Progress::InProgress | Progress::Completed => Fate::Over,
+            Progress::InProgress => Fate::Runs,
+            Progress::Completed => Fate::Over,
             Progress::Requested | Progress::Waiting | Progress::Pending | Progress::Unknown => {
                 Fate::NotYet
             }

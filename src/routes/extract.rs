@@ -1,6 +1,8 @@
 //! Requests that were proven: to hold one of these values is the proof. Their fields are private, and there
 //! is no other way to one.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
@@ -14,6 +16,9 @@ use crate::state::AppState;
 
 /// GitHub's own limit is 25 MB; a `workflow_job` has about 15 KB.
 const LARGEST_BODY: usize = 1 << 20;
+
+/// How long it may take to arrive: whoever sends it is not known yet.
+const SLOWEST_BODY: Duration = Duration::from_secs(5);
 
 /// An event that GitHub signed with our secret.
 pub(super) struct SignedDelivery(Event);
@@ -138,7 +143,9 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     if announced.is_some_and(|length: u64| length > LARGEST_BODY as u64) {
         return Err(ApiError::TooLarge);
     }
-    let whole = Limited::new(body, LARGEST_BODY).collect().await;
+    let whole =
+        tokio::time::timeout(SLOWEST_BODY, Limited::new(body, LARGEST_BODY).collect()).await;
+    let whole = whole.map_err(|_| ApiError::BadBody("the body did not arrive in time".into()))?;
     whole.map(|body| body.to_bytes()).map_err(|error| {
         if error.is::<LengthLimitError>() {
             ApiError::TooLarge

@@ -55,9 +55,12 @@ async fn on_workflow_job(
     };
     let Some(vm) = vm else {
         let labels = job.labels.iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
+        // They are anybody's text: a line break must not begin a line of the log.
+        let labels = labels.escape_default();
         return Ok(nothing_to_do(format!(
-            "job {} of {repo}: no entry of RUNNER_CONFIG matches [{labels}]",
-            job.id
+            "job {} of {}: no entry of RUNNER_CONFIG matches [{labels}]",
+            job.id,
+            repo.as_str().escape_default()
         )));
     };
     let outcome = if action == "completed" {

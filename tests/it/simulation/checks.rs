@@ -36,11 +36,10 @@ fn bound_of_waiting(profile: Profile) -> Duration {
     match profile {
         // A stop that has just begun, and the start checks half a minute apart.
         Profile::None | Profile::Stale => minutes(3),
-        // A VM that vanishes in mid-job is missed by the stop chain, which looks every ten minutes, give or take
-        // half of that.
-        Profile::Outage | Profile::Permission => minutes(16),
+        // One check interval, and the VM may still be stopping at its end.
+        Profile::Outage | Profile::Permission => minutes(7),
         // A check that fails or comes late: another interval or two.
-        Profile::Loss | Profile::All => minutes(28),
+        Profile::Loss | Profile::All => minutes(17),
     }
 }
 
