@@ -1,7 +1,7 @@
 //! The one clock.
 //!
 //! Every time that the service acts on is read here: the system's in production, a paused one in the
-//! simulation, a paced one in `runner-manager dev`, where a minute passes in a second. A [`Deadline`] is
+//! simulation, a paced one in `runner-manager dev`, where two minutes pass in a second. A [`Deadline`] is
 //! another matter: it bounds a handler's real life, so it runs at the pace of the sockets.
 
 use std::fmt;
