@@ -9,5 +9,6 @@ mod arrows;
 mod binary;
 mod endpoints;
 mod promises;
+mod properties;
 mod simulation;
 mod world;

@@ -1,0 +1,9 @@
+//! RUNNER_CONFIG.
+
+#![no_main]
+
+#[path = "../../tests/it/properties/harness.rs"]
+#[allow(dead_code, reason = "each target uses its part")]
+mod harness;
+
+libfuzzer_sys::fuzz_target!(|text: &str| harness::runner_config_holds(text));

@@ -1,0 +1,224 @@
+//! What is true of every request and every RUNNER_CONFIG, whatever bytes they are.
+//!
+//! The cases here are drawn near the real ones: a field is missing, or of an odd type, the body breaks off. The
+//! fuzz targets in `fuzz/` try whatever leads to a new path; what they kept is tried here as well.
+
+pub(crate) mod harness;
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use harness::{CANARY, Target};
+use proptest::prelude::*;
+use proptest::test_runner::{RngSeed, TestRunner};
+use serde_json::{Value, json};
+
+const QUEUED: &str = include_str!("../../fixtures/workflow_job.queued.json");
+const COMPLETED: &str = include_str!("../../fixtures/workflow_job.completed.json");
+
+/// The same cases every time, or a failure would come and go; `PROPTEST_CASES=10000` tries more of them.
+fn for_all<S: Strategy>(strategy: &S, holds: impl Fn(S::Value)) {
+    let config = ProptestConfig {
+        rng_seed: RngSeed::Fixed(4711),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let checked = TestRunner::new(config).run(strategy, |value| {
+        holds(value);
+        Ok(())
+    });
+    if let Err(error) = checked {
+        panic!("{error}");
+    }
+}
+
+/// Any JSON, and more often than that a value that one has seen go wrong.
+fn odd() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "\\PC{0,12}".prop_map(Value::from),
+        prop::sample::select(vec![
+            "",
+            " ",
+            "*",
+            "a/b/c",
+            "../..",
+            "\u{0}",
+            "\n[FAKE] line",
+            CANARY
+        ])
+        .prop_map(Value::from),
+        Just(Value::from(u64::MAX)),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map("[a-z_]{1,8}", inner, 0..4)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+/// A change to one value of a document, by its JSON pointer: gone, or something odd.
+fn with_one_changed(document: Value, pointers: Vec<&'static str>) -> impl Strategy<Value = Value> {
+    (prop::sample::select(pointers), prop::option::of(odd())).prop_map(move |(pointer, value)| {
+        let mut document = document.clone();
+        match (value, pointer.rsplit_once('/')) {
+            (Some(value), _) => {
+                if let Some(place) = document.pointer_mut(pointer) {
+                    *place = value;
+                }
+            }
+            (None, Some((parent, field))) => {
+                if let Some(Value::Object(fields)) = document.pointer_mut(parent) {
+                    fields.remove(field);
+                }
+            }
+            (None, None) => {}
+        }
+        document
+    })
+}
+
+/// The body as it is, as GitHub's form, or broken off somewhere.
+fn sent(document: impl Strategy<Value = Value>) -> impl Strategy<Value = (Vec<u8>, &'static str)> {
+    (document, 0..4_u8, any::<prop::sample::Index>()).prop_map(|(document, way, cut)| {
+        let text = document.to_string();
+        match way {
+            0 => {
+                let form = form_urlencoded::Serializer::new(String::new())
+                    .append_pair("payload", &text)
+                    .finish();
+                (form.into_bytes(), "application/x-www-form-urlencoded")
+            }
+            1 => (text.as_bytes()[..cut.index(text.len() + 1)].to_vec(), "application/json"),
+            _ => (text.into_bytes(), "application/json"),
+        }
+    })
+}
+
+fn request(head: &str, body: &[u8]) -> Vec<u8> {
+    [head.as_bytes(), b"\n\n", body].concat()
+}
+
+#[test]
+fn every_delivery_is_answered_and_only_a_signed_one_moves_anything() {
+    let fields = vec![
+        "/action",
+        "/workflow_job",
+        "/workflow_job/id",
+        "/workflow_job/labels",
+        "/workflow_job/labels/0",
+        "/workflow_job/status",
+        "/workflow_job/runner_name",
+        "/repository",
+        "/repository/full_name",
+        "/sender",
+    ];
+    let of = |text: &str| with_one_changed(serde_json::from_str(text).unwrap(), fields.clone());
+    let bodies = prop_oneof![
+        4 => sent(prop_oneof![of(QUEUED), of(COMPLETED)]),
+        1 => prop::collection::vec(any::<u8>(), 0..64).prop_map(|bytes| (bytes, "text/plain")),
+    ];
+    let signature =
+        prop::sample::select(vec!["right", "right", "right", "sha256=00", "sha1=0", ""]);
+    let event = prop::sample::select(vec!["workflow_job", "workflow_job", "ping", "\u{e9}", ""]);
+    let target = RefCell::new(Target::new());
+    for_all(&(bodies, signature, event), |((body, kind), signature, event)| {
+        let head = format!(
+            "POST /github/webhook\nX-Hub-Signature-256: {signature}\nX-GitHub-Event: {event}\nContent-Type: {kind}"
+        );
+        target.borrow_mut().holds_for(&request(&head, &body));
+    });
+}
+
+#[test]
+fn no_callback_stops_a_vm_that_works_or_puts_the_next_look_off() {
+    let documents = [
+        json!({ "vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "idle_since": 0, "due": 0,
+            "looks": 3, "confirmed": 1, "stops": 2, "unmarked": false, "forbidden_since": 1, "unconfigured_since": 1,
+            "waiting": {}, "cursor": { "repo": "acme/app", "list": 5, "before": 1 } }),
+        json!({ "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a", "event_at": 0, "due": 0,
+            "job": { "repo": "acme/app", "id": 1, "queued_at": 0 }, "idle_since": 0, "force": true }),
+    ];
+    let fields = vec![
+        "/vm_instance_name",
+        "/vm_instance_zone",
+        "/idle_since",
+        "/due",
+        "/looks",
+        "/confirmed",
+        "/stops",
+        "/unmarked",
+        "/forbidden_since",
+        "/unconfigured_since",
+        "/waiting",
+        "/cursor",
+        "/cursor/repo",
+        "/cursor/list",
+        "/cursor/before",
+        "/event_at",
+        "/job",
+        "/job/repo",
+        "/job/id",
+        "/job/queued_at",
+        "/force",
+    ];
+    let [stop, start] = documents.map(|document| with_one_changed(document, fields.clone()));
+    let body = sent(prop_oneof![stop, start]);
+    let path = prop::sample::select(vec!["start", "stop"]);
+    let secret = prop::sample::select(vec!["right", "right", "right", "wrong"]);
+    let task = prop::sample::select(vec!["X-CloudTasks-TaskName: 0123abcd", "Accept: */*"]);
+    let target = RefCell::new(Target::new());
+    for_all(&(body, path, secret, task), |((body, _), path, secret, task)| {
+        let head = format!("POST /runner/{path}\nX-Runner-Secret: {secret}\n{task}");
+        target.borrow_mut().holds_for(&request(&head, &body));
+    });
+}
+
+#[test]
+fn every_runner_config_is_taken_or_refused_with_places_and_reasons() {
+    let entry = json!({ "repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1",
+        "vm_instance_zone": "asia-northeast1-a", "runner_names": ["gpu-1", "gpu-1-*"], "discard_local_ssd": false });
+    let fields = vec![
+        "",
+        "/0",
+        "/0/repo",
+        "/0/labels",
+        "/0/labels/0",
+        "/0/vm_instance_name",
+        "/0/vm_instance_zone",
+        "/1/runner_names",
+        "/1/runner_names/1",
+        "/1/discard_local_ssd",
+        "/2/sender",
+    ];
+    let other = json!({ "repo": "Acme/App", "labels": ["Self-Hosted"], "vm_instance_name": "runner-1",
+        "vm_instance_zone": "asia-northeast1-a" });
+    for_all(&sent(with_one_changed(json!([entry.clone(), entry, other]), fields)), |(body, _)| {
+        harness::runner_config_holds(&String::from_utf8_lossy(&body))
+    });
+}
+
+/// Inputs that led the fuzzer to a new path, and those that it broke something with.
+#[test]
+fn what_the_fuzzer_kept_still_holds() {
+    let target = RefCell::new(Target::new());
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let mut tried = 0;
+    for of in ["webhook", "callback", "runner_config"] {
+        for file in std::fs::read_dir(corpus.join(of)).unwrap() {
+            let input = std::fs::read(file.unwrap().path()).unwrap();
+            match of {
+                "runner_config" => harness::runner_config_holds(&String::from_utf8_lossy(&input)),
+                _ => target.borrow_mut().holds_for(&input),
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried > 3, "the corpora are not there");
+}
