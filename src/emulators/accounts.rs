@@ -58,6 +58,11 @@ impl Accounts {
         lock(&self.0).accepted.insert(token.to_owned());
     }
 
+    /// Honours this bearer token until then.
+    pub fn accept_until(&self, token: &str, expiry: Timestamp) {
+        lock(&self.0).issued.insert(token.to_owned(), expiry);
+    }
+
     /// No token that was issued or accepted so far is honoured any more.
     pub fn revoke_all(&self) {
         let mut state = lock(&self.0);

@@ -316,6 +316,7 @@ struct State {
     hook: Option<Hook>,
     deliveries: BTreeMap<String, Delivery>,
     outbox: BTreeSet<(Timestamp, u64, String)>,
+    lateness: Box<dyn FnMut(&Delivery) -> Duration + Send>,
     to_lose: u32,
     tokens: BTreeMap<String, Timestamp>,
     forbidden: BTreeSet<Permission>,
@@ -362,6 +363,7 @@ impl GitHub {
             hook: None,
             deliveries: BTreeMap::new(),
             outbox: BTreeSet::new(),
+            lateness: Box::new(|_| Duration::ZERO),
             to_lose: 0,
             tokens: BTreeMap::new(),
             forbidden: BTreeSet::new(),
@@ -538,6 +540,12 @@ impl GitHub {
     /// The next `count` deliveries are never sent.
     pub fn lose_next_webhook(&self, count: u32) {
         self.change(|state, _| state.to_lose += count);
+    }
+
+    /// Sends each delivery later by what `late` says, beside [`Timings::webhook_delay`]: they overtake one another.
+    /// It must not use this `GitHub`.
+    pub fn lateness_by(&self, late: impl FnMut(&Delivery) -> Duration + Send + 'static) {
+        self.change(|state, _| state.lateness = Box::new(late));
     }
 
     /// All deliveries, oldest first.
@@ -965,7 +973,8 @@ impl State {
             delivery.reply = Some(Reply::default());
             self.happenings.push(delivery.happening(at));
         } else {
-            self.outbox.insert((at + self.timings.webhook_delay, order, guid.clone()));
+            let late = self.timings.webhook_delay + (self.lateness)(&delivery);
+            self.outbox.insert((at + late, order, guid.clone()));
         }
         self.deliveries.insert(guid, delivery);
     }

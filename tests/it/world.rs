@@ -36,8 +36,6 @@ pub(crate) const ZONE: &str = "asia-northeast1-a";
 /// How long a VM stays up after its last job.
 pub(crate) const INACTIVE: Duration = Duration::from_secs(3 * 60);
 
-const GOOGLE_TOKEN: &str = "ya29.of-the-simulation";
-
 pub(crate) const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -98,7 +96,6 @@ impl World {
             keys: keys(),
         };
         let cloud = Cloud::new(setup, clock.clone());
-        cloud.accounts.accept(GOOGLE_TOKEN);
         for repo in ["acme/app", "acme/web"] {
             cloud.github.add_repository(repo);
         }
@@ -122,9 +119,9 @@ impl World {
         let history = Arc::<Mutex<Vec<Happening>>>::default();
         let seen = Arc::clone(&history);
         cloud.subscribe(move |happening| seen.lock().unwrap().push(happening.clone()));
-        let service = Service::new({
+        let service = Service::new(config, {
             let (cloud, clock) = (cloud.clone(), clock.clone());
-            move || routes::router(state(&config, &cloud, &clock))
+            move |config| routes::router(state(config, &cloud, &clock))
         });
         let driver = Driver::new(service.http());
         Self { cloud, clock, driver, service, history }
@@ -363,14 +360,16 @@ impl World {
 pub(crate) struct Service(Arc<Instances>);
 
 struct Instances {
-    build: Box<dyn Fn() -> Router + Send + Sync>,
+    config: Mutex<String>,
+    build: Box<dyn Fn(&str) -> Router + Send + Sync>,
     current: Mutex<Option<Router>>,
     vanished: Notify,
 }
 
 impl Service {
-    fn new(build: impl Fn() -> Router + Send + Sync + 'static) -> Self {
+    fn new(config: String, build: impl Fn(&str) -> Router + Send + Sync + 'static) -> Self {
         Self(Arc::new(Instances {
+            config: Mutex::new(config),
             build: Box::new(build),
             current: Mutex::default(),
             vanished: Notify::new(),
@@ -378,13 +377,20 @@ impl Service {
     }
 
     fn router(&self) -> Router {
-        self.0.current.lock().unwrap().get_or_insert_with(|| (self.0.build)()).clone()
+        let build = || (self.0.build)(&self.0.config.lock().unwrap());
+        self.0.current.lock().unwrap().get_or_insert_with(build).clone()
     }
 
     /// What it works on is dropped where it stands, and all that it remembers is gone.
     pub(crate) fn vanish(&self) {
         self.replace();
         self.0.vanished.notify_waiters();
+    }
+
+    /// The next request goes to a revision with this RUNNER_CONFIG.
+    pub(crate) fn deploy(&self, config: String) {
+        *self.0.config.lock().unwrap() = config;
+        self.replace();
     }
 
     /// The next request goes to a new instance; the old one finishes what it works on.
@@ -427,7 +433,7 @@ fn state(config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
     AppState::new(
         config,
         in_process(cloud.router()),
-        Credentials::new(Arc::new(OneToken)),
+        Credentials::new(Arc::new(HourlyTokens::new(cloud, clock))),
         clock.clone(),
     )
 }
@@ -450,14 +456,37 @@ pub(crate) fn keys() -> Arc<Keys> {
     Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
 }
 
-/// gcp_auth has its own HTTP client, which a paused clock would run away from.
-struct OneToken;
+/// Tokens that expire. gcp_auth has its own HTTP client, which a paused clock would run away from.
+struct HourlyTokens {
+    cloud: Cloud,
+    clock: Clock,
+    current: Mutex<Option<(Timestamp, Arc<Token>)>>,
+}
+
+impl HourlyTokens {
+    fn new(cloud: &Cloud, clock: &Clock) -> Self {
+        Self { cloud: cloud.clone(), clock: clock.clone(), current: Mutex::default() }
+    }
+}
 
 #[async_trait::async_trait]
-impl TokenProvider for OneToken {
+impl TokenProvider for HourlyTokens {
     async fn token(&self, _scopes: &[&str]) -> Result<Arc<Token>, gcp_auth::Error> {
-        let token = serde_json::json!({ "access_token": GOOGLE_TOKEN, "expires_in": 3600 });
-        Ok(Arc::new(serde_json::from_value(token).expect("a token's documented form")))
+        let now = self.clock.now();
+        let mut current = self.current.lock().unwrap();
+        // Renewed in time, as gcp_auth does.
+        if let Some((_, token)) = current.as_ref().filter(|(expiry, _)| *expiry > now + minutes(1))
+        {
+            return Ok(Arc::clone(token));
+        }
+        let expiry = now + minutes(60);
+        let text = format!("ya29.until-{}", expiry.unix_seconds());
+        self.cloud.accounts.accept_until(&text, expiry);
+        let token = serde_json::json!({ "access_token": text, "expires_in": 3600 });
+        let token: Arc<Token> =
+            Arc::new(serde_json::from_value(token).expect("a token's documented form"));
+        *current = Some((expiry, Arc::clone(&token)));
+        Ok(token)
     }
 
     async fn project_id(&self) -> Result<Arc<str>, gcp_auth::Error> {

@@ -22,6 +22,8 @@ pub(super) enum Excuse {
     GitHubDown(bool),
     /// The VM is held, or released.
     Held(&'static str, bool),
+    /// No entry names the VM, or its tasks may not have come round again since.
+    Unconfigured(&'static str, bool),
     /// An operator needs the VM from now on.
     StartedByHand(&'static str),
     /// An operator asked for a stop now.
@@ -31,26 +33,46 @@ pub(super) enum Excuse {
 /// A handler's life: what it has not seen in that time, it could not.
 const WINDOW: Duration = seconds(20);
 
-/// The longest that an accepted, waiting job may see its VM down.
-fn bound_of_waiting(profile: Profile) -> Duration {
-    match profile {
-        // A stop that has just begun, and the start checks half a minute apart.
-        Profile::None | Profile::Stale => minutes(3),
-        // One check interval, and the VM may still be stopping at its end.
-        Profile::Outage | Profile::Permission => minutes(7),
-        // A check that fails or comes late: another interval or two.
-        Profile::Loss | Profile::All => minutes(17),
-    }
+/// How far a day may go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// The longest that an accepted, waiting job may see its VM down.
+    pub(super) waiting: Duration,
+    /// The longest that a VM may run without being needed.
+    pub(super) idling: Duration,
+    /// Marks are written in time, so no older task counts.
+    pub(super) marks_hold: bool,
+    /// Nothing is wrong, so nothing may be answered as if it were.
+    pub(super) nothing_fails: bool,
+    /// Both witnesses may be heard, so no stop comes while an accepted job waits.
+    pub(super) both_witnesses: bool,
 }
 
-/// The longest that a VM may run without being needed.
-fn bound_of_idling(profile: Profile) -> Duration {
-    match profile {
-        // A lease, and the looks after it: a job that never came to a runner.
-        Profile::None | Profile::Stale => INACTIVE + minutes(10),
-        // The chain looks every ten minutes, give or take half of that, and confirms.
-        Profile::Outage | Profile::Permission => INACTIVE + minutes(25),
-        Profile::Loss | Profile::All => INACTIVE + minutes(60),
+impl Bounds {
+    pub(super) fn of(profile: Profile) -> Self {
+        let waiting = match profile {
+            // A stop that has just begun, and the start checks half a minute apart.
+            Profile::None | Profile::Stale => minutes(3),
+            // One check interval, and the VM may still be stopping at its end.
+            Profile::Outage | Profile::Permission => minutes(7),
+            // A check that fails or comes late: another interval or two.
+            Profile::Loss | Profile::All => minutes(17),
+        };
+        let idling = match profile {
+            // A lease, and the looks after it: a job that never came to a runner.
+            Profile::None | Profile::Stale => INACTIVE + minutes(10),
+            // The chain looks every ten minutes, give or take half of that, and confirms.
+            Profile::Outage | Profile::Permission => INACTIVE + minutes(25),
+            Profile::Loss | Profile::All => INACTIVE + minutes(60),
+        };
+        Self {
+            waiting,
+            idling,
+            // Where a mark could not be written in time, an older task may count.
+            marks_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
+            nothing_fails: matches!(profile, Profile::None | Profile::Stale),
+            both_witnesses: profile != Profile::Permission,
+        }
     }
 }
 
@@ -118,6 +140,7 @@ struct Watched {
     /// Jobs on its runners, since when.
     running: BTreeMap<JobId, Timestamp>,
     held: bool,
+    unconfigured: bool,
     down_for: Duration,
     idle_for: Duration,
     last_completed: Option<Timestamp>,
@@ -132,10 +155,10 @@ impl Watched {
 
 /// Goes through the history once, with everything that the promises are about in view.
 struct Review<'a> {
-    profile: Profile,
+    bounds: Bounds,
     accepted: &'a BTreeMap<JobId, Timestamp>,
     route: &'a BTreeMap<JobId, &'static str>,
-    ran_on: BTreeMap<JobId, String>,
+    ran_on: BTreeMap<JobId, &'static str>,
     vms: BTreeMap<&'static str, Watched>,
     stockout: u32,
     github_down: u32,
@@ -147,7 +170,7 @@ struct Review<'a> {
 /// Holds the day against the promises.
 pub(super) fn check(
     world: &World,
-    profile: Profile,
+    bounds: Bounds,
     excuses: &[(Timestamp, Excuse)],
     most_tasks: usize,
 ) -> Result<Figures, String> {
@@ -163,7 +186,7 @@ pub(super) fn check(
     };
     let route = jobs.iter().map(|job| (job.id, vm_of(&job.repo, &job.labels))).collect();
     let mut review = Review {
-        profile,
+        bounds,
         accepted: &accepted,
         route: &route,
         ran_on: BTreeMap::new(),
@@ -199,6 +222,11 @@ pub(super) fn check(
     broken.first().map_or(Ok(figures), |first| Err(first.clone()))
 }
 
+/// The VM on which the runner of this name lives: see [`RunnerIs`](super::day::RunnerIs).
+fn vm_of_runner(name: &str) -> &'static str {
+    if name == "gpu-1" { "gpu-1" } else { "runner-1" }
+}
+
 fn time_of(happening: &Happening) -> Timestamp {
     match happening {
         Happening::Instance { at, .. }
@@ -218,21 +246,21 @@ impl Review<'_> {
             let can_be_known = |job: &JobId| self.github_down == 0 || !vm.requeued.contains(job);
             let is_promised = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
             let waits = vm.waiting.iter().any(|job| is_promised(job) && can_be_known(job));
-            let stranded = waits && !vm.is_up() && self.stockout == 0;
+            let stranded = waits && !vm.is_up() && self.stockout == 0 && !vm.unconfigured;
             vm.down_for = if stranded { vm.down_for + span } else { Duration::ZERO };
-            let needed =
-                !vm.waiting.is_empty() || !vm.running.is_empty() || vm.held || self.github_down > 0;
+            let needed = !vm.waiting.is_empty() || !vm.running.is_empty();
+            let needed = needed || vm.held || vm.unconfigured || self.github_down > 0;
             let idles = vm.status == Some(Status::Running) && !needed;
             vm.idle_for = if idles { vm.idle_for + span } else { Duration::ZERO };
             self.figures.waited = self.figures.waited.max(vm.down_for);
             self.figures.idled = self.figures.idled.max(vm.idle_for);
-            if vm.down_for > bound_of_waiting(self.profile) {
+            if vm.down_for > self.bounds.waiting {
                 self.broken.push(format!(
                     "never strand: {time}: {name} was down for {:?} while a job waited",
                     vm.down_for
                 ));
             }
-            if vm.idle_for > bound_of_idling(self.profile) {
+            if vm.idle_for > self.bounds.idling {
                 self.broken
                     .push(format!("never leak: {time}: {name} was idle for {:?}", vm.idle_for));
             }
@@ -247,6 +275,7 @@ impl Review<'_> {
             Excuse::Stockout(on) => count(&mut self.stockout, on),
             Excuse::GitHubDown(on) => count(&mut self.github_down, on),
             Excuse::Held(vm, on) => self.vm(vm).held = on,
+            Excuse::Unconfigured(vm, on) => self.vm(vm).unconfigured = on,
             Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
             Excuse::StoppedByHand(vm) => self.vm(vm).stopped_by_hand = Some(self.now),
         }
@@ -276,9 +305,10 @@ impl Review<'_> {
                         self.vm(routed).waiting.insert(*id);
                     }
                     (JobStatus::InProgress, Some(runner)) => {
+                        let runner = vm_of_runner(runner);
                         self.vm(runner).running.insert(*id, *at);
                         self.vm(runner).requeued.insert(*id);
-                        self.ran_on.insert(*id, runner.clone());
+                        self.ran_on.insert(*id, runner);
                     }
                     _ => {}
                 }
@@ -287,9 +317,8 @@ impl Review<'_> {
                 self.answered(*at, reply.status, &format!("webhook {action}"), &reply.body);
                 if action == "completed" && reply.status.is_some_and(|status| status.is_success()) {
                     // A job may run on another VM's runner, if that has its labels too.
-                    let ran_on =
-                        self.ran_on.get(job).cloned().unwrap_or_else(|| self.route[job].to_owned());
-                    self.vm(&ran_on).last_completed = Some(*at);
+                    let ran_on = self.ran_on.get(job).copied().unwrap_or(self.route[job]);
+                    self.vm(ran_on).last_completed = Some(*at);
                 }
             }
             Happening::Callback { at, path, reply, .. } => {
@@ -301,7 +330,10 @@ impl Review<'_> {
 
     fn answered(&mut self, at: Timestamp, status: Option<StatusCode>, what: &str, body: &[u8]) {
         let failed = status.is_none_or(|status| !status.is_success());
-        if failed && matches!(self.profile, Profile::None | Profile::Stale) {
+        if String::from_utf8_lossy(body).contains("an internal error") {
+            self.broken.push(format!("{at}: {what} made a handler panic"));
+        }
+        if failed && self.bounds.nothing_fails {
             self.broken
                 .push(format!("{at}: {what} was answered {status:?} though nothing was wrong"));
         }
@@ -311,7 +343,7 @@ impl Review<'_> {
     }
 
     fn judge_stop(&mut self, at: Timestamp, name: &str) {
-        let (profile, accepted) = (self.profile, self.accepted);
+        let (bounds, accepted) = (self.bounds, self.accepted);
         let vm = self.vm(name);
         let mut broken = Vec::new();
         for (job, since) in &vm.running {
@@ -322,16 +354,15 @@ impl Review<'_> {
             }
         }
         // Without a permission, one witness may see less than both.
-        for job in vm.waiting.iter().filter(|_| profile != Profile::Permission) {
+        for job in vm.waiting.iter().filter(|_| bounds.both_witnesses) {
             if accepted.get(job).is_some_and(|accepted| at.since(*accepted) > WINDOW) {
                 broken.push(format!("never kill: {at}: {name} was stopped while job {job} waited"));
             }
         }
         let by_hand = vm.stopped_by_hand.is_some_and(|asked| at.since(asked) <= WINDOW);
-        // Where a mark could not be written in time, an older task may count.
-        let marks = matches!(profile, Profile::None | Profile::Outage | Profile::Stale);
         let in_view = |last: &Timestamp| at.since(*last) > WINDOW;
-        if let Some(last) = vm.last_completed.filter(in_view).filter(|_| marks && !by_hand)
+        if let Some(last) =
+            vm.last_completed.filter(in_view).filter(|_| bounds.marks_hold && !by_hand)
             && at.since(last) < INACTIVE
         {
             broken.push(format!(

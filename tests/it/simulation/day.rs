@@ -80,6 +80,8 @@ pub(crate) enum Op {
     Job { repo: &'static str, labels: &'static str, runs: Duration },
     /// A run of many jobs is queued.
     Matrix { repo: &'static str, jobs: usize, runs: Duration },
+    /// A job is queued, and the webhook says of it that it waits for a review, which it does no longer.
+    StaleWaiting { repo: &'static str, runs: Duration },
     /// A job waits for a review, and is approved after a while.
     Review { repo: &'static str, approved_after: Duration, runs: Duration },
     /// The nth latest job is cancelled, if it is not over.
@@ -94,6 +96,10 @@ pub(crate) enum Op {
     Label { vm: &'static str },
     /// A new revision of the service takes over, and nothing is in flight.
     Deploy,
+    /// A revision takes over in which the entries of `runner-1` name another VM; it is taken back after a while.
+    Misdeploy { span: Duration },
+    /// The service vanishes with whatever it is doing.
+    Vanish,
     /// The service vanishes at its nth API call from now on; the call has its effect or not.
     Crash { at_call: u32, with_effect: bool },
     /// The next webhooks are lost.
@@ -106,6 +112,10 @@ pub(crate) enum Op {
     Preempt { vm: &'static str },
     /// Somebody stops the VM in the console.
     StopInConsole { vm: &'static str },
+    /// Somebody suspends the VM in the console.
+    SuspendInConsole { vm: &'static str },
+    /// The runner of `runner-1` is not registered for a while.
+    RunnerGone { span: Duration },
     /// The zone has no machines for a while.
     Stockout { span: Duration },
     /// GitHub's API answers 503 for a while.
@@ -116,6 +126,31 @@ pub(crate) enum Op {
     RevokeTokens,
     /// `busy` shows false for a while, whatever the runner does.
     Glitch { vm: &'static str, span: Duration },
+}
+
+/// How the runner of `runner-1` is registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RunnerIs {
+    /// By the VM's name, in each of its repositories.
+    NamedAsItsVm,
+    /// By the VM's name, in the organization.
+    InTheOrganization,
+    /// By another name, which the entries tell.
+    NamedInTheEntries,
+    /// By another name, which nobody tells: only labels lead to its VM.
+    NamedOtherwise,
+}
+
+impl RunnerIs {
+    /// What it is on the day of this seed: mostly as it should be.
+    pub(crate) fn draw(seed: u64) -> Self {
+        match Dice::new(seed ^ 0x9a3e).between(0, 9) {
+            0 | 1 => Self::InTheOrganization,
+            2 => Self::NamedInTheEntries,
+            3 => Self::NamedOtherwise,
+            _ => Self::NamedAsItsVm,
+        }
+    }
 }
 
 /// Operations with their times, from the beginning of the day.
@@ -175,12 +210,16 @@ fn work(dice: &mut Dice) -> Op {
     match dice.between(0, 19) {
         0 => Op::Matrix {
             repo,
-            jobs: usize::try_from(dice.between(3, 40)).unwrap_or(3),
-            runs: runs / 20,
+            jobs: match dice.between(0, 19) {
+                0 => 256,
+                _ => usize::try_from(dice.between(3, 40)).unwrap_or(3),
+            },
+            runs: (runs / 20).min(seconds(60)),
         },
         1 => Op::Review { repo, approved_after: minutes(dice.between(0, 40)), runs },
         2 => Op::Cancel { nth_latest: usize::try_from(dice.between(0, 3)).unwrap_or(0) },
-        3..7 => Op::Job { repo: "acme/app", labels: "self-hosted gpu", runs },
+        3 => Op::StaleWaiting { repo, runs },
+        4..8 => Op::Job { repo: "acme/app", labels: "self-hosted gpu", runs },
         _ => Op::Job { repo, labels: "self-hosted", runs },
     }
 }
@@ -199,6 +238,7 @@ fn trouble(dice: &mut Dice, profile: Profile) -> Option<Op> {
     if profile.loses() {
         of.push(Op::LoseWebhooks { count: u32::try_from(dice.between(1, 3)).unwrap_or(1) });
         of.push(Op::DoubleCallback);
+        of.push(Op::Vanish);
         for _ in 0..4 {
             let at_call = u32::try_from(dice.between(0, 12)).unwrap_or(0);
             of.push(Op::Crash { at_call, with_effect: dice.chance(50) });
@@ -207,6 +247,9 @@ fn trouble(dice: &mut Dice, profile: Profile) -> Option<Op> {
     if profile.breaks_down() {
         of.push(Op::Preempt { vm });
         of.push(Op::StopInConsole { vm });
+        of.push(Op::SuspendInConsole { vm });
+        of.push(Op::Misdeploy { span: minutes(dice.between(1, 60)) });
+        of.push(Op::RunnerGone { span: minutes(dice.between(1, 30)) });
         of.push(Op::Stockout { span: minutes(dice.between(1, 60)) });
         of.push(Op::GitHubDown { span: minutes(dice.between(1, 60)) });
         of.push(Op::RateLimit { span: minutes(dice.between(1, 30)) });

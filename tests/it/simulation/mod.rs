@@ -8,6 +8,7 @@
 
 mod checks;
 mod day;
+mod every;
 mod play;
 mod regressions;
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use http::StatusCode;
 use runner_manager::clock::Timestamp;
-use runner_manager::emulators::github::{JobStatus, Permission};
+use runner_manager::emulators::github::{JobStatus, Permission, Runner, Scope};
 use runner_manager::emulators::{Api, ErrorBody, Fault, compute, github};
 
-use super::checks::{self, Excuse, Figures};
-use super::day::{Day, Dice, Op, Profile};
-use crate::world::{World, ZONE, minutes, seconds};
+use super::checks::{self, Bounds, Excuse, Figures};
+use super::day::{Day, Dice, Op, Profile, RunnerIs};
+use crate::world::{World, ZONE, fleet, minutes, runner, seconds};
 
 /// The same twice if the day is: everything that could be seen, and what was broken.
 pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
@@ -23,7 +23,7 @@ pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
     }
     stage.finish().await;
     let story = stage.world.story();
-    (story, checks::check(&stage.world, day.profile, &stage.excuses, stage.most_tasks))
+    (story, checks::check(&stage.world, Bounds::of(day.profile), &stage.excuses, stage.most_tasks))
 }
 
 /// What ends an operation that lasts.
@@ -31,6 +31,7 @@ type Ending = Box<dyn FnOnce(&mut World)>;
 
 struct Stage {
     world: World,
+    runner: RunnerIs,
     begun: Timestamp,
     agenda: BTreeMap<(Timestamp, usize), Ending>,
     order: usize,
@@ -43,13 +44,17 @@ struct Stage {
 
 impl Stage {
     fn new(day: &Day) -> Self {
-        let world = World::new();
+        let runner = RunnerIs::draw(day.seed);
+        let world = World::with_config(runner.config());
+        world.cloud.github.remove_runner("runner-1");
+        runner.register(&world);
         let mut dice = Dice::new(day.seed ^ 0xfa17);
         set_the_scene(&world, day.profile, &mut dice);
         let crash = Arc::new(AtomicI64::new(-1));
         let begun = world.clock.now();
         let stage = Self {
             world,
+            runner,
             begun,
             agenda: BTreeMap::new(),
             order: 0,
@@ -62,13 +67,23 @@ impl Stage {
         stage
     }
 
-    /// Calls fail one in sixteen on a day of losses; and at one of them the service vanishes.
+    /// Calls fail one in sixteen on a day of losses; at one of them the service vanishes; and where labels are
+    /// stale, somebody else may be quicker to write one.
     fn let_calls_fail(&self, profile: Profile, dice: Dice) {
         let (crash, with_effect) = (Arc::clone(&self.crash), Arc::clone(&self.crash_with_effect));
         let service = self.world.service();
         let dice = Mutex::new(dice);
+        let compute = self.world.cloud.compute.clone();
+        let quicker = Mutex::new(0);
         self.world.cloud.faults.on(move |call| {
             let mut dice = dice.lock().unwrap();
+            if profile.is_stale() && call.method == "instances.setLabels" {
+                let mut in_a_row = quicker.lock().unwrap();
+                *in_a_row = if *in_a_row < 2 && dice.chance(20) { *in_a_row + 1 } else { 0 };
+                if let (1.., Some(vm)) = (*in_a_row, call.target.rsplit('/').nth(1)) {
+                    compute.label_by_hand(vm, "team", Some(&dice.roll().to_string()));
+                }
+            }
             if crash.load(Ordering::Relaxed) >= 0 && crash.fetch_sub(1, Ordering::Relaxed) == 0 {
                 service.vanish();
                 return Some(if with_effect.load(Ordering::Relaxed) {
@@ -128,6 +143,10 @@ impl Stage {
             Op::Matrix { repo, jobs, runs } => {
                 cloud.github.queue_run(repo, vec![(words("self-hosted"), *runs); *jobs]);
             }
+            Op::StaleWaiting { repo, runs } => {
+                let job = cloud.github.queue_waiting_job(repo, words("self-hosted"), *runs);
+                cloud.github.approve_silently(job);
+            }
             Op::Review { repo, approved_after, runs } => {
                 let job = cloud.github.queue_waiting_job(repo, words("self-hosted"), *runs);
                 self.later(*approved_after, move |world| {
@@ -170,6 +189,16 @@ impl Stage {
             }
             Op::Label { vm } => cloud.compute.label_by_hand(vm, "team", Some("infra")),
             Op::Deploy => self.world.service().replace(),
+            Op::Misdeploy { span } => {
+                let (vm, service) = ("runner-1", self.world.service());
+                service.deploy(self.runner.config().replace(r#""runner-1""#, r#""runner-l""#));
+                self.excuses.push((now, Excuse::Unconfigured(vm, true)));
+                // Looks come ever later while no entry names the VM: the next is as far away as all of them took.
+                self.excuses.push((now + 2 * *span + minutes(15), Excuse::Unconfigured(vm, false)));
+                let config = self.runner.config();
+                self.later(*span, move |_| service.deploy(config));
+            }
+            Op::Vanish => self.world.crash(),
             Op::Crash { at_call, with_effect } => {
                 self.crash_with_effect.store(*with_effect, Ordering::Relaxed);
                 self.crash.store(i64::from(*at_call), Ordering::Relaxed);
@@ -187,7 +216,18 @@ impl Stage {
             Op::StopInConsole { vm } if cloud.compute.status(vm) == compute::Status::Running => {
                 cloud.compute.stop_by_hand(vm);
             }
-            Op::Preempt { .. } | Op::StopInConsole { .. } => {}
+            Op::SuspendInConsole { vm } if cloud.compute.status(vm) == compute::Status::Running => {
+                cloud.compute.suspend_by_hand(vm);
+            }
+            Op::Preempt { .. } | Op::StopInConsole { .. } | Op::SuspendInConsole { .. } => {}
+            Op::RunnerGone { span } => {
+                let name = self.runner.name();
+                if is_registered(&self.world, name) {
+                    cloud.github.remove_runner(name);
+                    let is = self.runner;
+                    self.later(*span, move |world| is.register(world));
+                }
+            }
             Op::Stockout { span } => {
                 cloud.compute.stockout(ZONE, true);
                 self.excuse(*span, Excuse::Stockout);
@@ -205,9 +245,9 @@ impl Stage {
             }
             Op::RevokeTokens => cloud.github.revoke_tokens(),
             Op::Glitch { vm, span } => {
-                let vm = *vm;
-                cloud.github.busy_glitch(vm, true);
-                self.later(*span, move |world| world.cloud.github.busy_glitch(vm, false));
+                let name = if *vm == "runner-1" { self.runner.name() } else { *vm };
+                glitch(&self.world, name, true);
+                self.later(*span, move |world| glitch(world, name, false));
             }
         }
     }
@@ -219,6 +259,7 @@ impl Stage {
         self.crash.store(-1, Ordering::Relaxed);
         self.world.cloud.faults.off();
         self.world.cloud.tasks.lateness(Duration::ZERO);
+        self.world.cloud.github.lateness_by(|_| Duration::ZERO);
         // Jobs whose webhook was lost are nobody's promise; a person would start them again.
         let accepted = checks::accepted(&self.world.history());
         for job in self.world.cloud.github.jobs() {
@@ -233,22 +274,53 @@ impl Stage {
     }
 }
 
+impl RunnerIs {
+    fn name(self) -> &'static str {
+        match self {
+            Self::NamedAsItsVm | Self::InTheOrganization => "runner-1",
+            Self::NamedInTheEntries | Self::NamedOtherwise => "build-7",
+        }
+    }
+
+    fn register(self, world: &World) {
+        let runner = |repo| runner(self.name(), repo, "self-hosted linux x64").on("runner-1");
+        match self {
+            Self::InTheOrganization => {
+                let scope = Scope::Organization("acme".into());
+                world.cloud.github.add_runner(Runner { scope, ..runner("acme/app") });
+            }
+            _ => ["acme/app", "acme/web"].into_iter().for_each(|repo| {
+                world.cloud.github.add_runner(runner(repo));
+            }),
+        }
+    }
+
+    fn config(self) -> String {
+        match self {
+            Self::NamedInTheEntries => {
+                let entry = r#""vm_instance_name": "runner-1""#;
+                fleet("").replace(entry, &format!(r#"{entry}, "runner_names": ["build-*"]"#))
+            }
+            _ => fleet(""),
+        }
+    }
+}
+
 fn set_the_scene(world: &World, profile: Profile, dice: &mut Dice) {
     let cloud = &world.cloud;
-    let boot = seconds(dice.between(15, 90));
+    let slow = profile.breaks_down() && dice.chance(10);
+    let boot = seconds(if slow { 240 } else { dice.between(15, 90) });
     cloud.compute.timings(compute::Timings {
         boot,
         label_delay: seconds(if profile.is_stale() { dice.between(0, 3) } else { 0 }),
         ..cloud.compute.current_timings()
     });
     let busy_lag = seconds(if profile.is_stale() { dice.between(0, 60) } else { 0 });
-    let webhook_delay = seconds(if profile.loses() { dice.between(0, 40) } else { 0 });
-    cloud.github.timings(github::Timings {
-        busy_lag,
-        webhook_delay,
-        ..cloud.github.current_timings()
-    });
+    cloud.github.timings(github::Timings { busy_lag, ..cloud.github.current_timings() });
     if profile.loses() {
+        // They overtake one another.
+        let (slowest, mut late) = (dice.between(0, 60), dice.clone());
+        cloud.github.lateness_by(move |_| seconds(late.between(0, slowest)));
         let mut late = dice.clone();
         cloud.tasks.lateness_by(move |_| {
             seconds(if late.chance(5) { late.between(10, 180) } else { late.between(0, 2) })
@@ -281,6 +353,16 @@ fn a_fault(dice: &mut Dice, api: Api) -> Fault {
         6 => Fault::Late(seconds(dice.between(1, 4))),
         7 => Fault::Hang,
         _ => Fault::Lost,
+    }
+}
+
+fn is_registered(world: &World, name: &str) -> bool {
+    world.cloud.github.runners().iter().any(|runner| runner.name == name)
+}
+
+fn glitch(world: &World, name: &str, on: bool) {
+    if is_registered(world, name) {
+        world.cloud.github.busy_glitch(name, on);
     }
 }
 
