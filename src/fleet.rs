@@ -325,6 +325,13 @@ mod tests {
         ])
     }
 
+    #[test]
+    fn each_vm_is_managed_once_with_all_of_its_repositories() {
+        let fleet = fleet();
+        let vms: Vec<_> = fleet.vms().map(|vm| (vm.vm.name.as_str(), vm.repos.len())).collect();
+        assert_eq!(vms, [("cpu-1", 2), ("gpu-1", 1), ("never", 1)]);
+    }
+
     #[track_caller]
     fn routes(repo: &str, job: &[&str], vm: Option<&str>) {
         assert_eq!(fleet().route(&repo.into(), &labels(job)).map(|vm| vm.vm.name.as_str()), vm);

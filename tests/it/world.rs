@@ -179,6 +179,10 @@ impl World {
         self.status(vm) == Status::Terminated
     }
 
+    pub(crate) fn is_started(&self, job: JobId) -> bool {
+        self.cloud.github.job(job).status == JobStatus::InProgress
+    }
+
     pub(crate) fn is_completed(&self, job: JobId) -> bool {
         self.cloud.github.job(job).status == JobStatus::Completed
     }

@@ -1,5 +1,8 @@
 //! A running job is never killed by a scheduled stop.
 
+use std::time::Duration;
+
+use runner_manager::emulators::Fault;
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::{Permission, Runner, Scope};
 
@@ -183,4 +186,23 @@ async fn a_revoked_token_is_replaced_and_not_taken_for_a_missing_permission() {
     world.pass_until(minutes(90), |world| world.is_completed(long)).await;
     world.settle().await;
     assert!(!world.was_told("confirming") && !world.was_told("unknown"), "{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_found_though_one_look_has_no_time_to_come_to_it() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(60));
+    world.pass_until(minutes(3), |world| world.is_started(job)).await;
+    world.cloud.github.busy_glitch("runner-1", true);
+    // These are listed before the one that runs.
+    for _ in 0..400 {
+        world.queue_job("acme/app", "ubuntu-latest", minutes(1));
+    }
+    world.cloud.faults.on(|call| {
+        (call.method == "actions.listJobsForWorkflowRun")
+            .then_some(Fault::Delay(Duration::from_millis(200)))
+    });
+    world.pass_until(minutes(70), |world| world.is_completed(job)).await;
+    assert!(world.was_told("unknown, GitHub was not heard"), "{}", world.story());
+    assert_eq!(world.starts("runner-1"), 1, "the VM stayed up\n{}", world.story());
 }

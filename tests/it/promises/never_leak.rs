@@ -1,7 +1,7 @@
 //! A VM that the service started is stopped once it is idle, whatever was lost.
 
-use runner_manager::emulators::Fault;
 use runner_manager::emulators::compute::{Instance, Status};
+use runner_manager::emulators::{ErrorBody, Fault};
 
 use crate::world::{World, ZONE, minutes, runner, seconds};
 
@@ -56,6 +56,43 @@ async fn an_operators_check_stands_for_a_job_that_came_with_it() {
     );
     world.cloud.github.add_runner(runner("gpu-1", "acme/app", "self-hosted gpu"));
     world.pass_until(minutes(15), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_check_leases_the_vm_that_it_starts() {
+    let mut world = World::new();
+    // The webhook's own start fails, and so does its repetition.
+    for _ in 0..2 {
+        let unavailable = http::StatusCode::SERVICE_UNAVAILABLE;
+        world.cloud.faults.next("instances.start", Fault::Before(unavailable, ErrorBody::Api));
+    }
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(seconds(5)).await;
+    let mark = world.mark("runner-1");
+    assert!(mark.is_some() && world.is_stopped("runner-1"), "{}", world.story());
+    world.pass_until(minutes(3), |world| !world.is_stopped("runner-1")).await;
+    world.pass(seconds(1)).await;
+    assert!(
+        world.mark("runner-1") > mark,
+        "its time to boot counts from its start\n{}",
+        world.story()
+    );
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_check_makes_up_for_the_lease_that_a_crash_prevented() {
+    let mut world = World::new();
+    world.cloud.compute.label_by_hand("runner-1", "runner-manager-idle-since", Some("1795500000"));
+    // Somebody, or a service that vanished, started it and left no task.
+    world.cloud.compute.start_by_hand("runner-1");
+    world.pass(minutes(1)).await;
+    let check = r#"{"vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a",
+        "job": {"repo": "acme/app", "id": 1, "queued_at": 1795510000}}"#;
+    world.callback("/runner/start", check).await;
+    assert!(world.mark("runner-1") > Some(1_795_500_000));
     world.settle().await;
 }
 
