@@ -233,6 +233,15 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_behind_does_not_lose_a_follow_up() {
+        let at = Timestamp::from_unix_seconds;
+        assert_eq!(reckoned(at(1_000), 970), at(1_000));
+        assert_eq!(reckoned(at(1_000), 1_030), at(1_030));
+        // Somebody ran it a day ahead of its time.
+        assert_eq!(reckoned(at(1_000), 87_400), at(1_300));
+    }
+
+    #[test]
     fn bodies_of_other_versions_are_understood() {
         let later = task(r#"{"idle_since": 60, "a_later_field": {"of": "any shape"}}"#);
         assert_eq!(later.looks, 0);

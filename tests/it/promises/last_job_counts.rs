@@ -1,6 +1,9 @@
 //! A VM stays up for as long as configured after its *last* job.
 
+use http::StatusCode;
+use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::Status;
+use runner_manager::emulators::{ErrorBody, Fault};
 
 use crate::world::{INACTIVE, World, minutes, seconds};
 
@@ -75,4 +78,68 @@ fn completed(repo: &str, job: u64, runner: &str) -> String {
         r#"{{"action": "completed", "workflow_job": {{"id": {job}, "status": "completed", "labels": ["self-hosted"],
             "runner_name": "{runner}"}}, "repository": {{"full_name": "{repo}"}}}}"#
     )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completion_counts_for_the_vm_whose_runner_ran_the_job() {
+    let world = World::new();
+    // By its labels it would have been runner-1's.
+    let answer = world.webhook("workflow_job", &completed("acme/app", 4711, "gpu-1")).await;
+    assert!(answer.outcome.starts_with("gpu-1: "), "{answer:?}");
+    assert!(world.mark("gpu-1").is_some() && world.mark("runner-1").is_none());
+    let tasks = world.cloud.tasks.pending();
+    assert_eq!(tasks.len(), 1);
+    assert_eq!(tasks[0].body["vm_instance_name"], "gpu-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mark_of_an_event_that_comes_late_gives_way_to_a_newer_one() {
+    let mut world = World::new().vm("runner-1", Status::Running);
+    world.pass(seconds(21)).await;
+    // The first one's write arrives when the second, of the next half minute, has written its own.
+    world.cloud.faults.next("instances.setLabels", Fault::Delay(seconds(3)));
+    let (first, second) =
+        (completed("acme/app", 4711, "runner-1"), completed("acme/app", 4712, "runner-1"));
+    tokio::join!(world.webhook("workflow_job", &first), async {
+        tokio::time::sleep(seconds(2) + seconds(1) / 2).await;
+        world.webhook("workflow_job", &second).await
+    });
+    let newer = Timestamp::parse("2026-11-24T09:01:00Z").unwrap();
+    assert_eq!(world.mark("runner-1"), Some(newer.unix_seconds()));
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_is_written_again_if_somebody_wrote_another_label_meanwhile() {
+    let mut world = World::new().vm("runner-1", Status::Running);
+    let compute = world.cloud.compute.clone();
+    let mut once = Some("infra");
+    world.cloud.faults.on(move |call| {
+        if call.method == "instances.setLabels"
+            && let Some(team) = once.take()
+        {
+            compute.label_by_hand("runner-1", "team", Some(team));
+        }
+        None
+    });
+    world.webhook("workflow_job", &completed("acme/app", 4711, "runner-1")).await;
+    world.cloud.faults.off();
+    assert!(world.mark("runner-1").is_some());
+    assert_eq!(
+        world.cloud.compute.labels("runner-1").get("team").map(String::as_str),
+        Some("infra")
+    );
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_on_labels_is_not_remembered_as_a_missing_permission() {
+    let mut world = World::new().vm("runner-1", Status::Running);
+    let limit = ErrorBody::Reason("rateLimitExceeded".into());
+    world.cloud.faults.next("instances.setLabels", Fault::Before(StatusCode::FORBIDDEN, limit));
+    world.webhook("workflow_job", &completed("acme/app", 4711, "runner-1")).await;
+    assert_eq!(world.mark("runner-1"), None);
+    world.webhook("workflow_job", &completed("acme/app", 4712, "runner-1")).await;
+    assert!(world.mark("runner-1").is_some());
+    world.settle().await;
 }

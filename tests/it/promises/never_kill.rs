@@ -1,12 +1,11 @@
 //! A running job is never killed by a scheduled stop.
 
-use std::time::Duration;
-
+use http::StatusCode;
 use runner_manager::emulators::Fault;
-use runner_manager::emulators::compute::Status;
-use runner_manager::emulators::github::{Permission, Runner, Scope};
+use runner_manager::emulators::compute::{Instance, Status};
+use runner_manager::emulators::github::{self, Permission, Runner, Scope};
 
-use crate::world::{World, minutes, runner, seconds};
+use crate::world::{World, ZONE, minutes, runner, seconds};
 
 /// A job runs for two hours, after a short one has scheduled a stop; meanwhile `trouble`.
 async fn a_long_job_with(trouble: impl Fn(&World)) {
@@ -200,9 +199,153 @@ async fn a_job_is_found_though_one_look_has_no_time_to_come_to_it() {
     }
     world.cloud.faults.on(|call| {
         (call.method == "actions.listJobsForWorkflowRun")
-            .then_some(Fault::Delay(Duration::from_millis(200)))
+            .then_some(Fault::Delay(std::time::Duration::from_millis(200)))
     });
     world.pass_until(minutes(70), |world| world.is_completed(job)).await;
     assert!(world.was_told("unknown, GitHub was not heard"), "{}", world.story());
     assert_eq!(world.starts("runner-1"), 1, "the VM stayed up\n{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_of_the_second_repository_is_seen_by_either_witness() {
+    for blind in [None, Some(Permission::Actions)] {
+        let mut world = World::new();
+        // The runner is registered for the second repository only.
+        world.cloud.github.remove_runner("runner-1");
+        world.cloud.github.add_runner(runner("runner-1", "acme/web", "self-hosted"));
+        match blind {
+            None => world.cloud.github.busy_glitch("runner-1", true),
+            Some(permission) => world.cloud.github.forbid(permission),
+        }
+        let long = world.queue_job("acme/web", "self-hosted", minutes(60));
+        world.pass_until(minutes(90), |world| world.is_completed(long)).await;
+        assert_eq!(world.starts("runner-1"), 1, "{blind:?}\n{}", world.story());
+        world.settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_goes_back_to_queued_while_runs_are_listed_is_still_found() {
+    let mut world = World::new().vm("runner-1", Status::Running);
+    world
+        .cloud
+        .compute
+        .insert(Instance { status: Status::Running, ..Instance::new("elsewhere", ZONE) });
+    world.cloud.github.add_runner(runner("elsewhere", "acme/app", "self-hosted once"));
+    world
+        .cloud
+        .github
+        .timings(github::Timings { requeue: seconds(0), ..world.cloud.github.current_timings() });
+    world.pass(seconds(20)).await;
+    let labels = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let jobs =
+        vec![(labels("self-hosted linux"), minutes(60)), (labels("self-hosted once"), minutes(60))];
+    world.cloud.github.queue_run("acme/app", jobs);
+    world.pass(minutes(7)).await;
+    world.cloud.github.busy_glitch("runner-1", true);
+    // The other job's runner goes away between the list of queued runs and that of running ones.
+    let cloud = world.cloud.clone();
+    world.cloud.faults.on(move |call| {
+        if call.method == "actions.listWorkflowRunsForRepo"
+            && call.target.contains("status=in_progress")
+            && cloud.compute.status("elsewhere") == Status::Running
+        {
+            cloud.compute.set_status("elsewhere", Status::Terminated);
+        }
+        None
+    });
+    let body = r#"{"vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a", "idle_since": 1795510860}"#;
+    let answer = world.callback("/runner/stop", body).await;
+    assert_eq!(answer.body["status"], "busy", "{answer:?}");
+    assert_eq!(world.status("runner-1"), Status::Running);
+}
+
+/// A VM that nothing needs any more, and the stop task of its mark.
+async fn an_idle_vm() -> (World, String) {
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.pass(minutes(10)).await;
+    let mark = world.clock.now().unix_seconds() / 30 * 30 - 300;
+    let mark_label = mark.to_string();
+    world.cloud.compute.label_by_hand("gpu-1", "runner-manager-idle-since", Some(&mark_label));
+    let body = format!(
+        r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}", "idle_since": {mark}}}"#
+    );
+    (world, body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_the_vm_after_the_witnesses_still_counts() {
+    for (label, value, status) in [
+        ("team", "infra".to_owned(), "stopping"),
+        ("runner-manager-hold", String::new(), "held"),
+        ("runner-manager-idle-since", "1795511400".to_owned(), "superseded"),
+    ] {
+        let (world, body) = an_idle_vm().await;
+        let compute = world.cloud.compute.clone();
+        world.cloud.faults.on(move |call| {
+            if call.method == "tasks.create" {
+                compute.label_by_hand("gpu-1", label, Some(&value));
+            }
+            None
+        });
+        let answer = world.callback("/runner/stop", &body).await;
+        assert_eq!(answer.body["status"], status, "{answer:?}");
+        assert_eq!(world.count("instances.stop"), usize::from(status == "stopping"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_is_not_stopped_if_no_task_looks_after_it() {
+    let (world, body) = an_idle_vm().await;
+    world.cloud.tasks.forbid_create(true);
+    let answer = world.callback("/runner/stop", &body).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{answer:?}");
+    assert_eq!(world.count("instances.stop"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_stop_is_sent_long_after_the_vm_was_last_read() {
+    let (world, body) = an_idle_vm().await;
+    world.cloud.faults.on(|call| (call.method == "instances.stop").then_some(Fault::Hang));
+    let answer = world.callback("/runner/stop", &body).await;
+    assert_eq!(answer.body["status"], "stop_scheduled", "{answer:?}");
+    let calls = world.cloud.calls();
+    let last = |method| calls.iter().rfind(|call| call.method == method).unwrap().at;
+    let stop = last("instances.stop").since(last("instances.get"));
+    assert!(stop <= seconds(10), "{stop:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_witness_confirms_only_what_it_said_a_moment_ago() {
+    let (mut world, _) = an_idle_vm().await;
+    world.cloud.github.forbid(Permission::Actions);
+    let now = world.clock.now().unix_seconds();
+    let task = |due: u64| {
+        format!(
+            r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}", "idle_since": {now}, "confirmed": 1, "due": {due}}}"#
+        )
+    };
+    let late = world.callback("/runner/stop", &task(now - 600)).await;
+    assert_eq!(late.body["status"], "confirming", "{late:?}");
+    let prompt = world.callback("/runner/stop", &task(now)).await;
+    assert_eq!(prompt.body["status"], "stopping", "{prompt:?}");
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_confirmation_nor_a_day_of_blindness_outlives_what_interrupts_it() {
+    let (world, body) = an_idle_vm().await;
+    world.cloud.compute.label_by_hand("gpu-1", "runner-manager-hold", Some(""));
+    let due = world.clock.now().unix_seconds();
+    let confirmed = body.replace('}', &format!(r#", "confirmed": 1, "due": {due}}}"#));
+    assert_eq!(world.callback("/runner/stop", &confirmed).await.body["status"], "held");
+    assert_eq!(world.cloud.tasks.pending()[0].body.get("confirmed"), None);
+
+    let (mut world, body) = an_idle_vm().await;
+    world.cloud.github.lose_next_webhook(2);
+    world.queue_job("acme/app", "self-hosted gpu", minutes(60));
+    world.pass(minutes(1)).await;
+    let blind = body.replace('}', r#", "forbidden_since": 1795510800}"#);
+    assert_eq!(world.callback("/runner/stop", &blind).await.body["status"], "busy");
+    assert_eq!(world.cloud.tasks.pending()[0].body.get("forbidden_since"), None);
 }

@@ -1,6 +1,9 @@
 //! A VM that the service started is stopped once it is idle, whatever was lost.
 
+use http::StatusCode;
+use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status};
+use runner_manager::emulators::github;
 use runner_manager::emulators::{ErrorBody, Fault};
 
 use crate::world::{World, ZONE, minutes, runner, seconds};
@@ -56,43 +59,6 @@ async fn an_operators_check_stands_for_a_job_that_came_with_it() {
     );
     world.cloud.github.add_runner(runner("gpu-1", "acme/app", "self-hosted gpu"));
     world.pass_until(minutes(15), |world| world.is_completed(job)).await;
-    world.settle().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_start_check_leases_the_vm_that_it_starts() {
-    let mut world = World::new();
-    // The webhook's own start fails, and so does its repetition.
-    for _ in 0..2 {
-        let unavailable = http::StatusCode::SERVICE_UNAVAILABLE;
-        world.cloud.faults.next("instances.start", Fault::Before(unavailable, ErrorBody::Api));
-    }
-    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
-    world.pass(seconds(5)).await;
-    let mark = world.mark("runner-1");
-    assert!(mark.is_some() && world.is_stopped("runner-1"), "{}", world.story());
-    world.pass_until(minutes(3), |world| !world.is_stopped("runner-1")).await;
-    world.pass(seconds(1)).await;
-    assert!(
-        world.mark("runner-1") > mark,
-        "its time to boot counts from its start\n{}",
-        world.story()
-    );
-    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
-    world.settle().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_start_check_makes_up_for_the_lease_that_a_crash_prevented() {
-    let mut world = World::new();
-    world.cloud.compute.label_by_hand("runner-1", "runner-manager-idle-since", Some("1795500000"));
-    // Somebody, or a service that vanished, started it and left no task.
-    world.cloud.compute.start_by_hand("runner-1");
-    world.pass(minutes(1)).await;
-    let check = r#"{"vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a",
-        "job": {"repo": "acme/app", "id": 1, "queued_at": 1795510000}}"#;
-    world.callback("/runner/start", check).await;
-    assert!(world.mark("runner-1") > Some(1_795_500_000));
     world.settle().await;
 }
 
@@ -228,4 +194,194 @@ async fn a_repository_too_large_for_one_look_is_heard_out_in_several() {
     let starts = world.starts("runner-1");
     world.pass(minutes(60)).await;
     assert_eq!(world.starts("runner-1"), starts, "it is started for nobody\n{}", world.story());
+}
+
+/// The service vanishes for good at its nth creation of a task from now on, which has no effect.
+fn crash_at_task(world: &World, nth: usize) {
+    let (service, mut count) = (world.service(), 0);
+    world.cloud.faults.on(move |call| {
+        count += usize::from(call.method == "tasks.create");
+        if call.method != "tasks.create" || count != nth {
+            return None;
+        }
+        service.vanish();
+        Some(Fault::Hang)
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_crash_kept_from_being_made_the_start_check_makes_up() {
+    let mut world = World::new();
+    // The start check is the first task, the lease the second; and nobody will hear of the job's end.
+    crash_at_task(&world, 2);
+    let job = world.queue_job("acme/app", "self-hosted", seconds(20));
+    world.pass(seconds(5)).await;
+    assert_eq!(world.starts("runner-1"), 1);
+    assert_eq!(world.mark("runner-1"), None, "a mark without its task would leak the VM");
+    world.cloud.github.lose_next_webhook(2);
+    // The lease that makes up for it is lost in another crash.
+    crash_at_task(&world, 1);
+    world.pass_until(minutes(3), |world| world.is_completed(job)).await;
+    world.pass_until(minutes(30), |world| world.is_stopped("runner-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_a_start_check_started_does_not_leak_after_a_crash() {
+    let mut world = World::new();
+    world.queue_job("acme/app", "self-hosted", seconds(20));
+    let job = world.cloud.github.queue_waiting_job("acme/app", ["self-hosted"], seconds(20));
+    let check = Timestamp::parse("2026-11-24T09:10:00Z").unwrap();
+    world.pass((check - seconds(20)).since(world.clock.now())).await;
+    assert!(world.is_stopped("runner-1"));
+    // The VM's mark is young, and no stop task is left.
+    world.cloud.github.approve_silently(job);
+    // The next start check is the first task, the lease the second.
+    crash_at_task(&world, 2);
+    world.cloud.github.lose_next_webhook(2);
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.cloud.faults.off();
+    world.pass_until(minutes(30), |world| world.is_stopped("runner-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mark_of_an_event_that_was_cut_off_is_made_up() {
+    let mut world = World::new();
+    let first = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(first)).await;
+    world.pass(minutes(1)).await;
+    let before = world.mark("runner-1").unwrap();
+    crash_at_task(&world, 2);
+    world.queue_job("acme/app", "self-hosted", minutes(10));
+    world.pass(minutes(2)).await;
+    assert!(world.mark("runner-1").unwrap() > before, "{}", world.story());
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_a_start_check_starts_gets_its_lease_at_once() {
+    let mut world = World::new();
+    world.cloud.compute.stockout(ZONE, true);
+    world.queue_job("acme/app", "self-hosted", minutes(2));
+    world.pass(seconds(80)).await;
+    let before = world.mark("runner-1").unwrap();
+    world.cloud.compute.stockout(ZONE, false);
+    world.pass(minutes(1)).await;
+    assert!(world.mark("runner-1").unwrap() > before, "{}", world.story());
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_for_a_vm_that_is_up_renews_its_lease() {
+    let mut world = World::new().vm("runner-1", Status::Running);
+    world.queue_job("acme/app", "self-hosted", seconds(20));
+    world.pass(seconds(5)).await;
+    let lease = Timestamp::parse("2026-11-24T09:08:30Z").unwrap();
+    let tasks = world.cloud.tasks.pending();
+    let stop = tasks.iter().find(|task| task.path == "/runner/stop").unwrap();
+    assert_eq!(stop.body["due"], lease.unix_seconds(), "three minutes, and five to boot");
+    assert_eq!(world.mark("runner-1"), Some(lease.unix_seconds() - 480));
+    world.cloud.github.lose_next_webhook(2);
+    world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_chain_goes_on_until_the_vm_is_seen_stopped_and_github_was_heard() {
+    for (status, outage, goes_on) in [
+        (Status::Stopping, false, true),
+        (Status::Suspending, false, true),
+        (Status::Staging, false, true),
+        (Status::Running, true, true),
+        (Status::Terminated, true, true),
+        (Status::Terminated, false, false),
+        (Status::Suspended, false, false),
+    ] {
+        let world = World::new().vm("gpu-1", status);
+        world.cloud.github.outage(outage);
+        let body = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "idle_since": 1795510800}"#;
+        let answer = world.callback("/runner/stop", body).await;
+        assert_eq!(world.cloud.tasks.pending().len(), usize::from(goes_on), "{status} {answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_nobody_takes_is_given_up_after_a_day() {
+    let mut world = World::new();
+    world.cloud.github.timings(github::Timings {
+        queue_limit: minutes(72 * 60),
+        ..world.cloud.github.current_timings()
+    });
+    world.queue_job("acme/app", "self-hosted windows", minutes(1));
+    world.pass(minutes(23 * 60)).await;
+    assert!(!world.cloud.tasks.pending().is_empty());
+    world.pass(minutes(2 * 60)).await;
+    assert!(world.cloud.tasks.pending().is_empty(), "{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_start_of_a_vm_that_is_up_makes_a_lease_too() {
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    assert_eq!(world.cloud.tasks.pending()[0].path, "/runner/stop");
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_the_guest() {
+    let mut world = World::new();
+    world.cloud.compute.delete("gpu-1");
+    let spec = Instance {
+        status: Status::Running,
+        graceful_shutdown: true,
+        ..Instance::new("gpu-1", ZONE)
+    };
+    world.cloud.compute.insert(spec);
+    world.pass(minutes(1)).await;
+    world.command("/runner/stop", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    assert_eq!(world.status("gpu-1"), Status::Stopping);
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_vm_does_keeps_no_vm_up() {
+    for takes_it in [true, false] {
+        let mut world = World::new().vm("runner-1", Status::Running);
+        // Its own runner is not known, so jobs are told by their labels.
+        world.cloud.github.remove_runner("runner-1");
+        world.pass(minutes(10)).await;
+        match takes_it {
+            true => world.cloud.compute.start_by_hand("gpu-1"),
+            false => world.cloud.compute.stockout(ZONE, true),
+        }
+        world.pass(minutes(1)).await;
+        let labels = if takes_it { "self-hosted" } else { "self-hosted gpu" };
+        world.queue_job("acme/app", labels, minutes(20));
+        world.pass(minutes(1)).await;
+        let body = r#"{"vm_instance_name": "runner-1"}"#;
+        let answer = world.command("/runner/stop", body).await;
+        assert_eq!(answer.body["status"], "stopping", "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_gone_needs_no_vm_unless_it_may_only_be_hidden() {
+    for hidden in [false, true] {
+        let world = World::new();
+        let not_found = Fault::Before(StatusCode::NOT_FOUND, ErrorBody::Api);
+        if hidden {
+            world.cloud.faults.next("actions.getJobForWorkflowRun", not_found);
+            world.cloud.github.forbid(github::Permission::Actions);
+        }
+        let now = world.clock.now().unix_seconds();
+        let body = format!(
+            r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}", "event_at": {now},
+                "job": {{"repo": "acme/app", "id": 4711, "queued_at": {now}}}}}"#
+        );
+        let answer = world.callback("/runner/start", &body).await;
+        let status = if hidden { "starting" } else { "ok" };
+        assert_eq!(answer.body["status"], status, "{answer:?}");
+        assert_eq!(world.is_stopped("gpu-1"), !hidden);
+    }
 }

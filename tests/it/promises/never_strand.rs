@@ -1,9 +1,10 @@
 //! A queued job always gets its runner, whatever the VM was doing.
 
-use runner_manager::emulators::compute::{Instance, Status};
+use runner_manager::clock::Timestamp;
+use runner_manager::emulators::compute::{Instance, Status, Timings};
 use runner_manager::emulators::{ErrorBody, Fault};
 
-use crate::world::{World, ZONE, minutes, seconds};
+use crate::world::{World, ZONE, minutes, runner, seconds};
 
 /// One job on a VM that is in this status when the job is queued.
 async fn a_job_on_a_vm_that_is(status: Status) -> World {
@@ -185,5 +186,243 @@ async fn a_job_gets_its_runner_while_github_is_down() {
     world.pass_until(minutes(6), |world| world.status("runner-1") == Status::Running).await;
     world.cloud.github.outage(false);
     world.pass_until(minutes(10), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_stopping_is_started_within_a_minute_of_being_down() {
+    for stopping in [seconds(30), seconds(150)] {
+        let mut world = World::new().vm("runner-1", Status::Running);
+        world.cloud.compute.timings(Timings { stopping, ..world.cloud.compute.current_timings() });
+        world.cloud.compute.stop_by_hand("runner-1");
+        world.pass(seconds(5)).await;
+        let job = world.queue_job("acme/app", "self-hosted", minutes(2));
+        world.pass_until(minutes(4), |world| world.is_stopped("runner-1")).await;
+        world.pass_until(minutes(1), |world| world.starts("runner-1") == 1).await;
+        world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+        world.settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_changed_before_the_start_is_read_once_more() {
+    let mut world = World::new();
+    let compute = world.cloud.compute.clone();
+    world.cloud.faults.on(move |call| {
+        if call.method == "instances.start" {
+            compute.set_status("runner-1", Status::Suspended);
+        }
+        None
+    });
+    let job = world.queue_job("acme/app", "self-hosted", minutes(2));
+    world.pass(seconds(5)).await;
+    assert_eq!(world.count("instances.resume"), 1, "{}", world.story());
+    world.cloud.faults.off();
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_sent_twice_says_that_it_is_the_same() {
+    let mut world = World::new();
+    for method in ["instances.start", "instances.setLabels"] {
+        world.cloud.faults.next(method, Fault::After(http::StatusCode::SERVICE_UNAVAILABLE));
+    }
+    world.queue_job("acme/app", "self-hosted", minutes(2));
+    world.pass(seconds(5)).await;
+    for method in ["instances.start", "instances.setLabels"] {
+        let calls = world.cloud.calls();
+        let sent: Vec<_> =
+            calls.iter().filter(|call| call.method == method).map(|call| &call.target).collect();
+        assert!(sent.len() == 2 && sent[0] == sent[1], "{sent:?}");
+        assert!(sent[0].contains("requestId="), "{sent:?}");
+    }
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_fails_if_no_start_check_was_made_though_the_vm_starts() {
+    let unavailable = Fault::Before(http::StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html);
+    // Not every conflict says that there is such a task.
+    let conflict = Fault::Before(http::StatusCode::CONFLICT, ErrorBody::Empty);
+    for faults in [vec![unavailable.clone(), unavailable], vec![conflict]] {
+        let mut world = World::new();
+        faults.into_iter().for_each(|fault| world.cloud.faults.next("tasks.create", fault));
+        world.queue_job("acme/app", "self-hosted", minutes(2));
+        world.pass(seconds(10)).await;
+        let (status, _) = world.outcomes().remove(0);
+        assert_eq!(status, http::StatusCode::BAD_GATEWAY);
+        assert_eq!(world.starts("runner-1"), 1, "its lease was made");
+        world.settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_is_accepted_if_only_the_vm_could_not_be_read_and_fails_without_its_check() {
+    for (method, status) in
+        [("", http::StatusCode::OK), ("tasks.create", http::StatusCode::BAD_GATEWAY)]
+    {
+        let mut world = World::new();
+        for method in ["instances.get", method] {
+            for _ in 0..2 {
+                let unavailable = http::StatusCode::SERVICE_UNAVAILABLE;
+                world.cloud.faults.next(method, Fault::Before(unavailable, ErrorBody::Html));
+            }
+        }
+        world.queue_job("acme/app", "self-hosted", minutes(2));
+        world.pass(seconds(10)).await;
+        assert_eq!(world.outcomes().remove(0).0, status);
+        assert_eq!(world.cloud.tasks.pending().len(), usize::from(status.is_success()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_check_starts_nothing_that_no_task_looks_after() {
+    let mut world = World::new();
+    world.cloud.compute.stockout(ZONE, true);
+    let job = world.queue_job("acme/app", "self-hosted", minutes(2));
+    world.pass(minutes(1)).await;
+    world.cloud.compute.stockout(ZONE, false);
+    world.cloud.tasks.forbid_create(true);
+    let before = world.count("instances.start");
+    world.pass(minutes(10)).await;
+    assert_eq!(world.count("instances.start"), before, "{}", world.story());
+    world.cloud.tasks.forbid_create(false);
+    world.pass_until(minutes(20), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_check_that_could_not_make_the_next_comes_again() {
+    let mut world = World::new();
+    world.cloud.compute.stockout(ZONE, true);
+    let job = world.queue_job("acme/app", "self-hosted", minutes(2));
+    world.pass(seconds(100)).await;
+    for _ in 0..2 {
+        let unavailable = http::StatusCode::SERVICE_UNAVAILABLE;
+        world.cloud.faults.next("tasks.create", Fault::Before(unavailable, ErrorBody::Html));
+    }
+    world.pass(seconds(30)).await;
+    let failed = http::StatusCode::INTERNAL_SERVER_ERROR;
+    assert!(world.outcomes().iter().any(|(status, _)| *status == failed), "{}", world.story());
+    world.cloud.compute.stockout(ZONE, false);
+    world.pass_until(minutes(7), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_loses_its_vm_in_the_middle_gets_it_back_within_one_check_interval() {
+    let mut world = World::new();
+    // Their start checks are one, and the first job is soon over.
+    let short = world.queue_job("acme/app", "self-hosted", minutes(1));
+    let long = world.queue_job("acme/app", "self-hosted", minutes(90));
+    world.pass_until(minutes(5), |world| world.is_completed(short)).await;
+    // The stop chain looks every ten minutes by now, and has just looked.
+    let looked = Timestamp::parse("2026-11-24T09:41:00Z").unwrap();
+    world.pass(looked.since(world.clock.now())).await;
+    world.cloud.compute.preempt("runner-1");
+    world.pass_until(minutes(6), |world| world.starts("runner-1") == 2).await;
+    world.pass_until(minutes(100), |world| world.is_completed(long)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_another_vm_took_gets_its_own_when_that_one_vanishes() {
+    // Nobody looks after the other VM: it was started in the console.
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.pass(seconds(30)).await;
+    let job = world.queue_job("acme/app", "self-hosted", minutes(60));
+    world.pass(minutes(5)).await;
+    assert_eq!(world.cloud.github.job(job).runner_name.as_deref(), Some("gpu-1"));
+    world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
+    world.pass(minutes(10)).await;
+    world.cloud.compute.stop_by_hand("gpu-1");
+    world.pass_until(minutes(7), |world| world.starts("runner-1") == 2).await;
+    world.pass_until(minutes(70), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_vanishes_tells_of_the_jobs_that_it_ran_for_others() {
+    let mut world = World::new();
+    world.cloud.github.remove_runner("gpu-1");
+    world.cloud.github.add_runner(runner("gpu-1", "acme/app", "self-hosted gpu"));
+    world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    world.pass(minutes(1)).await;
+    // Their start checks are one; it carries the first job, and that is soon over.
+    let own = world.queue_job("acme/app", "self-hosted linux", seconds(20));
+    let taken = world.queue_job("acme/app", "self-hosted", minutes(60));
+    world.pass_until(minutes(2), |world| world.is_completed(own)).await;
+    assert_eq!(world.cloud.github.job(taken).runner_name.as_deref(), Some("gpu-1"));
+    world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
+    world.pass(minutes(10)).await;
+    world.cloud.compute.stop_by_hand("gpu-1");
+    world.pass_until(minutes(15), |world| world.starts("runner-1") == 2).await;
+    world.pass_until(minutes(70), |world| world.is_completed(taken)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_webhook_was_lost_gets_the_vm_back_that_it_was_running_on() {
+    let mut world = World::new();
+    let first = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(first)).await;
+    world.pass(seconds(75)).await;
+    assert!(!world.cloud.tasks.pending().iter().any(|task| task.path == "/runner/start"));
+    world.cloud.github.lose_next_webhook(1);
+    let second = world.queue_job("acme/app", "self-hosted", minutes(20));
+    world.pass(minutes(4)).await;
+    world.cloud.compute.preempt("runner-1");
+    world.pass_until(minutes(10), |world| world.starts("runner-1") == 2).await;
+    world.pass_until(minutes(30), |world| world.is_completed(second)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_in_review_is_not_forgotten_with_the_job_that_came_with_it() {
+    let mut world = World::new();
+    let first = world.queue_job("acme/app", "self-hosted", seconds(20));
+    let second = world.cloud.github.queue_waiting_job("acme/app", ["self-hosted"], minutes(2));
+    world.pass_until(minutes(2), |world| world.is_completed(first)).await;
+    world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
+    world.pass(minutes(10)).await;
+    world.cloud.github.approve_silently(second);
+    world.pass_until(minutes(10), |world| world.is_completed(second)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_whose_job_is_over_goes_on_until_github_was_heard_out() {
+    let unavailable = Fault::Before(http::StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html);
+    for (method, fault) in [
+        ("actions.listWorkflowRunsForRepo", unavailable),
+        ("actions.listJobsForWorkflowRun", Fault::Hang),
+    ] {
+        let mut world = World::new();
+        let job = world.queue_job("acme/app", "self-hosted", seconds(20));
+        world.queue_job("acme/app", "ubuntu-latest", minutes(1));
+        world.pass_until(minutes(2), |world| world.is_completed(job)).await;
+        world.cloud.faults.on(move |call| (call.method == method).then(|| fault.clone()));
+        world.pass(seconds(90)).await;
+        let tasks = world.cloud.tasks.pending();
+        assert!(tasks.iter().any(|task| task.path == "/runner/start"), "{}", world.story());
+        world.cloud.faults.off();
+        world
+            .pass_until(minutes(12), |world| {
+                let tasks = world.cloud.tasks.pending();
+                !tasks.iter().any(|task| task.path == "/runner/start")
+            })
+            .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_call_without_an_answer_leaves_time_for_the_rest() {
+    let mut world = World::new();
+    world.cloud.faults.next("instances.get", Fault::Hang);
+    let job = world.queue_job("acme/app", "self-hosted", minutes(2));
+    world.pass(seconds(10)).await;
+    assert_eq!(world.starts("runner-1"), 1, "{}", world.story());
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
     world.settle().await;
 }
