@@ -266,3 +266,33 @@ pub(super) fn read<T: DeserializeOwned>(
         Error::Unreadable { call, why: format!("{what:?} error at line {line}, column {column}") }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn pauses(status: u16, retry_after: Option<&str>, seconds: Option<u64>) {
+        let mut answer = Response::builder().status(status);
+        if let Some(told) = retry_after {
+            answer = answer.header(RETRY_AFTER, told);
+        }
+        let pause = pause_before_repeating(&answer.body(Bytes::new()).unwrap());
+        assert_eq!(pause, seconds.map(Duration::from_secs));
+    }
+
+    #[test]
+    fn an_attempt_is_repeated_when_the_answer_says_so() {
+        pauses(429, Some("3"), Some(3));
+        pauses(503, Some("7"), Some(7));
+        pauses(403, Some("60"), Some(60));
+        pauses(429, None, None);
+        pauses(404, None, None);
+        pauses(501, None, None);
+        // A date is not understood, and the server's own fault passes soon.
+        let soon =
+            Response::builder().status(503).header(RETRY_AFTER, "Fri, 31 Dec 1999 23:59:59 GMT");
+        let soon = pause_before_repeating(&soon.body(Bytes::new()).unwrap());
+        assert_eq!(soon, Some(PAUSE));
+    }
+}

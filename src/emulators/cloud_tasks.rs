@@ -45,6 +45,8 @@ pub struct TaskView {
     pub headers: BTreeMap<String, String>,
     /// Its body; null if that is not JSON.
     pub body: Value,
+    /// How long an attempt may take.
+    pub dispatch_deadline: Duration,
     /// How often it was attempted.
     pub attempts: u32,
     /// Whether an attempt waits for its answer.
@@ -674,6 +676,7 @@ impl Task {
             path: uri.path().to_owned(),
             headers: self.headers.clone(),
             body: serde_json::from_slice(&self.body).unwrap_or(Value::Null),
+            dispatch_deadline: self.deadline,
             attempts: self.attempts,
             in_flight: self.in_flight > 0,
         }

@@ -2,7 +2,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::detail;
-use crate::world::{Answer, SECRET, World, sign};
+use crate::world::{Answer, SECRET, World, minutes, sign};
 
 const QUEUED: &str = include_str!("../../fixtures/workflow_job.queued.json");
 const COMPLETED: &str = include_str!("../../fixtures/workflow_job.completed.json");
@@ -70,6 +70,7 @@ async fn a_completed_job_schedules_the_stop() {
     assert_eq!(tasks.len(), 1);
     assert_eq!(tasks[0].path, "/runner/stop");
     assert_eq!(tasks[0].body["idle_since"], world.mark("runner-1").unwrap());
+    assert_eq!(tasks[0].dispatch_deadline, minutes(1), "a handler that hangs is not waited for");
     assert!(world.is_stopped("runner-1"));
 }
 

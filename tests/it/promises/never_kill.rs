@@ -194,12 +194,12 @@ async fn a_job_is_found_though_one_look_has_no_time_to_come_to_it() {
     world.pass_until(minutes(3), |world| world.is_started(job)).await;
     world.cloud.github.busy_glitch("runner-1", true);
     // These are listed before the one that runs.
-    for _ in 0..400 {
+    for _ in 0..120 {
         world.queue_job("acme/app", "ubuntu-latest", minutes(1));
     }
     world.cloud.faults.on(|call| {
         (call.method == "actions.listJobsForWorkflowRun")
-            .then_some(Fault::Delay(std::time::Duration::from_millis(200)))
+            .then_some(Fault::Delay(std::time::Duration::from_millis(700)))
     });
     world.pass_until(minutes(70), |world| world.is_completed(job)).await;
     assert!(world.was_told("unknown, GitHub was not heard"), "{}", world.story());
@@ -348,4 +348,16 @@ async fn neither_a_confirmation_nor_a_day_of_blindness_outlives_what_interrupts_
     let blind = body.replace('}', r#", "forbidden_since": 1795510800}"#);
     assert_eq!(world.callback("/runner/stop", &blind).await.body["status"], "busy");
     assert_eq!(world.cloud.tasks.pending()[0].body.get("forbidden_since"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_of_a_large_matrix_is_found_on_the_second_page() {
+    let mut world = World::new();
+    world.cloud.github.busy_glitch("runner-1", true);
+    let labels = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let mut jobs = vec![(labels("ubuntu-latest"), minutes(1)); 120];
+    jobs.push((labels("self-hosted"), minutes(30)));
+    let last = *world.cloud.github.queue_run("acme/app", jobs).last().unwrap();
+    world.pass_until(minutes(60), |world| world.is_completed(last)).await;
+    assert_eq!(world.starts("runner-1"), 1, "the VM stayed up\n{}", world.story());
 }

@@ -1,12 +1,14 @@
 //! A VM that the service started is stopped once it is idle, whatever was lost.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status};
-use runner_manager::emulators::github;
+use runner_manager::emulators::github::{self, JobId};
 use runner_manager::emulators::{ErrorBody, Fault};
 
-use crate::world::{World, ZONE, minutes, runner, seconds};
+use crate::world::{Answer, World, ZONE, minutes, runner, seconds};
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_completion_leaks_nothing() {
@@ -384,4 +386,71 @@ async fn a_job_that_is_gone_needs_no_vm_unless_it_may_only_be_hidden() {
         assert_eq!(answer.body["status"], status, "{answer:?}");
         assert_eq!(world.is_stopped("gpu-1"), !hidden);
     }
+}
+
+/// A job waits for `gpu-1`, and no webhook told of it.
+fn a_job_waits(world: &World) -> JobId {
+    world.cloud.github.lose_next_webhook(1);
+    world.queue_job("acme/app", "self-hosted gpu", minutes(30))
+}
+
+/// A stop check comes that has seen the job wait for `gpu-1` for this long: what it is answered, and whether the
+/// next one takes that over.
+async fn after_a_wait_of(span: Duration, world: &World, job: JobId) -> (Answer, bool) {
+    let now = world.clock.now();
+    let (since, until) = ((now - span).unix_seconds(), now.unix_seconds());
+    let answer = world
+        .callback(
+            "/runner/stop",
+            &format!(
+                r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}", "unmarked": true,
+            "waiting": [{{"job": {job}, "since": {since}, "until": {until}}}]}}"#
+            ),
+        )
+        .await;
+    let tasks = world.cloud.tasks.pending();
+    let taken_over = tasks.iter().any(|task| task.body["waiting"][0]["since"] == since);
+    (answer, taken_over)
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_time_with_a_vm_that_is_free_counts_as_waiting_for_nothing() {
+    // Up, and nobody works on it: the job cannot be meant for it, if that goes on.
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.cloud.github.remove_runner("gpu-1");
+    let job = a_job_waits(&world);
+    world.pass(minutes(10)).await;
+    let (answer, taken_over) = after_a_wait_of(minutes(20), &world, job).await;
+    assert!(answer.outcome.contains("busy") && taken_over, "{answer:?}");
+    let (answer, _) = after_a_wait_of(minutes(61), &world, job).await;
+    assert!(answer.outcome.contains("stopping"), "{answer:?}");
+
+    // On its way down.
+    let world = World::new().vm("gpu-1", Status::Stopping);
+    let job = a_job_waits(&world);
+    assert!(!after_a_wait_of(minutes(20), &world, job).await.1);
+
+    // Another job runs on it, whatever its runner says.
+    for glitch in [false, true] {
+        let mut world = World::new().vm("gpu-1", Status::Running);
+        world.cloud.github.lose_next_webhook(2);
+        let other = world.queue_job("acme/app", "self-hosted gpu", minutes(60));
+        world.pass_until(minutes(3), |world| world.is_started(other)).await;
+        world.pass(minutes(10)).await;
+        world.cloud.github.busy_glitch("gpu-1", glitch);
+        let job = a_job_waits(&world);
+        let (answer, taken_over) = after_a_wait_of(minutes(20), &world, job).await;
+        assert!(answer.outcome.contains("busy") && !taken_over, "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_left_does_not_start_its_vm_again() {
+    let world = World::new();
+    let job = a_job_waits(&world);
+    let (answer, _) = after_a_wait_of(minutes(55), &world, job).await;
+    assert!(answer.outcome.contains("already_stopped"), "{answer:?}");
+    assert!(world.is_stopped("gpu-1"));
+    let (answer, _) = after_a_wait_of(minutes(20), &world, job).await;
+    assert!(answer.outcome.contains("starting"), "{answer:?}");
 }

@@ -426,3 +426,16 @@ async fn one_call_without_an_answer_leaves_time_for_the_rest() {
     world.pass_until(minutes(5), |world| world.is_completed(job)).await;
     world.settle().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_vm_is_looked_at_every_five_minutes_until_github_is_heard() {
+    let world = World::new();
+    world.cloud.github.outage(true);
+    let body = format!(
+        r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}", "unmarked": true, "looks": 9}}"#
+    );
+    let answer = world.callback("/runner/stop", &body).await;
+    assert!(answer.outcome.contains("unknown"), "{answer:?}");
+    let next = world.cloud.tasks.pending()[0].due;
+    assert!(next <= world.clock.now() + minutes(5) + seconds(30), "{answer:?}");
+}
