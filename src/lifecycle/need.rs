@@ -13,6 +13,7 @@ use super::watch::Watch;
 use super::{Error, Outcome, Phase, Seen, Status, mark_of_event};
 use crate::clients;
 use crate::clients::cloud_tasks::Created;
+use crate::clients::compute::Operation;
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::{ManagedVm, Vm};
 use crate::state::AppState;
@@ -194,18 +195,56 @@ pub(super) async fn explain(
         Ok(operations) => operations,
         Err(error) => return tracing::debug!("VM {vm}: its operations cannot be read: {error}"),
     };
-    let telling = operations
-        .iter()
-        .filter(|operation| operation.at.is_some_and(|at| at >= since))
-        .find_map(|operation| match (&operation.error, operation.kind.as_str()) {
+    match why_down(&operations, since) {
+        Some(why) => warn!("VM {vm} is down while a job waits for it: {why}"),
+        None => warn!("VM {vm} is down while a job waits for it; its operations do not tell why"),
+    }
+}
+
+/// What the latest operations say, those before `since` left out.
+fn why_down(operations: &[Operation], since: Timestamp) -> Option<String> {
+    operations.iter().filter(|operation| operation.at.is_some_and(|at| at >= since)).find_map(
+        |operation| match (&operation.error, operation.kind.as_str()) {
             (Some(error), kind) => Some(format!("{kind} failed: {error}")),
             (None, "compute.instances.preempted") => Some("it was preempted".to_owned()),
             (None, "compute.instances.hostError") => Some("its host failed".to_owned()),
             (None, "stop" | "suspend") => Some(format!("somebody asked for {}", operation.name)),
             _ => None,
-        });
-    match telling {
-        Some(why) => warn!("VM {vm} is down while a job waits for it: {why}"),
-        None => warn!("VM {vm} is down while a job waits for it; its operations do not tell why"),
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn tells(operations: &[(&str, Option<&str>, u64)], why: Option<&str>) {
+        let operation = |(kind, error, at): &(&str, Option<&str>, u64)| Operation {
+            name: "operation-1".into(),
+            kind: (*kind).into(),
+            at: Some(Timestamp::from_unix_seconds(*at)),
+            error: error.map(Into::into),
+        };
+        let operations: Vec<_> = operations.iter().map(operation).collect();
+        let told = why_down(&operations, Timestamp::from_unix_seconds(100));
+        assert_eq!(told.as_deref(), why);
+    }
+
+    #[test]
+    fn the_latest_operation_that_tells_says_why_a_vm_is_down() {
+        tells(
+            &[("start", Some("ZONE_RESOURCE_POOL_EXHAUSTED: none left"), 120)],
+            Some("start failed: ZONE_RESOURCE_POOL_EXHAUSTED: none left"),
+        );
+        tells(
+            &[("start", None, 140), ("compute.instances.preempted", None, 130)],
+            Some("it was preempted"),
+        );
+        tells(&[("compute.instances.hostError", None, 100)], Some("its host failed"));
+        tells(&[("stop", None, 120)], Some("somebody asked for operation-1"));
+        tells(&[("suspend", None, 120)], Some("somebody asked for operation-1"));
+        tells(&[("stop", None, 99)], None);
+        tells(&[("setLabels", None, 120)], None);
     }
 }

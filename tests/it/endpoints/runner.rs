@@ -122,6 +122,36 @@ async fn a_stop_by_hand_asks_the_witnesses_unless_it_is_forced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_stop_by_hand_schedules_gives_way_to_newer_work() {
+    let mut world = World::new();
+    world.queue_job("acme/app", "self-hosted gpu", minutes(10));
+    world.pass(minutes(2)).await;
+    let before = world.cloud.tasks.pending();
+    says(&world.command("/runner/stop", GPU).await, "busy");
+    let tasks = world.cloud.tasks.pending();
+    let new = tasks.iter().find(|task| before.iter().all(|old| old.id != task.id)).unwrap();
+    assert_eq!(new.body["idle_since"], world.mark("gpu-1").unwrap());
+    assert_eq!(new.body.get("unmarked"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_by_hand_of_a_vm_that_just_began_to_stop_is_done_later() {
+    let mut world = World::new();
+    let compute = world.cloud.compute.clone();
+    world.cloud.faults.on(move |call| {
+        if call.method == "instances.start" {
+            compute.set_status("gpu-1", Status::Stopping);
+        }
+        None
+    });
+    says(&world.command("/runner/start", GPU).await, "start_scheduled");
+    world.cloud.faults.off();
+    world.cloud.compute.set_status("gpu-1", Status::Terminated);
+    world.pass_until(minutes(2), |world| world.status("gpu-1") == Status::Running).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_by_hand_does_not_stop_blind() {
     let mut world = World::new().vm("gpu-1", Status::Running);
     world.cloud.github.outage(true);

@@ -133,13 +133,33 @@ async fn a_mark_is_written_again_if_somebody_wrote_another_label_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_limit_on_labels_is_not_remembered_as_a_missing_permission() {
+async fn what_else_keeps_labels_from_being_set_is_not_remembered_as_a_missing_permission() {
+    for (status, reason) in [
+        (StatusCode::FORBIDDEN, "rateLimitExceeded"),
+        (StatusCode::FORBIDDEN, "accessNotConfigured"),
+        (StatusCode::UNAUTHORIZED, "authError"),
+    ] {
+        let mut world = World::new().vm("runner-1", Status::Running);
+        let refusal = Fault::Before(status, ErrorBody::Reason(reason.into()));
+        world.cloud.faults.next("instances.setLabels", refusal);
+        world.webhook("workflow_job", &completed("acme/app", 4711, "runner-1")).await;
+        assert_eq!(world.mark("runner-1"), None, "{reason}");
+        world.webhook("workflow_job", &completed("acme/app", 4712, "runner-1")).await;
+        assert!(world.mark("runner-1").is_some(), "{reason}");
+        world.settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_on_a_vm_that_is_up_and_freshly_marked_costs_one_read_and_one_task() {
     let mut world = World::new().vm("runner-1", Status::Running);
-    let limit = ErrorBody::Reason("rateLimitExceeded".into());
-    world.cloud.faults.next("instances.setLabels", Fault::Before(StatusCode::FORBIDDEN, limit));
-    world.webhook("workflow_job", &completed("acme/app", 4711, "runner-1")).await;
-    assert_eq!(world.mark("runner-1"), None);
-    world.webhook("workflow_job", &completed("acme/app", 4712, "runner-1")).await;
-    assert!(world.mark("runner-1").is_some());
+    world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(seconds(1)).await;
+    world.cloud.clear_calls();
+    world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(seconds(1)).await;
+    let mut calls: Vec<_> = world.cloud.calls().iter().map(|call| call.method).collect();
+    calls.sort_unstable();
+    assert_eq!(calls, ["instances.get", "tasks.create"]);
     world.settle().await;
 }

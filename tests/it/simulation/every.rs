@@ -161,7 +161,7 @@ async fn play(choices: &Choices, first_from: &[i64], trouble: Trouble) -> (Play,
     let due = stop_check_due(&world);
 
     let first = choices.pick(first_from);
-    let second = first + choices.pick(&[0, 3, 130]);
+    let second = first + choices.pick(&[3, 130]);
     let runs = choices.pick(&[(5, 200), (200, 5)]);
     let told = Arc::new(Mutex::new(Play { first, second, runs, trouble, broke: None }));
     break_one_call(&world, choices, &told);
@@ -318,15 +318,15 @@ fn say(words: fmt::Arguments<'_>) {
 
 #[test]
 fn every_order_of_jobs_that_come_before_the_stop_check() {
-    every(&[-150, -45, -20, -12, -9, -7, -5, -4, -3, -2, -1]);
+    every(&[-45, -12, -8, -6, -4, -3, -2, -1]);
 }
 
 #[test]
 fn every_order_of_jobs_that_come_during_the_stop_check() {
-    every(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+    every(&[0, 1, 2, 3, 4, 5, 6, 8, 10, 12]);
 }
 
 #[test]
 fn every_order_of_jobs_that_come_after_the_stop_check() {
-    every(&[14, 17, 20, 30, 40, 50, 60, 90, 120, 150]);
+    every(&[14, 20, 30, 40, 60, 120]);
 }
