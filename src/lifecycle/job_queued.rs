@@ -90,10 +90,10 @@ async fn check_soon(
 }
 
 /// A job that waits for a review: the VM is not needed yet, but the word is known to be stale at times, so
-/// a start check will ask.
+/// a start check will ask. The VM is read only to see that there is one: 2xx promises that it will come.
 ///
 /// # Errors
-/// If the start check could not be made.
+/// If the start check could not be made, or the VM does not exist.
 pub async fn job_pending_review(
     app: &AppState,
     vm: &ManagedVm,
@@ -105,6 +105,11 @@ pub async fn job_pending_review(
     // No mark goes with it: there was no event that needed the VM.
     let check = StartTask::new(&vm.vm, None, Some(job), now);
     let due = rounded_up(now + FIRST_CHECK);
-    check.ask_at(app, due, deadline).await?;
+    let (seen, checked) =
+        tokio::join!(look(app, &vm.vm, deadline), check.ask_at(app, due, deadline));
+    if let Err(error @ Error::NoSuchInstance(_)) = seen {
+        return Err(error);
+    }
+    checked?;
     Ok(Outcome::new(Status::StartScheduled, because).again_at(due))
 }

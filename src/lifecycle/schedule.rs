@@ -124,6 +124,12 @@ mod tests {
     }
 
     #[test]
+    fn a_start_check_looks_every_five_minutes() {
+        assert_eq!(next_multiple(at(1_199), CHECK_INTERVAL), at(1_200));
+        assert_eq!(next_multiple(at(1_200), CHECK_INTERVAL), at(1_500));
+    }
+
+    #[test]
     fn buckets_round_up_to_the_millisecond() {
         assert_eq!(rounded_up(at(60)), at(60));
         assert_eq!(rounded_up(at(60) + Duration::from_millis(1)), at(90));

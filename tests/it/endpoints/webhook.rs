@@ -188,11 +188,11 @@ async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_job_only_gets_a_start_check() {
+async fn a_waiting_job_gets_a_start_check_and_no_start() {
     let world = World::new();
     let waiting = QUEUED.replace(r#""status": "queued""#, r#""status": "waiting""#);
     assert_ne!(waiting, QUEUED);
     is_ok(&world.webhook("workflow_job", &waiting).await, "waits for a review");
-    assert_eq!(world.cloud.calls().len(), 1);
+    assert_eq!((world.count("instances.get"), world.cloud.calls().len()), (1, 2));
     assert_eq!(world.cloud.tasks.pending()[0].path, "/runner/start");
 }

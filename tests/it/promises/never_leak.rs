@@ -454,3 +454,19 @@ async fn a_job_that_was_left_does_not_start_its_vm_again() {
     let (answer, _) = after_a_wait_of(minutes(20), &world, job).await;
     assert!(answer.outcome.contains("starting"), "{answer:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_does_not_fit_the_runner_starts_no_vm_when_another_is_over() {
+    let mut world = World::new();
+    world.cloud.github.lose_next_webhook(1);
+    world.queue_job("acme/app", "self-hosted arm64", minutes(1));
+    let check = format!(
+        r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}",
+            "job": {{"repo": "acme/app", "id": 1, "queued_at": {}}}}}"#,
+        world.clock.now().unix_seconds()
+    );
+    let answer = world.callback("/runner/start", &check).await;
+    assert_eq!(answer.body["status"], "ok", "{answer:?}");
+    world.pass(minutes(1)).await;
+    assert!(world.is_stopped("runner-1"));
+}

@@ -130,13 +130,20 @@ async fn without_a_start_check_github_is_told_that_the_delivery_failed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_vm_that_does_not_exist_fails_the_delivery() {
-    let mut world = World::new();
-    world.cloud.compute.delete("runner-1");
-    world.queue_job("acme/app", "self-hosted", minutes(2));
-    world.pass(minutes(1)).await;
-    let (status, outcome) = world.outcomes().remove(0);
-    assert_eq!(status, http::StatusCode::BAD_GATEWAY);
-    assert!(outcome.contains("runner-1"), "{outcome}");
+    for waits_for_a_review in [false, true] {
+        let mut world = World::new();
+        world.cloud.compute.delete("runner-1");
+        let queue = if waits_for_a_review {
+            runner_manager::emulators::github::GitHub::queue_waiting_job
+        } else {
+            runner_manager::emulators::github::GitHub::queue_job
+        };
+        queue(&world.cloud.github, "acme/app", ["self-hosted"], minutes(2));
+        world.pass(minutes(1)).await;
+        let (status, outcome) = world.outcomes().remove(0);
+        assert_eq!(status, http::StatusCode::BAD_GATEWAY);
+        assert!(outcome.contains("runner-1"), "{outcome}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -438,4 +445,24 @@ async fn a_stopped_vm_is_looked_at_every_five_minutes_until_github_is_heard() {
     assert!(answer.outcome.contains("unknown"), "{answer:?}");
     let next = world.cloud.tasks.pending()[0].due;
     assert!(next <= world.clock.now() + minutes(5) + seconds(30), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_check_that_was_heard_out_begins_afresh_the_next_time() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(30));
+    world.pass_until(minutes(3), |world| world.is_started(job)).await;
+    world.pass(minutes(3)).await;
+    world.cloud.tasks.purge();
+    let body = format!(
+        r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}",
+            "job": {{"repo": "acme/app", "id": {job}, "queued_at": {}}},
+            "cursor": {{"repo": "acme/app", "list": 4, "before": 7}}}}"#,
+        world.clock.now().unix_seconds()
+    );
+    let answer = world.callback("/runner/start", &body).await;
+    assert!(answer.outcome.contains("runs"), "{answer:?}");
+    let tasks = world.cloud.tasks.pending();
+    let next = tasks.iter().find(|task| task.path == "/runner/start").unwrap();
+    assert_eq!(next.body.get("cursor"), None);
 }

@@ -24,3 +24,17 @@ fn a_job_that_ran_on_another_vm_is_not_stranded_when_that_one_vanishes() {
         ],
     });
 }
+
+/// A job was said to wait for a review, and its entry named a VM that does not exist. Nobody looked, so the delivery
+/// was accepted, and the start check found nothing to start.
+#[test]
+fn a_delivery_about_a_review_fails_if_its_vm_does_not_exist() {
+    keeps_every_promise(&Day {
+        seed: 30_326,
+        profile: Profile::All,
+        ops: vec![
+            (seconds(1_529), Op::Misdeploy { span: seconds(3_120) }),
+            (seconds(1_550), Op::StaleWaiting { repo: "acme/app", runs: seconds(56) }),
+        ],
+    });
+}
