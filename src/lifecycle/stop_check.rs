@@ -110,6 +110,13 @@ fn weigh(runner: &Sighting, jobs: &Testimony, waits: Option<String>) -> Verdict 
         (Sighting::Forbidden(place, runners), Heard::Forbidden(..)) => Verdict::Blind(format!(
             "neither runners nor jobs may be asked for ({place}: {runners})"
         )),
+        // A runner that nobody knows is no witness: a job may run on it under another name.
+        (Sighting::Idle(runners), Heard::Forbidden(repo, error)) if runners.is_empty() => {
+            Verdict::Blind(format!(
+                "no list knows its runner, and the jobs of {repo} may not be asked for: grant the GitHub App Actions: read, \
+                 or name the runner after its VM ({error})"
+            ))
+        }
         (Sighting::Forbidden(place, error), Heard::All) => Verdict::IdleSaysOne(format!(
             "its runner may not be asked for in {place}: grant the GitHub App Administration: read, for an \
              organization's runners Self-hosted runners: read ({error})"
@@ -554,7 +561,8 @@ mod tests {
     #[test]
     fn a_vm_is_idle_only_if_both_witnesses_say_so() {
         let app = || Place::Repository("acme/app".into());
-        let quiet = || Sighting::Idle(Vec::new());
+        let quiet = || Sighting::Idle(vec![Vec::new()]);
+        let unknown = || Sighting::Idle(Vec::new());
         let unheard = || Sighting::NotHeard(failed(503));
         let hidden = || Sighting::Forbidden(app(), failed(403));
         let no_jobs_heard = || Heard::NotAll(failed(503), None);
@@ -573,6 +581,8 @@ mod tests {
         weighs(hidden(), Heard::All, Some("job 7"), |v| matches!(v, Verdict::Busy(_)));
         weighs(quiet(), jobs_hidden(), None, |v| matches!(v, Verdict::IdleSaysOne(_)));
         weighs(hidden(), jobs_hidden(), None, |v| matches!(v, Verdict::Blind(_)));
+        weighs(unknown(), jobs_hidden(), None, |v| matches!(v, Verdict::Blind(_)));
+        weighs(unknown(), Heard::All, None, |v| *v == Verdict::Idle);
 
         let running = JobRef { repo: "acme/app".into(), id: 7 };
         let jobs = Testimony { running: Some(running), ..Testimony::default() };

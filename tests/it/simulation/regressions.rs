@@ -38,3 +38,17 @@ fn a_delivery_about_a_review_fails_if_its_vm_does_not_exist() {
         ],
     });
 }
+
+/// The runner bore a name that no entry tells, and jobs may not be seen. The list that knew no such runner was taken
+/// for the word that it does not work.
+#[test]
+fn a_runner_that_nobody_knows_does_not_say_that_it_is_idle() {
+    keeps_every_promise(&Day {
+        seed: 31_000,
+        profile: Profile::Permission,
+        ops: vec![(
+            seconds(29_012),
+            Op::Job { repo: "acme/web", labels: "self-hosted", runs: seconds(563) },
+        )],
+    });
+}
