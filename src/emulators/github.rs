@@ -150,8 +150,6 @@ pub struct Timings {
     pub requeue: Duration,
     /// How long `busy` still shows false after a job began.
     pub busy_lag: Duration,
-    /// From an event to its delivery.
-    pub webhook_delay: Duration,
     /// How long a job may wait in the queue before GitHub drops it.
     pub queue_limit: Duration,
 }
@@ -163,7 +161,6 @@ impl Default for Timings {
             pickup: Duration::from_secs(2),
             requeue: Duration::from_secs(60),
             busy_lag: Duration::ZERO,
-            webhook_delay: Duration::ZERO,
             queue_limit: Duration::from_secs(24 * 3600),
         }
     }
@@ -542,8 +539,8 @@ impl GitHub {
         self.change(|state, _| state.to_lose += count);
     }
 
-    /// Sends each delivery later by what `late` says, beside [`Timings::webhook_delay`]: they overtake one another.
-    /// It must not use this `GitHub`.
+    /// Sends each delivery later by what `late` says, so that they may overtake one another. It must not use this
+    /// `GitHub`.
     pub fn lateness_by(&self, late: impl FnMut(&Delivery) -> Duration + Send + 'static) {
         self.change(|state, _| state.lateness = Box::new(late));
     }
@@ -973,8 +970,7 @@ impl State {
             delivery.reply = Some(Reply::default());
             self.happenings.push(delivery.happening(at));
         } else {
-            let late = self.timings.webhook_delay + (self.lateness)(&delivery);
-            self.outbox.insert((at + late, order, guid.clone()));
+            self.outbox.insert((at + (self.lateness)(&delivery), order, guid.clone()));
         }
         self.deliveries.insert(guid, delivery);
     }

@@ -8,14 +8,13 @@
 pub mod accounts;
 pub mod cloud_tasks;
 pub mod compute;
+mod driver;
 pub mod faults;
 pub mod github;
 mod wire;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::future::{Future, pending};
-use std::pin::Pin;
+use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,18 +27,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::MethodFilter;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{HeaderMap, StatusCode};
 use http_body_util::Full;
 use jsonwebtoken::DecodingKey;
 use serde_json::json;
 use tokio::sync::Notify;
-use tower::ServiceExt;
-use tower::util::BoxCloneSyncService;
 
 pub use accounts::Accounts;
 pub use cloud_tasks::CloudTasks;
 pub use compute::ComputeEngine;
+pub use driver::{BoxError, Driver, HttpService};
 pub use faults::{CallInfo, ErrorBody, Fault, Faults};
 pub use github::GitHub;
 
@@ -384,9 +381,6 @@ impl Cloud {
     /// Returns at `until`, if given, with unanswered requests left in `driver`.
     pub async fn run_until(&self, driver: &mut Driver, until: Option<Timestamp>) {
         loop {
-            for ticket in std::mem::take(&mut driver.broken) {
-                self.answered(ticket, Reply::default());
-            }
             for outgoing in self.due() {
                 driver.send(outgoing);
             }
@@ -401,11 +395,7 @@ impl Cloud {
             };
             tokio::select! {
                 biased;
-                Some((id, reply)) = driver.in_flight.next() => {
-                    if let Some(ticket) = driver.tickets.remove(&id) {
-                        self.answered(ticket, reply);
-                    }
-                }
+                (ticket, reply) = driver.answer() => self.answered(ticket, reply),
                 // Once it is over only answers that are already here are taken.
                 () = self.shared.changed.notified(), if !over => {}
                 () = rest => if over { return },
@@ -511,66 +501,6 @@ fn error(api: Api, status: StatusCode, body: &ErrorBody) -> Response {
     }
 }
 
-/// Why a request got no answer.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// How the cloud reaches the service: over the network, or its Router in process.
-pub type HttpService =
-    BoxCloneSyncService<http::Request<Full<Bytes>>, http::Response<Bytes>, BoxError>;
-
-type InFlight = Pin<Box<dyn Future<Output = (u64, Reply)> + Send>>;
-
-/// Sends the cloud's requests. It outlives [`Cloud::run_until`], as dropping a request that the service
-/// works on would be a crash of the service; to have one, call [`Driver::drop_in_flight`], which the cloud
-/// hears of, instead of dropping the driver.
-pub struct Driver {
-    http: HttpService,
-    in_flight: FuturesUnordered<InFlight>,
-    tickets: BTreeMap<u64, Ticket>,
-    broken: Vec<Ticket>,
-    sent: u64,
-}
-
-impl Driver {
-    /// A driver that sends by `http`.
-    pub fn new(http: HttpService) -> Self {
-        let in_flight = FuturesUnordered::new();
-        Self { http, in_flight, tickets: BTreeMap::new(), broken: Vec::new(), sent: 0 }
-    }
-
-    /// How many requests wait for an answer.
-    pub fn in_flight(&self) -> usize {
-        self.tickets.len()
-    }
-
-    /// The service crashes: what it works on stops here and is never answered.
-    pub fn drop_in_flight(&mut self) {
-        self.in_flight = FuturesUnordered::new();
-        self.broken.extend(std::mem::take(&mut self.tickets).into_values());
-    }
-
-    /// Sends by another `http` from here on, as after a restart of the service.
-    pub fn reconnect(&mut self, http: HttpService) {
-        self.http = http;
-    }
-
-    fn send(&mut self, Outgoing { request, limit, ticket }: Outgoing) {
-        self.sent += 1;
-        let (id, http) = (self.sent, self.http.clone());
-        self.tickets.insert(id, ticket);
-        self.in_flight.push(Box::pin(async move {
-            let reply = match tokio::time::timeout(limit, http.oneshot(request)).await {
-                Ok(Ok(response)) => {
-                    let (parts, body) = response.into_parts();
-                    Reply { status: Some(parts.status), headers: parts.headers, body }
-                }
-                Ok(Err(_)) | Err(_) => Reply::default(),
-            };
-            (id, reply)
-        }));
-    }
-}
-
 /// FNV-1a, for ids and fingerprints that only have to differ.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -648,9 +578,6 @@ mod tests {
         let url = "http://service.test/runner/start";
         let task = json!({ "task": { "httpRequest": { "url": url } } });
         world.google("POST", TASKS, task).await;
-        world.pass(1).await;
-        assert_eq!(world.driver().in_flight(), 2);
-        world.driver().drop_in_flight();
         world.pass(60).await;
         let paths: Vec<_> = world.received().iter().map(|r| r.uri().path().to_owned()).collect();
         assert_eq!(paths, ["/github/webhook", "/runner/start", "/runner/start"]);

@@ -121,10 +121,6 @@ impl World {
         *lock(&self.answers) = answers.collect();
     }
 
-    pub(super) fn driver(&mut self) -> &mut Driver {
-        &mut self.driver
-    }
-
     /// What the service was sent so far.
     pub(super) fn received(&self) -> Vec<Request<Bytes>> {
         lock(&self.received).clone()
@@ -136,7 +132,7 @@ pub(super) fn sign(claims: &Value, pem: &str) -> String {
     jsonwebtoken::encode(&Header::new(Algorithm::RS256), claims, &key).unwrap()
 }
 
-/// A service that keeps what it gets, and takes a second to answer. 599 stands for no answer.
+/// A service that keeps what it gets, and takes a second to answer. 599 stands for a crash in the middle of it.
 fn service(
     received: &Arc<Mutex<Vec<Request<Bytes>>>>,
     answers: &Arc<Mutex<Vec<StatusCode>>>,
@@ -149,10 +145,10 @@ fn service(
             let body = body.collect().await?.to_bytes();
             lock(&received).push(Request::from_parts(parts, body));
             let status = lock(&answers).pop().unwrap_or(StatusCode::OK);
-            if status.as_u16() == 599 {
-                std::future::pending::<()>().await;
-            }
             tokio::time::sleep(Duration::from_secs(1)).await;
+            if status.as_u16() == 599 {
+                return Err("the connection broke".into());
+            }
             Ok(Response::builder().status(status).body(Bytes::new())?)
         }
     }))
