@@ -2,18 +2,14 @@
 
 #![no_main]
 
-use std::cell::RefCell;
-
 #[path = "../../tests/it/properties/harness.rs"]
 #[allow(dead_code, reason = "each target uses its part")]
 mod harness;
-
-thread_local! {
-    static TARGET: RefCell<harness::Target> = RefCell::new(harness::Target::new());
-}
+#[path = "../../tests/it/stand.rs"]
+mod stand;
 
 libfuzzer_sys::fuzz_target!(|request: &[u8]| {
     if request.starts_with(b"POST /github/") {
-        TARGET.with(|target| target.borrow_mut().holds_for(request));
+        _ = harness::request_holds(request);
     }
 });

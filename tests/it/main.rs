@@ -11,4 +11,5 @@ mod endpoints;
 mod promises;
 mod properties;
 mod simulation;
+mod stand;
 mod world;

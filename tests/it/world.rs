@@ -5,33 +5,24 @@
 //! promised in any case is checked all along: [`World::settle`] waits until everything is over and then
 //! looks at the whole history.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
-use gcp_auth::{Token, TokenProvider};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use runner_manager::clients::google::Credentials;
 use runner_manager::clients::transport::HttpService;
 use runner_manager::clock::{Clock, Timestamp};
-use runner_manager::config::Config;
 use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::{Hook, JobId, JobStatus, Runner, Scope};
-use runner_manager::emulators::{Cloud, Driver, Happening, Keys, Setup};
-use runner_manager::routes;
-use runner_manager::state::AppState;
+use runner_manager::emulators::{Cloud, Driver, Happening};
 use tokio::sync::Notify;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
-/// The shared secret of every world.
-pub(crate) const SECRET: &str = "It's a Secret to Everybody";
-
-/// Where all VMs are.
-pub(crate) const ZONE: &str = "asia-northeast1-a";
+use crate::stand::{self, in_process};
+pub(crate) use crate::stand::{SECRET, ZONE, sign};
 
 /// How long a VM stays up after its last job.
 pub(crate) const INACTIVE: Duration = Duration::from_secs(3 * 60);
@@ -86,16 +77,8 @@ impl World {
 
     /// The same with another RUNNER_CONFIG.
     pub(crate) fn with_config(config: String) -> Self {
-        let clock = Clock::paced(Timestamp::parse("2026-11-24T09:00:07Z").unwrap(), 1);
-        let setup = Setup {
-            project: "my-project".into(),
-            location: "asia-northeast1".into(),
-            queue: "runner-manager".into(),
-            app_id: "123456".into(),
-            installation_id: 12_345_678,
-            keys: keys(),
-        };
-        let cloud = Cloud::new(setup, clock.clone());
+        let clock = stand::clock();
+        let cloud = stand::cloud(&clock);
         for repo in ["acme/app", "acme/web"] {
             cloud.github.add_repository(repo);
         }
@@ -121,7 +104,7 @@ impl World {
         cloud.subscribe(move |happening| seen.lock().unwrap().push(happening.clone()));
         let service = Service::new(config, {
             let (cloud, clock) = (cloud.clone(), clock.clone());
-            move |config| routes::router(state(config, &cloud, &clock))
+            move |config| stand::service(config, &cloud, &clock)
         });
         let driver = Driver::new(service.http());
         Self { cloud, clock, driver, service, history }
@@ -417,87 +400,6 @@ impl Service {
     }
 }
 
-fn state(config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
-    let vars = BTreeMap::from([
-        ("GCP_PROJECT_ID", "my-project"),
-        ("CLOUD_TASK_LOCATION", "asia-northeast1"),
-        ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
-        ("CLOUD_RUN_SERVICE_URL", "http://service.example"),
-        ("RUNNER_MANAGER_SECRET", SECRET),
-        ("GITHUB_APP_ID", "123456"),
-        ("GITHUB_APP_INSTALLATION_ID", "12345678"),
-        ("COMPUTE_API_URL", "http://compute.example"),
-        ("CLOUD_TASKS_API_URL", "http://tasks.example"),
-        ("GITHUB_API_URL", "http://github.example"),
-        ("RUNNER_CONFIG", config),
-    ]);
-    let keys = keys();
-    let vars = vars.into_iter().chain([("GITHUB_APP_PRIVATE_KEY", keys.app_private_key_pem())]);
-    let config = Config::from_vars(vars.map(|(name, value)| (name.into(), value.into()))).unwrap();
-    AppState::new(
-        config,
-        in_process(cloud.router()),
-        Credentials::new(Arc::new(HourlyTokens::new(cloud, clock))),
-        clock.clone(),
-    )
-}
-
-/// Carries requests to a Router in this process.
-fn in_process(router: Router) -> HttpService {
-    BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
-        let router = router.clone();
-        async move {
-            let answer = router.oneshot(request.map(axum::body::Body::new)).await?;
-            let (head, body) = answer.into_parts();
-            Ok(http::Response::from_parts(head, body.collect().await?.to_bytes()))
-        }
-    }))
-}
-
-/// Made once: a key takes a while, and nothing depends on which it is.
-pub(crate) fn keys() -> Arc<Keys> {
-    static KEYS: OnceLock<Arc<Keys>> = OnceLock::new();
-    Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
-}
-
-/// Tokens that expire. gcp_auth has its own HTTP client, which a paused clock would run away from.
-struct HourlyTokens {
-    cloud: Cloud,
-    clock: Clock,
-    current: Mutex<Option<(Timestamp, Arc<Token>)>>,
-}
-
-impl HourlyTokens {
-    fn new(cloud: &Cloud, clock: &Clock) -> Self {
-        Self { cloud: cloud.clone(), clock: clock.clone(), current: Mutex::default() }
-    }
-}
-
-#[async_trait::async_trait]
-impl TokenProvider for HourlyTokens {
-    async fn token(&self, _scopes: &[&str]) -> Result<Arc<Token>, gcp_auth::Error> {
-        let now = self.clock.now();
-        let mut current = self.current.lock().unwrap();
-        // Renewed in time, as gcp_auth does.
-        if let Some((_, token)) = current.as_ref().filter(|(expiry, _)| *expiry > now + minutes(1))
-        {
-            return Ok(Arc::clone(token));
-        }
-        let expiry = now + minutes(60);
-        let text = format!("ya29.until-{}", expiry.unix_seconds());
-        self.cloud.accounts.accept_until(&text, expiry);
-        let token = serde_json::json!({ "access_token": text, "expires_in": 3600 });
-        let token: Arc<Token> =
-            Arc::new(serde_json::from_value(token).expect("a token's documented form"));
-        *current = Some((expiry, Arc::clone(&token)));
-        Ok(token)
-    }
-
-    async fn project_id(&self) -> Result<Arc<str>, gcp_auth::Error> {
-        Ok("my-project".into())
-    }
-}
-
 /// A runner on `vm`, registered in `repo`.
 pub(crate) fn runner(vm: &str, repo: &str, labels: &str) -> Runner {
     Runner::new(vm, Scope::Repository(repo.into()), words(labels))
@@ -505,14 +407,6 @@ pub(crate) fn runner(vm: &str, repo: &str, labels: &str) -> Runner {
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
-}
-
-/// The header that GitHub signs a body with.
-pub(crate) fn sign(secret: &str, body: &[u8]) -> String {
-    use hmac::{Hmac, KeyInit, Mac};
-    let mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap().chain_update(body);
-    let bytes = mac.finalize().into_bytes();
-    format!("sha256={}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 fn told(happening: &Happening) -> String {

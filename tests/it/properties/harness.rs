@@ -4,33 +4,23 @@
 //! what a stranger cannot know: `X-Hub-Signature-256: right` and `X-Runner-Secret: right`. Behind the service is the
 //! embedded cloud: a job runs on `gpu-1`, `runner-1` is up and idle, and nothing fails.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::sync::{Arc, OnceLock};
+use std::cell::RefCell;
 use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
-use gcp_auth::{Token, TokenProvider};
-use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use runner_manager::clients::google::Credentials;
-use runner_manager::clients::transport::HttpService;
-use runner_manager::clock::{Clock, Timestamp};
+use http_body_util::BodyExt;
+use runner_manager::clock::Clock;
 use runner_manager::config::Config;
 use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::{JobStatus, Runner, Scope};
-use runner_manager::emulators::{Cloud, Driver, Keys, Setup};
-use runner_manager::routes;
-use runner_manager::state::AppState;
+use runner_manager::emulators::{Cloud, Driver};
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
-use tower::util::BoxCloneSyncService;
 
-const SECRET: &str = "It's a Secret to Everybody";
-const GOOGLE_TOKEN: &str = "ya29.of-the-properties";
-const ZONE: &str = "asia-northeast1-a";
+use crate::stand::{self, SECRET, ZONE, in_process, sign};
+
 const FLEET: &str = r#"[
     {"repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"},
     {"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"}
@@ -40,8 +30,17 @@ const FLEET: &str = r#"[
 /// difference add to it.
 const FARTHEST_LOOK: Duration = Duration::from_secs(70 * 60);
 
+/// What is true of every answer to every request, and of the cloud behind it. The answer's body; none to what HTTP's
+/// own parser would refuse.
+pub(crate) fn request_holds(request: &[u8]) -> Option<String> {
+    thread_local! {
+        static TARGET: RefCell<Target> = RefCell::new(Target::new());
+    }
+    TARGET.with_borrow_mut(|target| target.holds_for(request))
+}
+
 /// The service and its cloud, on a clock of their own.
-pub(crate) struct Target {
+struct Target {
     runtime: Runtime,
     cloud: Cloud,
     clock: Clock,
@@ -64,16 +63,15 @@ struct Message<'a> {
 }
 
 impl Target {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
             .unwrap();
-        let clock = runtime
-            .block_on(async { Clock::paced(Timestamp::parse("2026-11-24T09:00:07Z").unwrap(), 1) });
-        let cloud = cloud(&clock);
-        let service = routes::router(state(&cloud, &clock));
+        let clock = runtime.block_on(async { stand::clock() });
+        let cloud = furnished(&clock);
+        let service = stand::service(FLEET, &cloud, &clock);
         let target = Self { runtime, cloud, clock, service };
         target.give_it_work();
         target
@@ -92,12 +90,15 @@ impl Target {
         assert_eq!(self.cloud.github.job(job).status, JobStatus::InProgress);
     }
 
-    /// What is true of every answer to every request, and of the cloud behind it.
-    pub(crate) fn holds_for(&mut self, request: &[u8]) {
+    fn holds_for(&mut self, request: &[u8]) -> Option<String> {
         self.cloud.tasks.purge();
         self.cloud.clear_calls();
         self.cloud.compute.set_status("runner-1", Status::Running);
-        let Some(message) = Message::parse(request) else { return };
+        // A mark that an earlier request left would supersede most callbacks.
+        for vm in ["gpu-1", "runner-1"] {
+            self.cloud.compute.label_by_hand(vm, "runner-manager-idle-since", None);
+        }
+        let message = Message::parse(request)?;
         let is_right = message.is_right;
         let knows_the_secret =
             request.windows(SECRET.len()).any(|bytes| bytes == SECRET.as_bytes());
@@ -132,7 +133,8 @@ impl Target {
         // A job runs on it: no callback may stop it, whatever it carries. An operator may insist.
         if self.cloud.compute.status("gpu-1") != Status::Running {
             assert!(is_command && is_right && !scheduled, "{text}");
-            return *self = Self::new();
+            *self = Self::new();
+            return Some(text);
         }
         for task in self.cloud.tasks.pending() {
             assert!(
@@ -142,6 +144,7 @@ impl Target {
                 task.due
             );
         }
+        Some(text)
     }
 
     fn ask(&self, message: Message<'_>) -> Answer {
@@ -181,7 +184,9 @@ impl<'a> Message<'a> {
             let name = HeaderName::from_bytes(&line[..colon]).ok()?;
             let value = line[colon + 1..].trim_ascii();
             let value = match (name.as_str(), value) {
-                ("x-hub-signature-256", b"right") => HeaderValue::try_from(signature(body)).ok()?,
+                ("x-hub-signature-256", b"right") => {
+                    HeaderValue::try_from(sign(SECRET, body)).ok()?
+                }
                 ("x-runner-secret", b"right") => HeaderValue::from_static(SECRET),
                 _ => HeaderValue::from_bytes(value).ok()?,
             };
@@ -192,7 +197,7 @@ impl<'a> Message<'a> {
             };
             // The first of a name counts.
             if name == proof && !headers.iter().any(|(earlier, _)| *earlier == name) {
-                is_right = value == SECRET || value == signature(body);
+                is_right = value == SECRET || value == sign(SECRET, body);
             }
             headers.push((name, value));
         }
@@ -208,7 +213,7 @@ impl<'a> Message<'a> {
 /// What is true of every RUNNER_CONFIG: it is taken, and then leads every job of every entry to a VM, or it is
 /// refused with places and reasons, none of which repeats a value.
 pub(crate) fn runner_config_holds(text: &str) {
-    match Config::from_vars(vars(text)) {
+    match Config::from_vars(stand::vars(text)) {
         Ok(config) => {
             let fleet = &config.fleet;
             assert!(!fleet.entries().is_empty());
@@ -240,83 +245,13 @@ pub(crate) fn runner_config_holds(text: &str) {
 /// A value that no message may repeat.
 pub(crate) const CANARY: &str = "hunter2";
 
-fn signature(body: &[u8]) -> String {
-    let mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes()).unwrap().chain_update(body);
-    let bytes = mac.finalize().into_bytes();
-    format!("sha256={}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-}
-
-fn cloud(clock: &Clock) -> Cloud {
-    let setup = Setup {
-        project: "my-project".into(),
-        location: "asia-northeast1".into(),
-        queue: "runner-manager".into(),
-        app_id: "123456".into(),
-        installation_id: 12_345_678,
-        keys: keys(),
-    };
-    let cloud = Cloud::new(setup, clock.clone());
-    cloud.accounts.accept(GOOGLE_TOKEN);
+fn furnished(clock: &Clock) -> Cloud {
+    let cloud = stand::cloud(clock);
     cloud.github.add_repository("acme/app");
     for (vm, labels) in [("gpu-1", &["self-hosted", "gpu"][..]), ("runner-1", &["self-hosted"])] {
         cloud.compute.insert(Instance::new(vm, ZONE));
-        let labels: Vec<&str> = labels.to_vec();
-        cloud.github.add_runner(Runner::new(vm, Scope::Repository("acme/app".into()), labels));
+        let scope = Scope::Repository("acme/app".into());
+        cloud.github.add_runner(Runner::new(vm, scope, labels.iter().copied()));
     }
     cloud
-}
-
-fn state(cloud: &Cloud, clock: &Clock) -> AppState {
-    let config = Config::from_vars(vars(FLEET)).unwrap();
-    let credentials = Credentials::new(Arc::new(OneToken));
-    AppState::new(config, in_process(cloud.router()), credentials, clock.clone())
-}
-
-fn vars(runner_config: &str) -> BTreeMap<OsString, OsString> {
-    let keys = keys();
-    let vars = [
-        ("GCP_PROJECT_ID", "my-project"),
-        ("CLOUD_TASK_LOCATION", "asia-northeast1"),
-        ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
-        ("CLOUD_RUN_SERVICE_URL", "http://service.example"),
-        ("RUNNER_MANAGER_SECRET", SECRET),
-        ("GITHUB_APP_ID", "123456"),
-        ("GITHUB_APP_INSTALLATION_ID", "12345678"),
-        ("GITHUB_APP_PRIVATE_KEY", keys.app_private_key_pem()),
-        ("COMPUTE_API_URL", "http://compute.example"),
-        ("CLOUD_TASKS_API_URL", "http://tasks.example"),
-        ("GITHUB_API_URL", "http://github.example"),
-        ("RUNNER_CONFIG", runner_config),
-    ];
-    vars.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
-}
-
-fn keys() -> Arc<Keys> {
-    static KEYS: OnceLock<Arc<Keys>> = OnceLock::new();
-    Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
-}
-
-fn in_process(router: Router) -> HttpService {
-    BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
-        let router = router.clone();
-        async move {
-            let answer = router.oneshot(request.map(axum::body::Body::new)).await?;
-            let (head, body) = answer.into_parts();
-            Ok(http::Response::from_parts(head, body.collect().await?.to_bytes()))
-        }
-    }))
-}
-
-struct OneToken;
-
-#[async_trait::async_trait]
-impl TokenProvider for OneToken {
-    async fn token(&self, _scopes: &[&str]) -> Result<Arc<Token>, gcp_auth::Error> {
-        let token = serde_json::json!({ "access_token": GOOGLE_TOKEN, "expires_in": 3600 });
-        Ok(Arc::new(serde_json::from_value(token).expect("a token's documented form")))
-    }
-
-    async fn project_id(&self) -> Result<Arc<str>, gcp_auth::Error> {
-        Ok("my-project".into())
-    }
 }

@@ -1,0 +1,136 @@
+//! The service and the embedded cloud in one process, connected: what stories, properties and fuzz targets stand on.
+
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use bytes::Bytes;
+use gcp_auth::{Token, TokenProvider};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use runner_manager::clients::google::Credentials;
+use runner_manager::clients::transport::HttpService;
+use runner_manager::clock::{Clock, Timestamp};
+use runner_manager::config::Config;
+use runner_manager::emulators::{Cloud, Keys, Setup};
+use runner_manager::routes;
+use runner_manager::state::AppState;
+use tower::ServiceExt;
+use tower::util::BoxCloneSyncService;
+
+/// The shared secret of every service.
+pub(crate) const SECRET: &str = "It's a Secret to Everybody";
+
+/// Where all VMs are.
+pub(crate) const ZONE: &str = "asia-northeast1-a";
+
+/// A clock that stands still unless somebody sleeps, on a morning in November.
+pub(crate) fn clock() -> Clock {
+    Clock::paced(Timestamp::parse("2026-11-24T09:00:07Z").unwrap(), 1)
+}
+
+/// A cloud with a queue, and nothing else.
+pub(crate) fn cloud(clock: &Clock) -> Cloud {
+    let setup = Setup {
+        project: "my-project".into(),
+        location: "asia-northeast1".into(),
+        queue: "runner-manager".into(),
+        app_id: "123456".into(),
+        installation_id: 12_345_678,
+        keys: keys(),
+    };
+    Cloud::new(setup, clock.clone())
+}
+
+/// The service, as production builds it, on that cloud.
+pub(crate) fn service(runner_config: &str, cloud: &Cloud, clock: &Clock) -> Router {
+    let config = Config::from_vars(vars(runner_config)).unwrap();
+    let tokens = Credentials::new(Arc::new(HourlyTokens::new(cloud, clock)));
+    routes::router(AppState::new(config, in_process(cloud.router()), tokens, clock.clone()))
+}
+
+/// The service's environment.
+pub(crate) fn vars(runner_config: &str) -> impl Iterator<Item = (OsString, OsString)> {
+    let keys = keys();
+    let vars = [
+        ("GCP_PROJECT_ID", "my-project"),
+        ("CLOUD_TASK_LOCATION", "asia-northeast1"),
+        ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
+        ("CLOUD_RUN_SERVICE_URL", "http://service.example"),
+        ("RUNNER_MANAGER_SECRET", SECRET),
+        ("GITHUB_APP_ID", "123456"),
+        ("GITHUB_APP_INSTALLATION_ID", "12345678"),
+        ("COMPUTE_API_URL", "http://compute.example"),
+        ("CLOUD_TASKS_API_URL", "http://tasks.example"),
+        ("GITHUB_API_URL", "http://github.example"),
+        ("RUNNER_CONFIG", runner_config),
+        ("GITHUB_APP_PRIVATE_KEY", keys.app_private_key_pem()),
+    ];
+    vars.map(|(name, value)| (name.into(), value.into())).into_iter()
+}
+
+/// Carries requests to a Router in this process.
+pub(crate) fn in_process(router: Router) -> HttpService {
+    BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
+        let router = router.clone();
+        async move {
+            let answer = router.oneshot(request.map(axum::body::Body::new)).await?;
+            let (head, body) = answer.into_parts();
+            Ok(http::Response::from_parts(head, body.collect().await?.to_bytes()))
+        }
+    }))
+}
+
+/// Made once: a key takes a while, and nothing depends on which it is.
+pub(crate) fn keys() -> Arc<Keys> {
+    static KEYS: OnceLock<Arc<Keys>> = OnceLock::new();
+    Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
+}
+
+/// Tokens that expire. gcp_auth has its own HTTP client, which a paused clock would run away from.
+struct HourlyTokens {
+    cloud: Cloud,
+    clock: Clock,
+    current: Mutex<Option<(Timestamp, Arc<Token>)>>,
+}
+
+impl HourlyTokens {
+    fn new(cloud: &Cloud, clock: &Clock) -> Self {
+        Self { cloud: cloud.clone(), clock: clock.clone(), current: Mutex::default() }
+    }
+}
+
+#[async_trait::async_trait]
+impl TokenProvider for HourlyTokens {
+    async fn token(&self, _scopes: &[&str]) -> Result<Arc<Token>, gcp_auth::Error> {
+        let now = self.clock.now();
+        let mut current = self.current.lock().unwrap();
+        // Renewed in time, as gcp_auth does.
+        if let Some((_, token)) =
+            current.as_ref().filter(|(expiry, _)| *expiry > now + Duration::from_secs(60))
+        {
+            return Ok(Arc::clone(token));
+        }
+        let expiry = now + Duration::from_secs(3600);
+        let text = format!("ya29.until-{}", expiry.unix_seconds());
+        self.cloud.accounts.accept_until(&text, expiry);
+        let token = serde_json::json!({ "access_token": text, "expires_in": 3600 });
+        let token: Arc<Token> =
+            Arc::new(serde_json::from_value(token).expect("a token's documented form"));
+        *current = Some((expiry, Arc::clone(&token)));
+        Ok(token)
+    }
+
+    async fn project_id(&self) -> Result<Arc<str>, gcp_auth::Error> {
+        Ok("my-project".into())
+    }
+}
+
+/// The header that GitHub signs a body with.
+pub(crate) fn sign(secret: &str, body: &[u8]) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap().chain_update(body);
+    let bytes = mac.finalize().into_bytes();
+    format!("sha256={}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
