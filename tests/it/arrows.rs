@@ -1,4 +1,4 @@
-//! Dependencies point one way. A file that reaches against the arrows fails here, with its line.
+//! What no compiler checks: dependencies point one way, and the tests that docs/promises.md names exist.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -65,4 +65,20 @@ fn dependencies_point_one_way() {
         }
     }
     assert!(against.is_empty(), "{against:#?}");
+}
+
+#[test]
+fn the_tests_that_the_docs_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = ["src", "tests/it"].into_iter().flat_map(|place| rust_files(&root.join(place)));
+    let code: String = files.map(|file| fs::read_to_string(file).unwrap()).collect();
+    let docs = fs::read_to_string(root.join("docs/promises.md")).unwrap();
+    let named: Vec<&str> = docs
+        .split('`')
+        .filter(|text| text.matches('_').count() >= 3 && !text.contains(['/', ' ', '\n']))
+        .collect();
+    assert!(named.len() > 20, "{named:?}");
+    let lost: Vec<&&str> =
+        named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(lost.is_empty(), "{lost:#?}");
 }

@@ -144,7 +144,10 @@ async fn a_start_by_hand_of_a_vm_that_just_began_to_stop_is_done_later() {
         }
         None
     });
-    says(&world.command("/runner/start", GPU).await, "start_scheduled");
+    let answer = world.command("/runner/start", GPU).await;
+    says(&answer, "start_scheduled");
+    let detail = answer.body["detail"].as_str().unwrap();
+    assert!(detail.contains("looks again at 2026-11-24T09:01:00Z"), "{detail}");
     world.cloud.faults.off();
     world.cloud.compute.set_status("gpu-1", Status::Terminated);
     world.pass_until(minutes(2), |world| world.status("gpu-1") == Status::Running).await;

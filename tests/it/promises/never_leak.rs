@@ -451,8 +451,13 @@ async fn a_job_that_was_left_does_not_start_its_vm_again() {
     let (answer, _) = after_a_wait_of(minutes(55), &world, job).await;
     assert!(answer.outcome.contains("already_stopped"), "{answer:?}");
     assert!(world.is_stopped("gpu-1"));
-    let (answer, _) = after_a_wait_of(minutes(20), &world, job).await;
+    // Another one waits as well: the VM starts for that, and still knows of the first.
+    a_job_waits(&world);
+    let (answer, _) = after_a_wait_of(minutes(55), &world, job).await;
     assert!(answer.outcome.contains("starting"), "{answer:?}");
+    let tasks = world.cloud.tasks.pending();
+    let check = tasks.iter().find(|task| task.path == "/runner/start").unwrap();
+    assert_eq!(check.body["waiting"][0]["job"], job.0);
 }
 
 #[tokio::test(start_paused = true)]

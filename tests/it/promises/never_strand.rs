@@ -466,3 +466,29 @@ async fn a_start_check_that_was_heard_out_begins_afresh_the_next_time() {
     let next = tasks.iter().find(|task| task.path == "/runner/start").unwrap();
     assert_eq!(next.body.get("cursor"), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_start_check_whose_job_is_over_goes_on_for_the_one_that_runs() {
+    let mut world = World::new();
+    let runs = world.queue_job("acme/app", "self-hosted", minutes(30));
+    world.pass_until(minutes(3), |world| world.is_started(runs)).await;
+    world.pass(minutes(3)).await;
+    world.cloud.tasks.purge();
+    let now = world.clock.now().unix_seconds();
+    let body = format!(
+        r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unconfigured_since": 1,
+            "job": {{"repo": "acme/app", "id": 1, "queued_at": {now}}},
+            "waiting": [{{"job": 2, "since": {}, "until": {now}}}]}}"#,
+        now - 1_200
+    );
+    let answer = world.callback("/runner/start", &body).await;
+    assert!(
+        answer.outcome.contains(&format!("job {runs} of acme/app runs or may come")),
+        "{answer:?}"
+    );
+    let tasks = world.cloud.tasks.pending();
+    let next = &tasks.iter().find(|task| task.path == "/runner/start").unwrap().body;
+    assert_eq!(next["job"]["id"], runs.0);
+    // An entry names the VM again, and nothing has been waiting for a VM that is free.
+    assert_eq!((next.get("unconfigured_since"), next.get("waiting")), (None, None));
+}

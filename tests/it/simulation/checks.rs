@@ -22,6 +22,8 @@ pub(super) enum Excuse {
     GitHubDown(bool),
     /// The VM is held, or released.
     Held(&'static str, bool),
+    /// Whether the VM works cannot be told all day.
+    Unseen(&'static str),
     /// No entry names the VM, or its tasks may not have come round again since.
     Unconfigured(&'static str, bool),
     /// An operator needs the VM from now on.
@@ -140,6 +142,7 @@ struct Watched {
     /// Jobs on its runners, since when.
     running: BTreeMap<JobId, Timestamp>,
     held: bool,
+    unseen: bool,
     unconfigured: bool,
     down_for: Duration,
     idle_for: Duration,
@@ -249,8 +252,8 @@ impl Review<'_> {
             let stranded = waits && !vm.is_up() && self.stockout == 0 && !vm.unconfigured;
             vm.down_for = if stranded { vm.down_for + span } else { Duration::ZERO };
             let needed = !vm.waiting.is_empty() || !vm.running.is_empty();
-            let needed = needed || vm.held || vm.unconfigured || self.github_down > 0;
-            let idles = vm.status == Some(Status::Running) && !needed;
+            let excused = vm.held || vm.unseen || vm.unconfigured || self.github_down > 0;
+            let idles = vm.status == Some(Status::Running) && !needed && !excused;
             vm.idle_for = if idles { vm.idle_for + span } else { Duration::ZERO };
             self.figures.waited = self.figures.waited.max(vm.down_for);
             self.figures.idled = self.figures.idled.max(vm.idle_for);
@@ -275,6 +278,7 @@ impl Review<'_> {
             Excuse::Stockout(on) => count(&mut self.stockout, on),
             Excuse::GitHubDown(on) => count(&mut self.github_down, on),
             Excuse::Held(vm, on) => self.vm(vm).held = on,
+            Excuse::Unseen(vm) => self.vm(vm).unseen = true,
             Excuse::Unconfigured(vm, on) => self.vm(vm).unconfigured = on,
             Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
             Excuse::StoppedByHand(vm) => self.vm(vm).stopped_by_hand = Some(self.now),

@@ -54,8 +54,7 @@ impl Stage {
         let begun = world.clock.now();
         // With a runner that nobody knows and jobs that may not be seen, a VM is left up for a day.
         let blind = day.profile == Profile::Permission && runner == RunnerIs::NamedOtherwise;
-        let excuses =
-            if blind { vec![(begun, Excuse::Held("runner-1", true))] } else { Vec::new() };
+        let excuses = if blind { vec![(begun, Excuse::Unseen("runner-1"))] } else { Vec::new() };
         let stage = Self {
             world,
             runner,
