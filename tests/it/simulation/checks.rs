@@ -167,6 +167,8 @@ struct Review<'a> {
     github_down: u32,
     now: Timestamp,
     figures: Figures,
+    /// Jobs that an operator's stop left waiting, and nobody may ask for.
+    given_up: BTreeSet<JobId>,
     broken: Vec<String>,
 }
 
@@ -198,6 +200,7 @@ pub(super) fn check(
         github_down: 0,
         now: Timestamp::UNIX_EPOCH,
         figures: Figures { tasks: most_tasks, jobs: jobs.len(), ..Figures::default() },
+        given_up: BTreeSet::new(),
         broken: Vec::new(),
     };
     let mut excuses = excuses.to_vec();
@@ -213,9 +216,9 @@ pub(super) fn check(
         review.see(happening);
     }
     review.end(world);
-    let Review { figures, mut broken, .. } = review;
+    let Review { figures, mut broken, given_up, .. } = review;
     for job in &jobs {
-        if job.status != JobStatus::Completed {
+        if job.status != JobStatus::Completed && !given_up.contains(&job.id) {
             broken.push(format!("never strand: job {} is {:?} in the end", job.id, job.status));
         }
     }
@@ -281,7 +284,16 @@ impl Review<'_> {
             Excuse::Unseen(vm) => self.vm(vm).unseen = true,
             Excuse::Unconfigured(vm, on) => self.vm(vm).unconfigured = on,
             Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
-            Excuse::StoppedByHand(vm) => self.vm(vm).stopped_by_hand = Some(self.now),
+            Excuse::StoppedByHand(vm) => {
+                let now = self.now;
+                let blind = !self.bounds.both_witnesses;
+                let vm = self.vm(vm);
+                vm.stopped_by_hand = Some(now);
+                // Who may not ask which jobs wait cannot start the VM again for those that waited then.
+                let given_up =
+                    if blind { std::mem::take(&mut vm.waiting) } else { BTreeSet::new() };
+                self.given_up.extend(given_up);
+            }
         }
     }
 

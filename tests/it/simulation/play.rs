@@ -185,7 +185,8 @@ impl Stage {
                 let vm = *vm;
                 cloud.compute.label_by_hand(vm, "runner-manager-hold", Some("simulated"));
                 self.excuses.push((now, Excuse::Held(vm, true)));
-                self.excuses.push((now + *span, Excuse::Held(vm, false)));
+                // A held VM is looked at up to a quarter of an hour later.
+                self.excuses.push((now + *span + minutes(5), Excuse::Held(vm, false)));
                 self.later(*span, move |world| {
                     world.cloud.compute.label_by_hand(vm, "runner-manager-hold", None);
                 });
