@@ -83,7 +83,14 @@ async fn serve_until_told_to_stop() -> Result<ExitCode, transport::BoxError> {
         Credentials::from_environment(),
         Clock::system(),
     );
-    serve::until_told_to_stop(listener, routes::router(app.clone()), app.draining).await?;
+    let serving =
+        serve::until_told_to_stop(listener, routes::router(app.clone()), app.draining.clone());
+    tokio::pin!(serving);
+    tokio::select! {
+        biased;
+        ended = &mut serving => ended?,
+        () = app.prefetch_tokens() => serving.await?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

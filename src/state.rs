@@ -10,9 +10,11 @@ use crate::clients::compute::Compute;
 use crate::clients::github::GitHub;
 use crate::clients::google::Credentials;
 use crate::clients::transport::{HttpService, Transport};
-use crate::clock::Clock;
+use crate::clock::{Clock, Deadline};
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::lifecycle::WEBHOOK_TIME;
+use crate::lifecycle::in_flight::InFlight;
 use crate::lifecycle::mark::Marks;
 use crate::secret::SharedSecret;
 
@@ -21,6 +23,8 @@ use crate::secret::SharedSecret;
 pub struct AppState {
     /// Which VM serves which jobs.
     pub fleet: Arc<Fleet>,
+    /// Who the service is to Google.
+    pub google: Credentials,
     /// The VMs.
     pub compute: Compute,
     /// The service's only memory of what is due when.
@@ -35,6 +39,8 @@ pub struct AppState {
     pub inactive: Duration,
     /// Whether marks can be written.
     pub marks: Marks,
+    /// What deliveries that overlap share.
+    pub in_flight: InFlight,
     /// Whether the service is shutting down.
     pub draining: Draining,
 }
@@ -70,10 +76,12 @@ impl AppState {
         let roots = &config.roots;
         let compute =
             Compute::new(transport.clone(), credentials.clone(), &roots.compute, &config.project);
-        let tasks = CloudTasks::new(transport.clone(), credentials, &roots.cloud_tasks, &queue);
+        let tasks =
+            CloudTasks::new(transport.clone(), credentials.clone(), &roots.cloud_tasks, &queue);
         let github = GitHub::new(transport, &roots.github, config.github_app, clock.clone());
         Self {
             fleet: Arc::new(config.fleet),
+            google: credentials,
             compute,
             tasks,
             github,
@@ -81,7 +89,19 @@ impl AppState {
             clock,
             inactive: config.inactive,
             marks: Marks::default(),
+            in_flight: InFlight::default(),
             draining: Draining::default(),
+        }
+    }
+    /// Fetches the tokens that the first event will need. Meant to run beside the listener: what fails here is
+    /// tried again by whoever needs it, and is a warning already.
+    pub async fn prefetch_tokens(&self) {
+        let deadline = Deadline::after(WEBHOOK_TIME);
+        let google = self.google.header("prefetch", deadline);
+        let github = self.github.prefetch_token(deadline);
+        let (google, github) = tokio::join!(google, github);
+        for error in [google.err(), github.err()].into_iter().flatten() {
+            tracing::warn!("no token yet: {error}");
         }
     }
 }

@@ -155,6 +155,14 @@ impl GitHub {
         Self { transport, root: root.to_owned(), app: Arc::new(app), clock, token: Arc::default() }
     }
 
+    /// Sees to it that there is a token, so that whoever needs one first need not wait for it.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn prefetch_token(&self, deadline: Deadline) -> Result<(), Error> {
+        self.installation_token(None, deadline).await.map(drop)
+    }
+
     /// The runners registered in `place`, of any name or of this one.
     /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
     ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gcp_auth::{Token, TokenProvider};
 use http::HeaderValue;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::Error;
 use super::transport::bearer;
@@ -19,7 +19,15 @@ const NOWHERE: &str = "no credentials found: on Cloud Run give the service an ac
 
 /// Access tokens for Google's APIs; cheap to clone.
 #[derive(Clone)]
-pub struct Credentials(Arc<dyn TokenProvider>);
+pub struct Credentials {
+    provider: Arc<dyn TokenProvider>,
+    /// The header of the last token. Held while a token is fetched: gcp_auth has everybody who comes meanwhile
+    /// fetch another, one after the other.
+    last: Arc<Mutex<Option<Header>>>,
+}
+
+/// A token, and the header that says it.
+type Header = (Arc<Token>, HeaderValue);
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -30,13 +38,13 @@ impl std::fmt::Debug for Credentials {
 impl Credentials {
     /// Takes tokens from `provider`, which caches them until they expire.
     pub fn new(provider: Arc<dyn TokenProvider>) -> Self {
-        Self(provider)
+        Self { provider, last: Arc::default() }
     }
 
     /// The usual chain: the file that GOOGLE_APPLICATION_CREDENTIALS names, gcloud's own, the metadata server.
     /// It is searched when the first token is needed, not at start-up, which must not wait for a network.
     pub fn from_environment() -> Self {
-        Self(Arc::new(Ambient(OnceCell::new())))
+        Self::new(Arc::new(Ambient(OnceCell::new())))
     }
 
     /// The `Authorization` header for `call`. gcp_auth sets no time limit of its own.
@@ -49,16 +57,24 @@ impl Credentials {
         deadline: Deadline,
     ) -> Result<HeaderValue, Error> {
         let no_token = |why: String| Error::NoToken { call, why: super::tidy(&why) };
-        let token = tokio::time::timeout(deadline.remaining() / 2, self.0.token(&SCOPES))
-            .await
-            .map_err(|_| no_token("out of time".into()))?
-            .map_err(|error| match error {
+        tokio::time::timeout(deadline.remaining() / 2, async {
+            let mut last = self.last.lock().await;
+            let token = self.provider.token(&SCOPES).await.map_err(|error| match error {
                 gcp_auth::Error::NoAuthMethod(..) => no_token(NOWHERE.into()),
                 // The parser's own words may quote a key file.
                 gcp_auth::Error::Json(what, _) => no_token(what.into()),
                 error => no_token(error.to_string()),
             })?;
-        bearer(call, token.as_str())
+            match last.as_ref() {
+                Some((known, header)) if Arc::ptr_eq(known, &token) => Ok(header.clone()),
+                _ => {
+                    let header = bearer(call, token.as_str())?;
+                    Ok(last.insert((token, header)).1.clone())
+                }
+            }
+        })
+        .await
+        .map_err(|_| no_token("out of time".into()))?
     }
 }
 

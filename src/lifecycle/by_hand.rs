@@ -25,7 +25,7 @@ pub async fn start(app: &AppState, vm: &ManagedVm, deadline: Deadline) -> Result
     if seen.status() == Phase::Leaving {
         scheduled = Some(schedule(app, vm, deadline).await?);
     }
-    let need = Need { vm, now, waiting: Watch::default(), renew: true, guarded: false };
+    let need = Need { vm: &vm.vm, now, waiting: Watch::default(), renew: true, guarded: false };
     let started = need.act(app, &seen, deadline).await?;
     match (&started, scheduled) {
         (Started::Failed(error), _) => return Err(error.clone().into()),
@@ -33,7 +33,7 @@ pub async fn start(app: &AppState, vm: &ManagedVm, deadline: Deadline) -> Result
         (Started::NotNow(_), None) => scheduled = Some(schedule(app, vm, deadline).await?),
         _ => {}
     }
-    let outcome = started.outcome("an operator asked for it");
+    let outcome = started.outcome().because_of("an operator asked for it");
     Ok(Outcome { again: scheduled, ..outcome })
 }
 

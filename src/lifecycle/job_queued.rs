@@ -1,8 +1,10 @@
 //! A job waits for the VM.
 //!
 //! Two rounds of calls until the VM starts: read it and make the start check; start it and make the lease.
-//! A third writes the mark.
+//! A third writes the mark. Deliveries that overlap [share](super::in_flight) them: the jobs of a matrix all need
+//! the same.
 
+use super::in_flight::Event;
 use super::need::Need;
 use super::schedule::{BUCKET, FIRST_CHECK, look_again, rounded_up};
 use super::task::{StartTask, WaitingJob};
@@ -11,7 +13,7 @@ use super::{Error, Outcome, Phase, Seen, Status, look, mark_of_event};
 use crate::clients;
 use crate::clients::cloud_tasks::Created;
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::ManagedVm;
+use crate::fleet::{ManagedVm, Vm};
 use crate::state::AppState;
 
 /// A matching `queued` event: the VM is needed, with the mark of now.
@@ -25,32 +27,50 @@ pub async fn job_queued(
     job: WaitingJob,
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
-    vm_needed(app, vm, job, Watch::default(), deadline).await
+    let because = format!("job {} of {} waits", job.id, job.repo);
+    let now = app.clock.now();
+    let work = |deadline| {
+        let (app, vm, job) = (app.clone(), vm.vm.clone(), job.clone());
+        async move { bring_up(&app, &vm, job, now, Watch::default(), deadline).await }
+    };
+    let outcome = app.in_flight.share(Event::Queued, &vm.vm, now, deadline, work).await?;
+    Ok(outcome.because_of(&because))
 }
 
 /// The same, where a stop check found the job.
 pub(super) async fn vm_needed(
     app: &AppState,
-    vm: &ManagedVm,
+    vm: &Vm,
     job: WaitingJob,
     waiting: Watch,
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
-    let now = app.clock.now();
     let because = format!("job {} of {} waits", job.id, job.repo);
+    let outcome = bring_up(app, vm, job, app.clock.now(), waiting, deadline).await?;
+    Ok(outcome.because_of(&because))
+}
+
+/// What is done, and what stands in its way.
+async fn bring_up(
+    app: &AppState,
+    vm: &Vm,
+    job: WaitingJob,
+    now: Timestamp,
+    waiting: Watch,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
     let mark = mark_of_event(app, now);
-    let check =
-        StartTask { waiting: waiting.clone(), ..StartTask::new(&vm.vm, mark, Some(job), now) };
+    let check = StartTask { waiting: waiting.clone(), ..StartTask::new(vm, mark, Some(job), now) };
     let due = rounded_up(now + FIRST_CHECK);
     let (seen, checked) =
-        tokio::join!(look(app, &vm.vm, deadline), check.clone().ask_at(app, due, deadline));
+        tokio::join!(look(app, vm, deadline), check.clone().ask_at(app, due, deadline));
     let seen = match seen {
         Ok(seen) => seen,
         Err(Error::Upstream(error)) => {
             // Unread, it cannot be started; the check will.
             checked?;
-            tracing::error!("VM {} could not be read: {error}", vm.vm);
-            let because = format!("{because}, but the VM could not be read: {error}");
+            tracing::error!("VM {vm} could not be read: {error}");
+            let because = format!("but the VM could not be read: {error}");
             return Ok(Outcome::new(Status::StartScheduled, because).again_at(due));
         }
         Err(error) => return Err(error),
@@ -71,7 +91,7 @@ pub(super) async fn vm_needed(
         (Some((due, Ok(_))), _) => due,
         (_, checked) => checked.map(|_| due)?,
     };
-    Ok(started.outcome(&because).again_at(next))
+    Ok(started.outcome().again_at(next))
 }
 
 /// Another start check in half a minute, if the VM can't be started now; the two merge later on.
@@ -100,16 +120,30 @@ pub async fn job_pending_review(
     job: WaitingJob,
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
-    let now = app.clock.now();
     let because = format!("job {} of {} waits for a review", job.id, job.repo);
+    let now = app.clock.now();
+    let work = |deadline| {
+        let (app, vm, job) = (app.clone(), vm.vm.clone(), job.clone());
+        async move { look_later(&app, &vm, job, now, deadline).await }
+    };
+    let outcome = app.in_flight.share(Event::PendingReview, &vm.vm, now, deadline, work).await?;
+    Ok(outcome.because_of(&because))
+}
+
+async fn look_later(
+    app: &AppState,
+    vm: &Vm,
+    job: WaitingJob,
+    now: Timestamp,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
     // No mark goes with it: there was no event that needed the VM.
-    let check = StartTask::new(&vm.vm, None, Some(job), now);
+    let check = StartTask::new(vm, None, Some(job), now);
     let due = rounded_up(now + FIRST_CHECK);
-    let (seen, checked) =
-        tokio::join!(look(app, &vm.vm, deadline), check.ask_at(app, due, deadline));
+    let (seen, checked) = tokio::join!(look(app, vm, deadline), check.ask_at(app, due, deadline));
     if let Err(error @ Error::NoSuchInstance(_)) = seen {
         return Err(error);
     }
     checked?;
-    Ok(Outcome::new(Status::StartScheduled, because).again_at(due))
+    Ok(Outcome::new(Status::StartScheduled, "").again_at(due))
 }

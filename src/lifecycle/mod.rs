@@ -20,6 +20,9 @@
 //! the mark. An act without a task that looks after it could leak the VM or strand the job; a mark without its
 //! task would make every older task believe that a newer one exists.
 //!
+//! **Sharing.** Deliveries that say the same of a VM in the same half minute, and overlap in one instance of the
+//! service, do their work once ([`in_flight`]): the jobs of a matrix come within seconds.
+//!
 //! # What happens when
 //!
 //! * A job is queued ([`job_queued`]): the VM is [needed](need). Read it and make the start check; start it
@@ -38,6 +41,7 @@
 
 pub mod by_hand;
 mod error;
+pub mod in_flight;
 pub mod job_completed;
 pub mod job_queued;
 pub mod mark;

@@ -15,12 +15,12 @@ use crate::clients;
 use crate::clients::cloud_tasks::Created;
 use crate::clients::compute::Operation;
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{ManagedVm, Vm};
+use crate::fleet::Vm;
 use crate::state::AppState;
 
 /// Why and since when the VM is needed.
 pub(super) struct Need<'a> {
-    pub(super) vm: &'a ManagedVm,
+    pub(super) vm: &'a Vm,
     /// When it is needed: the mark is this moment's.
     pub(super) now: Timestamp,
     /// What the lease carries along.
@@ -45,21 +45,20 @@ pub(super) enum Started {
 }
 
 impl Started {
-    /// As an outcome, for `because`.
-    pub(super) fn outcome(self, because: &str) -> Outcome {
+    /// As an outcome; what stands in the way is its reason.
+    pub(super) fn outcome(self) -> Outcome {
         match self {
             Self::Starting(operation) => {
-                Outcome::new(Status::Starting, because).with_operation(operation)
+                Outcome::new(Status::Starting, "").with_operation(operation)
             }
-            Self::AlreadyRunning => Outcome::new(Status::AlreadyRunning, because),
+            Self::AlreadyRunning => Outcome::new(Status::AlreadyRunning, ""),
             Self::NotNow(status) => Outcome::new(
                 Status::StartScheduled,
-                format!("{because}, but the VM is {status} and cannot be started yet"),
+                format!("but the VM is {status} and cannot be started yet"),
             ),
-            Self::Failed(error) => Outcome::new(
-                Status::StartScheduled,
-                format!("{because}, but the VM was not started: {error}"),
-            ),
+            Self::Failed(error) => {
+                Outcome::new(Status::StartScheduled, format!("but the VM was not started: {error}"))
+            }
         }
     }
 }
@@ -76,7 +75,6 @@ impl Need<'_> {
         deadline: Deadline,
     ) -> Result<Started, Error> {
         let Self { vm, now, waiting, renew, guarded } = self;
-        let vm = &vm.vm;
         let mark = mark_of_event(app, now);
         let start = start_by_status(app, vm, seen, deadline);
         let leased = renew || seen.status().is_down();

@@ -75,6 +75,13 @@ impl Outcome {
         Self { status, operation: None, because: because.into(), again: None }
     }
 
+    /// This event was the reason; what was said so far stood in the way of more.
+    pub(super) fn because_of(mut self, event: &str) -> Self {
+        let obstacle = if self.because.is_empty() { "" } else { ", " };
+        self.because.insert_str(0, &format!("{event}{obstacle}"));
+        self
+    }
+
     /// Another task looks at this time.
     pub(super) fn again_at(self, due: Timestamp) -> Self {
         Self { again: Some(due), ..self }

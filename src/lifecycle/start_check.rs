@@ -158,7 +158,7 @@ async fn act(
             };
             let made = next.ask_at(app, due, deadline).await;
             let grown_old = seen.mark.is_none_or(|mark| now.since(mark.time()) >= 10 * MINUTE);
-            let need = Need { vm, now, waiting, renew: grown_old, guarded: made.is_ok() };
+            let need = Need { vm: &vm.vm, now, waiting, renew: grown_old, guarded: made.is_ok() };
             let event = Timestamp::from_unix_seconds(check.event_at);
             let explain = async {
                 if seen.status().is_down() {
@@ -168,7 +168,7 @@ async fn act(
             let (started, ()) = tokio::join!(need.act(app, seen, deadline), explain);
             let started: Started = started?;
             made?;
-            Ok(started.outcome(&because).again_at(due))
+            Ok(started.outcome().because_of(&because).again_at(due))
         }
     }
 }

@@ -217,7 +217,8 @@ impl Check<'_> {
         let jobs = self.ask(Purpose::WhoWaits, &runner, &task, witnesses).await;
         self.tell_others(&jobs).await?;
         if let Some(found) = counting(&jobs.waiting, &runner, &waiting) {
-            return vm_needed(self.app, self.vm, found.job.clone(), waiting, self.deadline).await;
+            return vm_needed(self.app, &self.vm.vm, found.job.clone(), waiting, self.deadline)
+                .await;
         }
         if let Some(job) = &jobs.running {
             let because = format!("the VM is stopped, but {job} is said to run on it");

@@ -3,8 +3,17 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use runner_manager::clients::transport::over_tls;
+use runner_manager::clock::Clock;
+use runner_manager::emulators::Cloud;
+use runner_manager::emulators::compute::{Instance, Status};
+use tower::ServiceExt;
+
+use crate::stand;
 use crate::world::{SECRET, sign};
 
 const PEM: &str = include_str!("../fixtures/app-private-key.pem");
@@ -154,7 +163,9 @@ fn on_cloud_run_each_line_is_json_that_names_its_trace() {
         .lines()
         .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
         .collect();
-    let refused = lines.iter().find(|line| line["severity"] == "WARNING").unwrap();
+    let refused = |line: &&serde_json::Value| line["message"].to_string().contains("401 ");
+    let refused = lines.iter().find(refused).unwrap();
+    assert_eq!(refused["severity"], "WARNING");
     assert_eq!(
         refused["logging.googleapis.com/trace"],
         "projects/my-project/traces/0af7651916cd43dd8448eb211c80319c"
@@ -197,6 +208,69 @@ fn an_empty_post_to_google_says_that_it_is_empty() {
         head.starts_with("post /start http/1.1\r\n") && head.contains("\r\ncontent-length: 0\r\n"),
         "{head}"
     );
+}
+
+/// The cloud over loopback, and how many connections it was ever asked for.
+async fn cloud_at(listener: tokio::net::TcpListener, cloud: &Cloud, connections: Arc<AtomicUsize>) {
+    use axum::serve::ListenerExt;
+    let listener = listener.tap_io(move |_| {
+        connections.fetch_add(1, Ordering::Relaxed);
+    });
+    axum::serve(listener, cloud.router()).await.unwrap();
+}
+
+#[tokio::test]
+async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() {
+    let cloud = stand::cloud(&Clock::system());
+    cloud.github.add_repository("acme/app");
+    cloud.compute.insert(Instance { status: Status::Running, ..Instance::new("runner-1", "z") });
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let key_file = tempfile::NamedTempFile::new().unwrap();
+    let key = stand::keys().service_account_json(&format!("{url}/token"));
+    std::fs::write(key_file.path(), key).unwrap();
+    let port = free_port();
+    let mut program = configured(port);
+    program
+        .envs(["COMPUTE_API_URL", "CLOUD_TASKS_API_URL", "GITHUB_API_URL"].map(|api| (api, &url)))
+        .env("GITHUB_APP_PRIVATE_KEY", stand::keys().app_private_key_pem())
+        .env("GOOGLE_APPLICATION_CREDENTIALS", key_file.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let _program = Running(program.spawn().unwrap());
+    let count = |method: &str| cloud.calls().iter().filter(|call| call.method == method).count();
+    let tokens = || (count("token"), count("apps.createInstallationAccessToken"));
+    let connections = Arc::new(AtomicUsize::new(0));
+    let story = async {
+        let begun = Clock::system().now();
+        while tokens() != (1, 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let waited = Clock::system().now().since(begun);
+            assert!(waited < Duration::from_secs(20), "{:?}", cloud.calls());
+        }
+        let http = over_tls().unwrap();
+        let deliver = async |job: u64| {
+            let body = include_str!("../fixtures/workflow_job.queued.json");
+            let body = body.replace("29679449", &job.to_string());
+            let request = http::Request::post(format!("http://127.0.0.1:{port}/github/webhook"))
+                .header("X-GitHub-Event", "workflow_job")
+                .header("X-Hub-Signature-256", sign(SECRET, body.as_bytes()))
+                .body(http_body_util::Full::new(body.into()));
+            let answer = http.clone().oneshot(request.unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200, "{answer:?}");
+        };
+        for job in 1..=20 {
+            deliver(job).await;
+        }
+        // Tokens came over two, and a delivery makes two calls at a time.
+        assert!(connections.load(Ordering::Relaxed) <= 4, "{connections:?}");
+        futures_util::future::join_all((21..=60).map(deliver)).await;
+        assert_eq!(tokens(), (1, 1));
+    };
+    tokio::select! {
+        () = cloud_at(listener, &cloud, Arc::clone(&connections)) => {}
+        () = story => {}
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod arrows;
 mod binary;
+mod costs;
 mod endpoints;
 mod promises;
 mod properties;

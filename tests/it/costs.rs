@@ -1,0 +1,256 @@
+//! What an event costs: calls to Google and GitHub, one after the other and in all. Each takes [`ROUND`], and they
+//! are what a delivery's time goes into.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use http::StatusCode;
+use runner_manager::emulators::compute::Status;
+use runner_manager::emulators::{ErrorBody, Fault};
+use serde_json::{Value, json};
+
+use crate::world::{Answer, World, minutes, seconds};
+
+/// What a call takes, there and back.
+const ROUND: Duration = Duration::from_millis(30);
+
+const QUEUED: &str = include_str!("../fixtures/workflow_job.queued.json");
+const COMPLETED: &str = include_str!("../fixtures/workflow_job.completed.json");
+
+/// A delivery about a job of runner-1.
+fn about(fixture: &str, job: u64) -> String {
+    let mut event: Value = serde_json::from_str(fixture).unwrap();
+    event["repository"]["full_name"] = "acme/app".into();
+    event["workflow_job"]["id"] = job.into();
+    event["workflow_job"]["labels"] = json!(["self-hosted"]);
+    event["workflow_job"]["runner_name"] = "runner-1".into();
+    event.to_string()
+}
+
+/// A world whose calls have their effect at once and are answered a round later.
+fn world_of_rounds() -> World {
+    let world = World::new();
+    world.cloud.faults.on(|_| Some(Fault::Late(ROUND)));
+    world
+}
+
+/// The calls since the world began or was cleared, and in which round each was made.
+fn rounds(world: &World) -> Vec<(u128, &'static str)> {
+    let calls = world.cloud.calls();
+    let Some(first) = calls.iter().map(|call| call.at).min() else { return Vec::new() };
+    let round =
+        |at: runner_manager::clock::Timestamp| at.since(first).as_millis() / ROUND.as_millis() + 1;
+    let mut all: Vec<_> = calls.iter().map(|call| (round(call.at), call.method)).collect();
+    all.sort_unstable();
+    all
+}
+
+async fn deliver(world: &World, body: &str) -> Answer {
+    world.webhook("workflow_job", body).await
+}
+
+#[track_caller]
+fn is_accepted(answer: &Answer, job: u64) {
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    assert!(answer.outcome.contains(&format!("job {job}")), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_vm_is_started_in_the_second_round_and_the_third_answers() {
+    let world = world_of_rounds();
+    let began = world.clock.now();
+    is_accepted(&deliver(&world, &about(QUEUED, 1)).await, 1);
+    assert_eq!(world.clock.now().since(began), 3 * ROUND);
+    assert_eq!(
+        rounds(&world),
+        [
+            (1, "instances.get"),
+            (1, "tasks.create"),
+            (2, "instances.start"),
+            (2, "tasks.create"),
+            (3, "instances.setLabels"),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_up_and_freshly_marked_is_read_and_gets_its_check_in_one_round() {
+    let world = world_of_rounds().vm("runner-1", Status::Running);
+    deliver(&world, &about(QUEUED, 1)).await;
+    world.cloud.clear_calls();
+    let began = world.clock.now();
+    is_accepted(&deliver(&world, &about(QUEUED, 2)).await, 2);
+    assert_eq!(world.clock.now().since(began), ROUND);
+    assert_eq!(rounds(&world), [(1, "instances.get"), (1, "tasks.create")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completed_job_takes_two_rounds_and_another_of_the_same_half_minute_one() {
+    let world = world_of_rounds().vm("runner-1", Status::Running);
+    is_accepted(&deliver(&world, &about(COMPLETED, 1)).await, 1);
+    assert_eq!(
+        rounds(&world),
+        [(1, "instances.get"), (1, "tasks.create"), (2, "instances.setLabels")]
+    );
+    world.cloud.clear_calls();
+    is_accepted(&deliver(&world, &about(COMPLETED, 2)).await, 2);
+    assert_eq!(rounds(&world), [(1, "instances.get"), (1, "tasks.create")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_matrix_that_arrives_at_once_costs_what_one_job_costs() {
+    let world = world_of_rounds();
+    for (fixture, calls) in [(QUEUED, 5), (COMPLETED, 3)] {
+        world.cloud.clear_calls();
+        let began = world.clock.now();
+        let bodies: Vec<_> = (1..=256).map(|job| about(fixture, job)).collect();
+        let answers = join_all(bodies.iter().map(|body| deliver(&world, body))).await;
+        for (job, answer) in (1..=256).zip(&answers) {
+            is_accepted(answer, job);
+        }
+        assert_eq!(rounds(&world).len(), calls, "{:?}", rounds(&world));
+        assert!(world.clock.now().since(began) <= 3 * ROUND);
+        tokio::time::sleep(seconds(60)).await;
+    }
+    assert_eq!(world.starts("runner-1"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_joins_late_waits_for_the_rest_only_and_what_comes_after_begins_anew() {
+    let world = world_of_rounds();
+    let (began, queued) = (world.clock.now(), [1, 2, 3].map(|job| about(QUEUED, job)));
+    let late = async {
+        tokio::time::sleep(2 * ROUND + ROUND / 2).await;
+        deliver(&world, &queued[1]).await
+    };
+    let (first, second) = tokio::join!(deliver(&world, &queued[0]), late);
+    is_accepted(&first, 1);
+    is_accepted(&second, 2);
+    assert_eq!(world.clock.now().since(began), 3 * ROUND);
+    assert_eq!(rounds(&world).len(), 5, "{:?}", rounds(&world));
+    // The VM boots and has its mark.
+    is_accepted(&deliver(&world, &queued[2]).await, 3);
+    assert_eq!(rounds(&world).len(), 7, "{:?}", rounds(&world));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_first_hangs_up_the_others_go_on_where_it_was() {
+    let world = world_of_rounds();
+    let (first, second) = (about(QUEUED, 1), about(QUEUED, 2));
+    let first = tokio::time::timeout(ROUND + ROUND / 2, deliver(&world, &first));
+    let (first, second) = tokio::join!(first, deliver(&world, &second));
+    assert!(first.is_err());
+    is_accepted(&second, 2);
+    assert_eq!(rounds(&world).len(), 5, "{:?}", rounds(&world));
+    assert_eq!(world.starts("runner-1"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_hang_up_nothing_goes_on() {
+    let world = world_of_rounds();
+    let body = about(QUEUED, 1);
+    assert!(tokio::time::timeout(ROUND / 2, deliver(&world, &body)).await.is_err());
+    tokio::time::sleep(10 * ROUND).await;
+    assert_eq!((world.cloud.tasks.pending().len(), world.starts("runner-1")), (1, 0));
+    // The next finds nothing to join.
+    is_accepted(&deliver(&world, &about(QUEUED, 2)).await, 2);
+    assert_eq!(world.starts("runner-1"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_for_the_first_is_tried_again_by_each_of_the_others() {
+    let world = world_of_rounds();
+    let refusal = || Fault::Before(StatusCode::BAD_REQUEST, ErrorBody::Api);
+    world.cloud.faults.next("tasks.create", refusal());
+    world.cloud.faults.next("tasks.create", refusal());
+    let (first, second) = (about(QUEUED, 1), about(QUEUED, 2));
+    let (first, second) = tokio::join!(deliver(&world, &first), deliver(&world, &second));
+    assert_eq!(first.status, StatusCode::BAD_GATEWAY);
+    is_accepted(&second, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn deliveries_of_two_half_minutes_share_nothing() {
+    let world = world_of_rounds();
+    let end = Duration::from_millis(30_000 - world.clock.now().unix_millis() % 30_000);
+    tokio::time::sleep(end - ROUND / 2).await;
+    let (first, second) = (about(QUEUED, 1), about(QUEUED, 2));
+    let later = async {
+        tokio::time::sleep(ROUND).await;
+        deliver(&world, &second).await
+    };
+    let (first, second) = tokio::join!(deliver(&world, &first), later);
+    is_accepted(&first, 1);
+    is_accepted(&second, 2);
+    let mark = (world.clock.now().unix_seconds() + 1).next_multiple_of(30);
+    assert_eq!(world.mark("runner-1"), Some(mark), "the later half minute's mark is not written");
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_two_vms_share_nothing() {
+    let world = world_of_rounds();
+    let gpu = about(QUEUED, 2).replace(r#"["self-hosted"]"#, r#"["self-hosted","gpu"]"#);
+    let body = about(QUEUED, 1);
+    let (first, second) = tokio::join!(deliver(&world, &body), deliver(&world, &gpu));
+    is_accepted(&first, 1);
+    is_accepted(&second, 2);
+    assert_eq!((world.starts("runner-1"), world.starts("gpu-1")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_and_a_completed_job_share_nothing() {
+    let world = world_of_rounds().vm("runner-1", Status::Running);
+    let (queued, completed) = (about(QUEUED, 1), about(COMPLETED, 2));
+    let (queued, completed) = tokio::join!(deliver(&world, &queued), deliver(&world, &completed));
+    is_accepted(&queued, 1);
+    is_accepted(&completed, 2);
+    let paths: Vec<_> = world.cloud.tasks.pending().iter().map(|task| task.path.clone()).collect();
+    assert!(
+        paths.contains(&"/runner/start".to_owned()) && paths.contains(&"/runner/stop".to_owned())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_check_asks_about_runs_that_are_not_over_only() {
+    let mut cost = Vec::new();
+    for (over, active) in [(0, 0), (300, 0), (300, 3)] {
+        let mut world = World::new().vm("runner-1", Status::Running);
+        for _ in 0..over {
+            let job = world.queue_job("acme/app", "ubuntu-latest", seconds(1));
+            world.cloud.github.cancel_job(job);
+        }
+        for _ in 0..active {
+            world.queue_job("acme/app", "ubuntu-latest", minutes(60));
+        }
+        world.pass(seconds(1)).await;
+        world.cloud.clear_calls();
+        let now = world.clock.now().unix_seconds();
+        let body = format!(
+            r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a", "unmarked": true, "due": {now}}}"#
+        );
+        let answer = world.callback("/runner/stop", &body).now_or_never().unwrap();
+        assert_eq!(answer.body["status"], "stopping", "{answer:?}");
+        cost.push((world.cloud.calls().len(), world.count("actions.listJobsForWorkflowRun")));
+    }
+    let least = cost[0].0;
+    // Each active run is seen in its list; one that is queued is listed twice, since runs move.
+    assert_eq!(cost, [(least, 0), (least, 0), (least + cost[2].1, cost[2].1)]);
+    assert!(cost[2].1 <= 6, "{cost:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn github_is_asked_for_one_token_an_hour() {
+    let world = World::new().vm("runner-1", Status::Running);
+    let method = "apps.createInstallationAccessToken";
+    for _ in 0..11 {
+        world.command("/runner/stop", r#"{"vm_instance_name": "runner-1"}"#).await;
+        world.cloud.compute.set_status("runner-1", Status::Running);
+        tokio::time::sleep(minutes(5)).await;
+    }
+    assert_eq!(world.count(method), 1);
+    // It is good for an hour, and not used in the last five minutes of that.
+    tokio::time::sleep(minutes(1)).await;
+    world.command("/runner/stop", r#"{"vm_instance_name": "runner-1"}"#).await;
+    assert_eq!(world.count(method), 2);
+}
