@@ -261,16 +261,20 @@ impl Fleet {
     /// # Errors
     /// If no entry names it, or more than one VM fits.
     pub fn find(&self, name: Option<&str>, zone: Option<&str>) -> Result<&ManagedVm, NoSuchVm> {
+        if let (Some(name), Some(zone)) = (name, zone) {
+            // As every task of ours names it.
+            let vm = Vm::new(name, zone);
+            return self.vms.get(&vm).ok_or_else(|| NoSuchVm::Unknown(vm.to_string()));
+        }
         let fits = |vm: &&ManagedVm| {
             name.is_none_or(|n| n == vm.vm.name) && zone.is_none_or(|z| z == vm.vm.zone)
         };
         let found: Vec<&ManagedVm> = self.vms.values().filter(fits).collect();
         match found.as_slice() {
             [one] => Ok(one),
-            [] => Err(NoSuchVm::Unknown(match (name, zone) {
-                (Some(name), Some(zone)) => Vm::new(name, zone).to_string(),
-                (Some(name), None) => name.to_owned(),
-                (None, zone) => format!("in {}", zone.unwrap_or("any zone")),
+            [] => Err(NoSuchVm::Unknown(match name {
+                Some(name) => name.to_owned(),
+                None => format!("in {}", zone.unwrap_or("any zone")),
             })),
             several => Err(NoSuchVm::Ambiguous(several.iter().map(|vm| vm.vm.clone()).collect())),
         }

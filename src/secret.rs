@@ -205,6 +205,13 @@ mod tests {
     }
 
     #[test]
+    fn a_previous_secret_that_is_the_current_one_does_no_harm() {
+        let twice = SharedSecret::new(Secret::new(SECRET), Some(Secret::new(SECRET)));
+        assert_eq!(twice.verify_secret(Some(SECRET.as_bytes())), Ok(()));
+        assert_eq!(twice.verify_signature(Some(SIGNATURE.as_bytes()), BODY), Ok(()));
+    }
+
+    #[test]
     fn nothing_of_it_is_shown() {
         assert!(!format!("{:?}", secret()).contains(SECRET));
     }

@@ -89,3 +89,38 @@ fn outcome_header(outcome: &str) -> HeaderValue {
 fn log(vm: &crate::fleet::Vm, outcome: &Outcome) {
     tracing::info!(vm.name = %vm.name, vm.zone = %vm.zone, outcome = outcome.status.as_str(), "VM {}: {outcome}", vm.name);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_are_worth_logging() {
+        let told = |value: &str| {
+            let headers = HeaderMap::from_iter([(
+                axum::http::header::HOST,
+                HeaderValue::try_from(value).unwrap(),
+            )]);
+            telling(&headers, "host").map(str::to_owned)
+        };
+        for id in ["72d3162e-cc78-11e3-81ab-4c9367dc0958", "a_task-1", &"x".repeat(100)] {
+            assert_eq!(told(id).as_deref(), Some(id));
+        }
+        for prose in ["two words", "a\"b", "caf\u{e9}", "a/b", "a.b", &"x".repeat(101)] {
+            assert_eq!(told(prose), None, "{prose}");
+        }
+        assert_eq!(telling(&HeaderMap::new(), "host"), None);
+    }
+
+    #[test]
+    fn a_panic_is_answered() {
+        let response = panicked(Box::new("out of range"));
+        assert_eq!(response.status(), axum::http::StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    #[test]
+    fn an_outcome_of_any_text_fits_into_a_header() {
+        assert_eq!(outcome_header("busy, job 1 \u{2192} \n2"), "busy, job 1 ? ?2");
+        assert_eq!(outcome_header(&"x".repeat(600)).len(), 500);
+    }
+}

@@ -41,7 +41,7 @@ fn configured(port: u16) -> Command {
         ("GITHUB_API_URL", "http://127.0.0.1:1"),
         (
             "RUNNER_CONFIG",
-            r#"[{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"z"}]"#,
+            r#"[{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"asia-northeast1-a"}]"#,
         ),
     ]);
     command.env("PORT", port.to_string());
@@ -223,7 +223,9 @@ async fn cloud_at(listener: tokio::net::TcpListener, cloud: &Cloud, connections:
 async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() {
     let cloud = stand::cloud(&Clock::system());
     cloud.github.add_repository("acme/app");
-    cloud.compute.insert(Instance { status: Status::Running, ..Instance::new("runner-1", "z") });
+    cloud
+        .compute
+        .insert(Instance { status: Status::Running, ..Instance::new("runner-1", stand::ZONE) });
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let key_file = tempfile::NamedTempFile::new().unwrap();
@@ -235,9 +237,8 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
         .envs(["COMPUTE_API_URL", "CLOUD_TASKS_API_URL", "GITHUB_API_URL"].map(|api| (api, &url)))
         .env("GITHUB_APP_PRIVATE_KEY", stand::keys().app_private_key_pem())
         .env("GOOGLE_APPLICATION_CREDENTIALS", key_file.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let _program = Running(program.spawn().unwrap());
+        .env("K_SERVICE", "runner-manager");
+    let mut program = Running(program.spawn().unwrap());
     let count = |method: &str| cloud.calls().iter().filter(|call| call.method == method).count();
     let tokens = || (count("token"), count("apps.createInstallationAccessToken"));
     let connections = Arc::new(AtomicUsize::new(0));
@@ -254,6 +255,7 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
             let body = body.replace("29679449", &job.to_string());
             let request = http::Request::post(format!("http://127.0.0.1:{port}/github/webhook"))
                 .header("X-GitHub-Event", "workflow_job")
+                .header("X-GitHub-Delivery", format!("72d3162e-{job}"))
                 .header("X-Hub-Signature-256", sign(SECRET, body.as_bytes()))
                 .body(http_body_util::Full::new(body.into()));
             let answer = http.clone().oneshot(request.unwrap()).await.unwrap();
@@ -271,6 +273,18 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
         () = cloud_at(listener, &cloud, Arc::clone(&connections)) => {}
         () = story => {}
     }
+    // Each of them left one line that says which delivery it was, what was decided, and about which VM.
+    terminate(&program);
+    let lines: Vec<serde_json::Value> = BufReader::new(program.0.stdout.take().unwrap())
+        .lines()
+        .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
+        .collect();
+    let outcomes: Vec<_> =
+        lines.iter().filter(|line| line["outcome"] == "already_running").collect();
+    assert_eq!(outcomes.len(), 60);
+    assert_eq!(outcomes[0]["span"]["delivery"], "72d3162e-1");
+    let message = outcomes[0]["message"].as_str().unwrap();
+    assert!(message.starts_with("VM runner-1: already_running, job 1 of acme/app"), "{message}");
 }
 
 #[test]
