@@ -216,7 +216,8 @@ impl Asking<'_> {
                     demand: Demand::NotYet,
                     because: format!("{name} runs"),
                     job,
-                    waiting,
+                    // So neither it nor another has been waiting for a free VM all the time.
+                    waiting: Watch::default(),
                     cursor: None,
                 };
             }

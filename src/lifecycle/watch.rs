@@ -16,6 +16,10 @@ use crate::clock::Timestamp;
 /// which must not start it again.
 const NEARLY: Duration = Duration::from_secs(50 * 60);
 
+/// Looks that lie further apart do not show that it waited all the time in between: it may have run, and lost its
+/// runner. They come every ten minutes at most, rounded to a quarter of an hour, and may be late.
+const UNSEEN: Duration = Duration::from_secs(20 * 60);
+
 /// A body may have 100 KB; what does not fit counts a while longer.
 const MOST: usize = 400;
 
@@ -52,8 +56,11 @@ impl Watch {
     /// After a look at which the VM was free and exactly these jobs waited.
     pub(super) fn all_waiting(&self, jobs: impl IntoIterator<Item = u64>, now: Timestamp) -> Self {
         let now = now.unix_seconds();
-        let since =
-            |job| self.0.iter().find(|waited| waited.job == job).map_or(now, |waited| waited.since);
+        let seen_lately = |waited: &&Waited| {
+            waited.lasted(HOUR) || now.saturating_sub(waited.until) <= UNSEEN.as_secs()
+        };
+        let known = |job| self.0.iter().find(|waited| waited.job == job).filter(seen_lately);
+        let since = |job| known(job).map_or(now, |waited| waited.since);
         let waited = |job| Waited { job, since: since(job), until: now };
         Self(jobs.into_iter().map(waited).take(MOST).collect())
     }
@@ -86,9 +93,19 @@ mod tests {
         Timestamp::from_unix_seconds(1_800_000_000 + 60 * minutes)
     }
 
+    /// Job 7 was seen waiting every ten minutes.
+    fn waiting_until(minutes: u64) -> Watch {
+        let looks = (0..=minutes).step_by(10);
+        looks.fold(Watch::default(), |watch, minutes| watch.all_waiting([7], at(minutes)))
+    }
+
     #[test]
     fn a_job_that_waits_an_hour_for_a_free_vm_is_not_for_it() {
-        let watch = Watch::default().all_waiting([7], at(0)).all_waiting([7, 8], at(30));
+        let watch = [20, 40]
+            .into_iter()
+            .fold(Watch::default().all_waiting([7], at(0)), |watch, minutes| {
+                watch.all_waiting([7, 8], at(minutes))
+            });
         assert!(!watch.has_left(7));
         let watch = watch.all_waiting([7, 8], at(60));
         assert!(watch.has_left(7) && !watch.has_left(8) && !watch.has_left(9));
@@ -96,33 +113,38 @@ mod tests {
 
     #[test]
     fn one_look_without_it_starts_its_hour_again() {
-        let watch = Watch::default()
-            .all_waiting([7], at(0))
-            .all_waiting([], at(30))
-            .all_waiting([7], at(60));
+        let watch = waiting_until(50).all_waiting([], at(55)).all_waiting([7], at(60));
         assert!(!watch.has_left(7));
     }
 
     #[test]
+    fn what_nobody_looked_at_for_long_starts_its_hour_again() {
+        assert!(waiting_until(40).all_waiting([7], at(60)).has_left(7));
+        assert!(!waiting_until(40).all_waiting([7], at(61)).has_left(7));
+        assert!(!waiting_until(40).one_waiting(7, at(61)).has_left(7));
+        // But what was left stays so.
+        assert!(waiting_until(60).all_waiting([7], at(300)).has_left(7));
+    }
+
+    #[test]
     fn a_start_check_watches_its_own_job_and_keeps_the_others() {
-        let watch = Watch::default().all_waiting([7, 8], at(0)).one_waiting(7, at(60));
+        let watch = waiting_until(40).all_waiting([7, 8], at(50)).one_waiting(7, at(60));
         assert!(watch.has_left(7) && !watch.has_left(8));
-        assert!(watch.one_waiting(8, at(61)).has_left(8));
+        assert!(watch.one_waiting(8, at(61)).has_left(7));
     }
 
     #[test]
     fn time_without_a_vm_does_not_count_but_what_was_left_stays() {
-        let watch =
-            Watch::default().all_waiting([7], at(0)).all_waiting([7, 8], at(60)).while_down();
+        let watch = waiting_until(50).all_waiting([7, 8], at(60)).while_down();
         assert!(watch.has_left(7));
         assert!(!watch.one_waiting(8, at(125)).has_left(8));
     }
 
     #[test]
     fn the_chain_that_lags_behind_agrees_that_a_job_was_left() {
-        let lagging = Watch::default().all_waiting([7], at(0)).all_waiting([7], at(52));
+        let lagging = waiting_until(40).all_waiting([7], at(52));
         assert!(!lagging.has_left(7) && lagging.while_down().has_left(7));
-        let early = Watch::default().all_waiting([7], at(0)).all_waiting([7], at(49));
+        let early = waiting_until(40).all_waiting([7], at(49));
         assert!(!early.while_down().has_left(7));
     }
 }

@@ -141,7 +141,8 @@ struct Watched {
     requeued: BTreeSet<JobId>,
     /// Jobs on its runners, since when.
     running: BTreeMap<JobId, Timestamp>,
-    held: bool,
+    /// How many operators hold it.
+    held: u32,
     unseen: bool,
     unconfigured: bool,
     down_for: Duration,
@@ -255,7 +256,7 @@ impl Review<'_> {
             let stranded = waits && !vm.is_up() && self.stockout == 0 && !vm.unconfigured;
             vm.down_for = if stranded { vm.down_for + span } else { Duration::ZERO };
             let needed = !vm.waiting.is_empty() || !vm.running.is_empty();
-            let excused = vm.held || vm.unseen || vm.unconfigured || self.github_down > 0;
+            let excused = vm.held > 0 || vm.unseen || vm.unconfigured || self.github_down > 0;
             let idles = vm.status == Some(Status::Running) && !needed && !excused;
             vm.idle_for = if idles { vm.idle_for + span } else { Duration::ZERO };
             self.figures.waited = self.figures.waited.max(vm.down_for);
@@ -280,7 +281,7 @@ impl Review<'_> {
         match excuse {
             Excuse::Stockout(on) => count(&mut self.stockout, on),
             Excuse::GitHubDown(on) => count(&mut self.github_down, on),
-            Excuse::Held(vm, on) => self.vm(vm).held = on,
+            Excuse::Held(vm, on) => count(&mut self.vm(vm).held, on),
             Excuse::Unseen(vm) => self.vm(vm).unseen = true,
             Excuse::Unconfigured(vm, on) => self.vm(vm).unconfigured = on,
             Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
@@ -334,7 +335,11 @@ impl Review<'_> {
                 if action == "completed" && reply.status.is_some_and(|status| status.is_success()) {
                     // A job may run on another VM's runner, if that has its labels too.
                     let ran_on = self.ran_on.get(job).copied().unwrap_or(self.route[job]);
-                    self.vm(ran_on).last_completed = Some(*at);
+                    let vm = self.vm(ran_on);
+                    // While entries name another VM, that one gets the mark.
+                    if !vm.unconfigured {
+                        vm.last_completed = Some(*at);
+                    }
                 }
             }
             Happening::Callback { at, path, reply, .. } => {

@@ -52,3 +52,20 @@ fn a_runner_that_nobody_knows_does_not_say_that_it_is_idle() {
         )],
     });
 }
+
+/// A job ran for almost an hour and lost its runner, whose name no entry tells. The start check had seen it wait before
+/// it ran and again afterwards, took it to have waited all the time in between, and thus to be meant for another runner.
+#[test]
+fn a_job_that_ran_in_between_has_not_been_waiting_for_an_hour() {
+    keeps_every_promise(&Day {
+        seed: 40_614,
+        profile: Profile::Outage,
+        ops: vec![
+            (
+                seconds(18_348),
+                Op::Job { repo: "acme/app", labels: "self-hosted", runs: seconds(5_168) },
+            ),
+            (seconds(21_732), Op::RunnerGone { span: seconds(780) }),
+        ],
+    });
+}
