@@ -12,7 +12,7 @@ use crate::secret::Refused;
 
 /// Every way in which a request can fail. The replies have FastAPI's shape, `{"detail": "…"}`.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ApiError {
+pub enum ApiError {
     #[error(transparent)]
     Refused(#[from] Refused),
     #[error("{0}")]

@@ -21,7 +21,7 @@ const LARGEST_BODY: usize = 1 << 20;
 const SLOWEST_BODY: Duration = Duration::from_secs(5);
 
 /// An event that GitHub signed with our secret.
-pub(super) struct SignedDelivery(Event);
+pub struct SignedDelivery(Event);
 
 /// What a delivery tells.
 pub(super) enum Event {

@@ -21,6 +21,7 @@ use crate::lifecycle::Outcome;
 use crate::state::AppState;
 use crate::telemetry::{self, Trace};
 use error::ApiError;
+pub use extract::SignedDelivery;
 
 /// The header that says what was decided and why; GitHub shows it under Recent Deliveries.
 const OUTCOME: &str = "x-runner-manager-outcome";

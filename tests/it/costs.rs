@@ -254,3 +254,15 @@ async fn github_is_asked_for_one_token_an_hour() {
     world.command("/runner/stop", r#"{"vm_instance_name": "runner-1"}"#).await;
     assert_eq!(world.count(method), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_is_refused_is_tried_again_only_if_the_vm_has_changed() {
+    // A missing permission says nothing about the VM; a state that does not fit may have changed since it was read.
+    for (status, reads) in [(StatusCode::FORBIDDEN, 1), (StatusCode::BAD_REQUEST, 2)] {
+        let world = World::new();
+        world.cloud.faults.next("instances.start", Fault::Before(status, ErrorBody::Api));
+        let answer = deliver(&world, &about(QUEUED, 1)).await;
+        assert!(answer.outcome.contains("the VM was not started"), "{answer:?}");
+        assert_eq!((world.count("instances.get"), world.count("instances.start")), (reads, 1));
+    }
+}

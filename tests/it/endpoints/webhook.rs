@@ -2,6 +2,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::detail;
+use crate::stand::Log;
 use crate::world::{Answer, SECRET, World, minutes, sign};
 
 const QUEUED: &str = include_str!("../../fixtures/workflow_job.queued.json");
@@ -32,12 +33,15 @@ fn is_ok(answer: &Answer, outcome: &str) {
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_job_starts_its_vm() {
+    let (log, _guard) = Log::listen();
     let world = World::new();
     is_ok(
         &world.webhook("workflow_job", QUEUED).await,
         "runner-1: starting, job 29679449 of acme/app waits",
     );
     assert_eq!(world.count("instances.start"), 1);
+    let line = r#"VM runner-1: starting, job 29679449 of acme/app waits"#;
+    assert_eq!(log.count("INFO", line), 1);
 }
 
 #[tokio::test(start_paused = true)]

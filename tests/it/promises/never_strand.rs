@@ -4,6 +4,7 @@ use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status, Timings};
 use runner_manager::emulators::{ErrorBody, Fault};
 
+use crate::stand::Log;
 use crate::world::{World, ZONE, minutes, runner, seconds};
 
 /// One job on a VM that is in this status when the job is queued.
@@ -319,6 +320,7 @@ async fn a_start_check_that_could_not_make_the_next_comes_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_loses_its_vm_in_the_middle_gets_it_back_within_one_check_interval() {
+    let (log, _guard) = Log::listen();
     let mut world = World::new();
     // Their start checks are one, and the first job is soon over.
     let short = world.queue_job("acme/app", "self-hosted", minutes(1));
@@ -331,6 +333,8 @@ async fn a_job_that_loses_its_vm_in_the_middle_gets_it_back_within_one_check_int
     world.pass_until(minutes(6), |world| world.starts("runner-1") == 2).await;
     world.pass_until(minutes(100), |world| world.is_completed(long)).await;
     world.settle().await;
+    let why = "VM runner-1 in asia-northeast1-a is down while a job waits for it: it was preempted";
+    assert_eq!(log.count("WARN", why), 1);
 }
 
 #[tokio::test(start_paused = true)]

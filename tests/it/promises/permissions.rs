@@ -3,10 +3,12 @@
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::Permission;
 
+use crate::stand::Log;
 use crate::world::{World, minutes};
 
 #[tokio::test(start_paused = true)]
 async fn without_labels_it_works_as_the_original_did_and_leaks_nothing() {
+    let (log, _guard) = Log::listen();
     let mut world = World::new();
     world.cloud.compute.forbid("compute.instances.setLabels");
     let first = world.queue_job("acme/app", "self-hosted", minutes(1));
@@ -17,6 +19,7 @@ async fn without_labels_it_works_as_the_original_did_and_leaks_nothing() {
     assert_eq!(world.starts("runner-1"), 1);
     world.settle().await;
     assert_eq!(world.count("instances.setLabels"), 1, "once was enough to know");
+    assert_eq!(log.count("WARN", "grant compute.instances.setLabels"), 1, "and to say so");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,129 @@
+//! Deliveries as long as GitHub's: most of one is addresses of the repository, which nobody reads.
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit, Mac};
+use http::{Method, Request};
+use http_body_util::Full;
+use serde_json::{Map, Value, json};
+
+/// The shared secret. It guards nothing.
+pub(crate) const SECRET: &str = "not-to-be-seen-5f1c0e77";
+
+/// The one repository that has VMs.
+pub(crate) const REPO: &str = "acme/app";
+
+/// A repository that has none.
+pub(crate) const STRANGER: &str = "acme/unknown";
+
+const QUEUED: &str = include_str!("../../tests/fixtures/workflow_job.queued.json");
+const COMPLETED: &str = include_str!("../../tests/fixtures/workflow_job.completed.json");
+
+/// What a repository's object says where something of it is found: `{name}_url`.
+const PARTS: &str = "archive assignees blobs branches collaborators comments commits compare contents contributors \
+                     deployments downloads events forks git_commits git_refs git_tags git hooks issue_comment \
+                     issue_events issues keys labels languages merges milestones mirror notifications pulls releases \
+                     ssh stargazers statuses subscribers subscription svn tags teams trees clone homepage";
+
+/// What an account's object says where something of it is found.
+const OF_ACCOUNT: &str = "avatar events followers following gists hooks html issues members organizations public_members \
+     received_events repos starred subscriptions";
+
+/// How far the job has come, and so how long its delivery is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// 7 KB or so.
+    Queued,
+    /// 14 KB or so: it lists the job's steps.
+    Completed,
+}
+
+/// The body of a `workflow_job` delivery about a job of this VM.
+pub(crate) fn body(action: Action, repo: &str, job: u64, vm: usize) -> String {
+    let fixture = if action == Action::Queued { QUEUED } else { COMPLETED };
+    let mut event: Value = serde_json::from_str(fixture).expect("the fixtures are JSON");
+    let api = format!("https://api.github.example/repos/{repo}");
+    let addresses = |names: &str, root: &str| -> Map<String, Value> {
+        let address = |name: &str| {
+            (format!("{name}_url"), format!("{root}/{name}{{/number}}{{?since,all}}").into())
+        };
+        names.split_whitespace().map(address).collect()
+    };
+    let job_of_it = &mut event["workflow_job"];
+    job_of_it["id"] = job.into();
+    job_of_it["labels"] = json!(["self-hosted", pool(vm)]);
+    if action == Action::Completed {
+        job_of_it["runner_name"] = name(vm).into();
+        let step = |number: u32| {
+            json!({
+                "name": format!("Run the tests of part {number} of the build"),
+                "status": "completed",
+                "conclusion": "success",
+                "number": number,
+                "started_at": "2026-11-24T09:00:00Z",
+                "completed_at": "2026-11-24T09:00:09Z",
+            })
+        };
+        job_of_it["steps"] = (1..=36).map(step).collect();
+    }
+    let repository = &mut event["repository"];
+    repository["full_name"] = repo.into();
+    if let Some(fields) = repository.as_object_mut() {
+        fields.extend(addresses(PARTS, &api));
+    }
+    for account in ["sender", "organization"] {
+        let of = format!("https://api.github.example/users/{account}");
+        event[account] = addresses(OF_ACCOUNT, &of).into();
+    }
+    event.to_string()
+}
+
+/// The name of a VM, and of its runner.
+pub(crate) fn name(vm: usize) -> String {
+    format!("runner-{vm}")
+}
+
+/// The label that only this VM's runner has.
+pub(crate) fn pool(vm: usize) -> String {
+    format!("pool-{vm}")
+}
+
+/// A delivery with this signature over HTTP/1.1.
+pub(crate) fn delivery(body: String, signature: &str) -> Request<Full<Bytes>> {
+    let headers = [
+        ("X-GitHub-Event", "workflow_job"),
+        ("X-GitHub-Delivery", "72d3162e-cc78-11e3-81ab-4c9367dc0958"),
+        ("X-Hub-Signature-256", signature),
+        ("Content-Type", "application/json"),
+        ("User-Agent", "GitHub-Hookshot/0000000"),
+    ];
+    request(Method::POST, "/github/webhook", &headers, body)
+}
+
+/// A delivery as GitHub would sign it.
+pub(crate) fn signed(body: String) -> Request<Full<Bytes>> {
+    let signature = sign(body.as_bytes());
+    delivery(body, &signature)
+}
+
+/// A request to whoever listens.
+pub(crate) fn request(
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Request<Full<Bytes>> {
+    let mut request = Request::builder().method(method).uri(path).header("Host", "127.0.0.1");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::new(body.into())).expect("the parts of a request are valid")
+}
+
+/// The header that GitHub signs a body with.
+pub(crate) fn sign(body: &[u8]) -> String {
+    let mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes())
+        .expect("a key of any length is one")
+        .chain_update(body);
+    let bytes = mac.finalize().into_bytes();
+    format!("sha256={}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}

@@ -1,0 +1,454 @@
+//! What a request costs, against the floor: a bare service on the same framework that does as little as can be done.
+//!
+//! Both run on one CPU, in turn, and everything else (the load, the APIs that they call) on the other. What is compared
+//! is the CPU time of a request, so that it does not matter if the other CPU is the slower one. Then what a caller waits
+//! for: answers at several concurrencies, with APIs that take their time, from a cold start. And memory.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark reports to whoever started it"
+)]
+#![expect(clippy::disallowed_methods, reason = "it measures by the clock")]
+
+mod deliveries;
+mod floor;
+mod load;
+mod process;
+mod report;
+mod upstream;
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser;
+use deliveries::{Action, REPO, SECRET, STRANGER, body, name, pool, request, sign, signed};
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
+use load::{Load, burst, first_answer, flood};
+use process::Process;
+use report::{Report, median, millis, percentile};
+use runner_manager::clients::transport::BoxError;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use upstream::Upstream;
+
+/// How many VMs there are: one for each connection, so that no two deliveries share their work.
+const VMS: usize = 80;
+
+/// How long a call takes where the APIs take their time.
+const ROUND: Duration = Duration::from_millis(30);
+
+/// Where the service and the floor run, and where everything else does.
+const MEASURED_CPU: usize = 0;
+const OTHER_CPU: usize = 1;
+
+/// What a request costs, against a bare service on the same framework. Takes about two minutes.
+#[derive(Parser)]
+#[command(bin_name = "cargo bench --bench performance --")]
+struct Cli {
+    /// How often service and floor take turns in each comparison; the median counts
+    #[arg(long, default_value_t = 7)]
+    turns: usize,
+    /// How long a turn takes, in milliseconds
+    #[arg(long, default_value_t = 600)]
+    turn_ms: u64,
+    /// Serve as the floor on this port
+    #[arg(long, hide = true, requires = "upstream")]
+    floor: Option<u16>,
+    #[arg(long, hide = true)]
+    upstream: Option<String>,
+    /// What `cargo bench` adds to the arguments of every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<ExitCode, BoxError> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let (Some(port), Some(upstream)) = (cli.floor, &cli.upstream) {
+        runtime.block_on(floor::serve(port, upstream))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("not measured: this is a build without optimisations; use cargo bench");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = runtime.block_on(measure(&cli))?;
+    println!("{report}");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure(cli: &Cli) -> Result<Report, BoxError> {
+    let mut report = Report::default();
+    let upstream = Upstream::default();
+    let stand = Stand::new(&upstream)?;
+    cold_starts(&stand, &mut report).await?;
+
+    let service = Served::service(&stand, MEASURED_CPU).await?;
+    let floor = Served::floor(&stand, MEASURED_CPU).await?;
+    // Each process that was started so far ran wherever it wanted to.
+    process::pin(std::process::id(), OTHER_CPU)?;
+    let idle = service.process.memory()?;
+    report.row("memory when idle (PSS)", format!("{:.1} MB", mebibytes(idle)), "5 MB");
+
+    costs(&service, &floor, cli, &mut report).await?;
+    latencies(&service, &mut report).await?;
+    slow_apis(&service, &upstream, &mut report).await?;
+
+    flood_with(&service, 100_000).await?;
+    let after = service.process.memory()?;
+    report.row("memory after 100,000 more (PSS)", format!("{:.1} MB", mebibytes(after)), "16 MB");
+    let binary = std::fs::metadata(env!("CARGO_BIN_EXE_runner-manager"))?.len();
+    let with = if cfg!(feature = "dev") { "with the feature dev" } else { "as it ships" };
+    report.row(
+        &format!("binary, {with}"),
+        format!("{:.1} MB", mebibytes(binary / 1024)),
+        if cfg!(feature = "dev") { "" } else { "7 MB" },
+    );
+    Ok(report)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "it is rounded anyway")]
+fn mebibytes(kibibytes: u64) -> f64 {
+    kibibytes as f64 / 1024.0
+}
+
+/// Where things are, and what the service is told.
+struct Stand {
+    upstream_url: String,
+    key_file: tempfile::NamedTempFile,
+}
+
+impl Stand {
+    fn new(upstream: &Upstream) -> Result<Self, BoxError> {
+        let upstream_url = upstream.serve()?;
+        let key = json!({
+            "type": "service_account",
+            "project_id": "my-project",
+            "private_key_id": "1",
+            // Nobody looks at what is signed with it.
+            "private_key": PEM,
+            "client_email": "runner-manager@my-project.iam.gserviceaccount.com",
+            "token_uri": format!("{upstream_url}/token"),
+        });
+        let key_file = tempfile::NamedTempFile::new()?;
+        std::fs::write(key_file.path(), key.to_string())?;
+        Ok(Self { upstream_url, key_file })
+    }
+
+    /// The program as it ships, on this port.
+    fn service(&self, port: u16) -> Command {
+        let entry = |vm| {
+            json!({
+                "repo": REPO,
+                "labels": ["self-hosted", pool(vm)],
+                "vm_instance_name": name(vm),
+                "vm_instance_zone": "asia-northeast1-a",
+            })
+        };
+        let fleet = Value::from_iter((1..=VMS).map(entry)).to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_runner-manager"));
+        command.env_clear().env("GOOGLE_APPLICATION_CREDENTIALS", self.key_file.path()).envs([
+            // Its log lines are JSON then, as in production.
+            ("K_SERVICE", "runner-manager"),
+            ("GCP_PROJECT_ID", "my-project"),
+            ("CLOUD_TASK_LOCATION", "asia-northeast1"),
+            ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
+            ("CLOUD_RUN_SERVICE_URL", "https://service.example"),
+            ("RUNNER_MANAGER_SECRET", SECRET),
+            ("GITHUB_APP_ID", "123456"),
+            ("GITHUB_APP_PRIVATE_KEY", PEM),
+            ("GITHUB_APP_INSTALLATION_ID", "12345678"),
+            ("COMPUTE_API_URL", &self.upstream_url),
+            ("CLOUD_TASKS_API_URL", &self.upstream_url),
+            ("GITHUB_API_URL", &self.upstream_url),
+            ("RUNNER_CONFIG", &fleet),
+            ("PORT", &port.to_string()),
+        ]);
+        command
+    }
+
+    fn floor(&self, port: u16) -> Result<Command, BoxError> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let args: [OsString; 4] = [
+            "--floor".into(),
+            port.to_string().into(),
+            "--upstream".into(),
+            self.upstream_url.clone().into(),
+        ];
+        command.args(args);
+        Ok(command)
+    }
+}
+
+const PEM: &str = include_str!("../../tests/fixtures/app-private-key.pem");
+
+/// A process that answers.
+struct Served {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Served {
+    async fn service(stand: &Stand, cpu: usize) -> Result<Self, BoxError> {
+        let address = free_address()?;
+        Self::start(stand.service(address.port()), address, cpu).await
+    }
+
+    async fn floor(stand: &Stand, cpu: usize) -> Result<Self, BoxError> {
+        let address = free_address()?;
+        Self::start(stand.floor(address.port())?, address, cpu).await
+    }
+
+    async fn start(
+        mut command: Command,
+        address: SocketAddr,
+        cpu: usize,
+    ) -> Result<Self, BoxError> {
+        let process = Process::start(&mut command)?;
+        first_answer(address, Instant::now(), &health()).await?;
+        process.pin_to(cpu)?;
+        // Tokens are on their way.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok(Self { process, address })
+    }
+
+    /// The CPU time of one request under this load.
+    async fn cost(&self, load: &Load, cli: &Cli) -> Result<Turn, BoxError> {
+        let before = self.process.cpu_time()?;
+        let span = Duration::from_millis(cli.turn_ms);
+        let requests = flood(self.address, 32, span, load).await?.len();
+        let cpu = self.process.cpu_time()?.saturating_sub(before);
+        let count = u32::try_from(requests)?.max(1);
+        Ok(Turn { cpu: cpu / count, a_second: f64::from(count) / span.as_secs_f64() })
+    }
+}
+
+/// What came of one turn.
+#[derive(Clone, Copy)]
+struct Turn {
+    cpu: Duration,
+    a_second: f64,
+}
+
+fn free_address() -> Result<SocketAddr, BoxError> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn health() -> Load {
+    let ask = request(Method::GET, "/health", &[], "");
+    Load { requests: vec![ask], status: StatusCode::OK, outcome: "" }
+}
+
+/// A delivery for each VM.
+fn deliveries(action: Action, outcome: &'static str) -> Load {
+    let one = |vm| signed(body(action, REPO, 29_679_000 + vm as u64, vm));
+    Load { requests: (1..=VMS).map(one).collect(), status: StatusCode::OK, outcome }
+}
+
+fn one(request: Request<Full<Bytes>>, status: StatusCode, outcome: &'static str) -> Load {
+    Load { requests: vec![request], status, outcome }
+}
+
+fn forged() -> Load {
+    let body = body(Action::Queued, REPO, 1, 1);
+    let other = sign(b"something else");
+    one(deliveries::delivery(body, &other), StatusCode::UNAUTHORIZED, "")
+}
+
+fn unmatched() -> Load {
+    one(signed(body(Action::Queued, STRANGER, 1, 1)), StatusCode::OK, "nothing to do")
+}
+
+/// CPU time of a request, against the floor.
+async fn costs(
+    service: &Served,
+    floor: &Served,
+    cli: &Cli,
+    report: &mut Report,
+) -> Result<(), BoxError> {
+    let loads = [
+        ("forged signature", forged(), 1.35),
+        ("unmatched repository", unmatched(), 1.35),
+        ("`queued`, the VM runs and is marked", deliveries(Action::Queued, "already_running"), 1.5),
+        ("`completed`, the VM is marked", deliveries(Action::Completed, "ok, job"), 1.5),
+        ("`GET /health`", health(), 1.5),
+    ];
+    for (what, load, target) in loads {
+        eprintln!("{what}: {} turns", cli.turns);
+        // The floor says nothing of outcomes.
+        let plain = Load { outcome: "", ..load.clone() };
+        let (mut ours, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..cli.turns {
+            let (own, least) = (service.cost(&load, cli).await?, floor.cost(&plain, cli).await?);
+            ratios.push(own.cpu.as_secs_f64() / least.cpu.as_secs_f64());
+            ours.push(own);
+            bare.push(least);
+        }
+        let cpu = |turns: &[Turn]| median(turns.iter().map(|turn| turn.cpu.as_secs_f64()));
+        let rate = |turns: &[Turn]| median(turns.iter().map(|turn| turn.a_second));
+        report.cost(
+            what,
+            (cpu(&ours), cpu(&bare)),
+            (rate(&ours), rate(&bare)),
+            median(ratios),
+            target,
+        );
+    }
+    Ok(())
+}
+
+/// What callers wait for, where the APIs answer at once.
+async fn latencies(service: &Served, report: &mut Report) -> Result<(), BoxError> {
+    let loads = [
+        ("forged signature", forged()),
+        ("unmatched repository", unmatched()),
+        ("`queued`, the VM runs and is marked", deliveries(Action::Queued, "already_running")),
+        ("`completed`, the VM is marked", deliveries(Action::Completed, "ok, job")),
+        ("`GET /health`", health()),
+    ];
+    for (what, load) in loads {
+        eprintln!("{what}: latencies");
+        let mut at = Vec::new();
+        for connections in [1, 32, 80] {
+            let all = flood(service.address, connections, Duration::from_secs(1), &load).await?;
+            at.push((connections, all.len(), percentile(&all, 50), percentile(&all, 99)));
+        }
+        report.latency(what, &at);
+    }
+    let mut stops = Vec::new();
+    for _ in 0..50 {
+        let headers = [("X-Runner-Secret", SECRET), ("X-CloudTasks-TaskName", "0123")];
+        let now = runner_manager::clock::Clock::system().now().unix_seconds();
+        let task = json!({
+            "vm_instance_name": name(1), "vm_instance_zone": "asia-northeast1-a", "unmarked": true, "due": now,
+        });
+        let stop = request(Method::POST, "/runner/stop", &headers, task.to_string());
+        stops.extend(burst(service.address, &one(stop, StatusCode::OK, "stopping")).await?);
+    }
+    stops.sort_unstable();
+    report.row("`/runner/stop` that stops, p50", millis(percentile(&stops, 50)), "10 ms");
+    Ok(())
+}
+
+/// The same where each call takes [`ROUND`]: what it costs that calls wait for one another.
+async fn slow_apis(
+    service: &Served,
+    upstream: &Upstream,
+    report: &mut Report,
+) -> Result<(), BoxError> {
+    eprintln!("APIs that take {ROUND:?}");
+    upstream.takes(ROUND);
+    let running = deliveries(Action::Queued, "already_running");
+    // Connections to the APIs are opened before it counts.
+    flood(service.address, VMS, 4 * ROUND, &running).await?;
+
+    let span = Duration::from_secs(3);
+    let all = flood(service.address, VMS, span, &running).await?;
+    let possible = VMS as f64 * span.as_secs_f64() / ROUND.as_secs_f64();
+    report.row(
+        "80 at once, one round: share of what is possible",
+        format!("{:.2}", all.len() as f64 / possible),
+        "0.9",
+    );
+    report.row("the same, p99", millis(percentile(&all, 99)), "45 ms");
+
+    let same = |what| Load {
+        requests: vec![running.requests[0].clone(); VMS],
+        status: StatusCode::OK,
+        outcome: what,
+    };
+    let last = async |load: &Load| -> Result<Duration, BoxError> {
+        let mut last = Vec::new();
+        for _ in 0..9 {
+            last.push(burst(service.address, load).await?.last().copied().unwrap_or_default());
+        }
+        last.sort_unstable();
+        Ok(percentile(&last, 50))
+    };
+    let before = upstream.calls();
+    let took = last(&running).await?;
+    report.row("burst of 80 for 80 VMs that run, last answer", millis(took), "50 ms");
+    let between = upstream.calls();
+    let took = last(&same("already_running")).await?;
+    report.row("burst of 80 for one VM that runs, last answer", millis(took), "50 ms");
+    report.row(
+        "calls of such a burst: 80 VMs, one VM",
+        format!("{}, {}", (between - before) / 9, (upstream.calls() - between) / 9),
+        "",
+    );
+    upstream.vms_are_stopped(true);
+    let took = last(&same("starting")).await?;
+    report.row("burst of 80 for one VM that is stopped, last answer", millis(took), "110 ms");
+    let mut alone = Vec::new();
+    for _ in 0..21 {
+        alone.extend(
+            burst(service.address, &one(running.requests[0].clone(), StatusCode::OK, "starting"))
+                .await?,
+        );
+    }
+    alone.sort_unstable();
+    report.row(
+        "one `queued` for a VM that is stopped, p50",
+        millis(percentile(&alone, 50)),
+        "95 ms",
+    );
+    upstream.vms_are_stopped(false);
+
+    let (probes, busy) = (health(), Load { requests: running.requests[..16].to_vec(), ..running });
+    let (all, _) = tokio::try_join!(
+        flood(service.address, 1, span, &probes),
+        flood(service.address, 16, span, &busy),
+    )?;
+    report.row("`/health` with 16 webhooks in flight, p99", millis(percentile(&all, 99)), "1 ms");
+    upstream.takes(Duration::ZERO);
+    Ok(())
+}
+
+/// From exec to answers.
+async fn cold_starts(stand: &Stand, report: &mut Report) -> Result<(), BoxError> {
+    eprintln!("cold starts");
+    let delivery = deliveries(Action::Queued, "already_running");
+    let (mut healthy, mut bare, mut matched) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..21 {
+        let plain = Load { outcome: "", ..delivery.clone() };
+        for (floor, load, times) in [
+            (false, &health(), &mut healthy),
+            (true, &plain, &mut bare),
+            (false, &delivery, &mut matched),
+        ] {
+            let address = free_address()?;
+            let port = address.port();
+            let mut command = if floor { stand.floor(port)? } else { stand.service(port) };
+            let begun = Instant::now();
+            let _process = Process::start(&mut command)?;
+            times.push(first_answer(address, begun, load).await?);
+        }
+    }
+    for times in [&mut healthy, &mut bare, &mut matched] {
+        times.sort_unstable();
+    }
+    report.row("exec to the first answer, p50", millis(percentile(&healthy, 50)), "5 ms");
+    report.row(
+        "exec to the first matched delivery answered, tokens fetched, p50",
+        millis(percentile(&matched, 50)),
+        "15 ms",
+    );
+    report.row("the floor's, without tokens, p50", millis(percentile(&bare, 50)), "");
+    Ok(())
+}
+
+/// This many deliveries more.
+async fn flood_with(service: &Served, count: usize) -> Result<(), BoxError> {
+    eprintln!("{count} deliveries");
+    let load = deliveries(Action::Queued, "already_running");
+    let mut sent = 0;
+    while sent < count {
+        sent += flood(service.address, VMS, Duration::from_secs(1), &load).await?.len();
+    }
+    Ok(())
+}
