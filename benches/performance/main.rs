@@ -23,6 +23,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use clap::Parser;
 use deliveries::{Action, REPO, SECRET, STRANGER, body, name, pool, request, sign, signed};
@@ -131,7 +134,7 @@ impl Stand {
             "project_id": "my-project",
             "private_key_id": "1",
             // Nobody looks at what is signed with it.
-            "private_key": PEM,
+            "private_key": pkcs8()?,
             "client_email": "runner-manager@my-project.iam.gserviceaccount.com",
             "token_uri": format!("{upstream_url}/token"),
         });
@@ -185,6 +188,14 @@ impl Stand {
     }
 }
 
+/// A key as Google's key files hold it.
+fn pkcs8() -> Result<String, BoxError> {
+    let key = KeyPair::generate(KeySize::Rsa2048)?;
+    let text = BASE64_STANDARD.encode(AsDer::<Pkcs8V1Der<'_>>::as_der(&key)?.as_ref());
+    Ok(format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"))
+}
+
+/// A key as GitHub gives it to an App.
 const PEM: &str = include_str!("../../tests/fixtures/app-private-key.pem");
 
 /// A process that answers.

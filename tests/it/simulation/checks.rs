@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 use runner_manager::clock::Timestamp;
-use runner_manager::emulators::Happening;
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::{JobId, JobStatus};
+use runner_manager::emulators::{Happening, Reply};
 
 use super::day::Profile;
 use crate::world::{INACTIVE, SECRET, World, minutes, seconds};
@@ -117,13 +117,22 @@ impl fmt::Display for Figures {
     }
 }
 
-/// When each job's `queued` was first answered 2xx.
+/// What a mistyped deploy's entries name instead of `runner-1`.
+pub(super) const MISTYPED: &str = "runner-l";
+
+/// When each job's `queued` was first answered 2xx. For a VM that does not exist the answer is 502, but for the
+/// moments in which Compute Engine cannot be asked.
 pub(super) fn accepted(history: &[Happening]) -> BTreeMap<JobId, Timestamp> {
+    let exists = |reply: &Reply| {
+        let outcome = reply.headers.get("x-runner-manager-outcome");
+        outcome.is_none_or(|outcome| !outcome.as_bytes().starts_with(MISTYPED.as_bytes()))
+    };
     let mut accepted = BTreeMap::new();
     for happening in history {
         if let Happening::Webhook { at, action, job, reply, .. } = happening
             && action == "queued"
             && reply.status.is_some_and(|status| status.is_success())
+            && exists(reply)
         {
             accepted.entry(*job).or_insert(*at);
         }

@@ -10,7 +10,7 @@ use runner_manager::clock::Timestamp;
 use runner_manager::emulators::github::{JobStatus, Permission, Runner, Scope};
 use runner_manager::emulators::{Api, ErrorBody, Fault, compute, github};
 
-use super::checks::{self, Bounds, Excuse, Figures};
+use super::checks::{self, Bounds, Excuse, Figures, MISTYPED};
 use super::day::{Day, Dice, Op, Profile, RunnerIs};
 use crate::world::{World, ZONE, fleet, minutes, runner, seconds};
 
@@ -195,7 +195,7 @@ impl Stage {
             Op::Deploy => self.world.service().replace(),
             Op::Misdeploy { span } => {
                 let (vm, service) = ("runner-1", self.world.service());
-                service.deploy(self.runner.config().replace(r#""runner-1""#, r#""runner-l""#));
+                service.deploy(self.runner.config().replace(vm, MISTYPED));
                 self.excuses.push((now, Excuse::Unconfigured(vm, true)));
                 // Looks come ever later while no entry names the VM: the next is as far away as all of them took.
                 self.excuses.push((now + 2 * *span + minutes(15), Excuse::Unconfigured(vm, false)));
