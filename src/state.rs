@@ -1,6 +1,7 @@
 //! What every request shares. Nothing in it outlives the instance that matters: tokens are fetched again, a
 //! missing permission is found out again.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,11 +19,15 @@ use crate::lifecycle::in_flight::InFlight;
 use crate::lifecycle::mark::Marks;
 use crate::secret::SharedSecret;
 
-/// The state behind all routes; cheap to clone.
+/// The state behind all routes; cheap to clone, and clones share it.
 #[derive(Clone, Debug)]
-pub struct AppState {
+pub struct AppState(Arc<Shared>);
+
+/// What there is of it.
+#[derive(Debug)]
+pub struct Shared {
     /// Which VM serves which jobs.
-    pub fleet: Arc<Fleet>,
+    pub fleet: Fleet,
     /// Who the service is to Google.
     pub google: Credentials,
     /// The VMs.
@@ -32,7 +37,7 @@ pub struct AppState {
     /// The witnesses.
     pub github: GitHub,
     /// Whom the service believes.
-    pub secret: Arc<SharedSecret>,
+    pub secret: SharedSecret,
     /// The time.
     pub clock: Clock,
     /// How long a VM stays up after its last job.
@@ -61,6 +66,14 @@ impl Draining {
     }
 }
 
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
 impl AppState {
     /// Builds the clients on one transport: `http` in production is
     /// [`over_tls`](crate::clients::transport::over_tls).
@@ -79,19 +92,19 @@ impl AppState {
         let tasks =
             CloudTasks::new(transport.clone(), credentials.clone(), &roots.cloud_tasks, &queue);
         let github = GitHub::new(transport, &roots.github, config.github_app, clock.clone());
-        Self {
-            fleet: Arc::new(config.fleet),
+        Self(Arc::new(Shared {
+            fleet: config.fleet,
             google: credentials,
             compute,
             tasks,
             github,
-            secret: Arc::new(config.secret),
+            secret: config.secret,
             clock,
             inactive: config.inactive,
             marks: Marks::default(),
             in_flight: InFlight::default(),
             draining: Draining::default(),
-        }
+        }))
     }
     /// Fetches the tokens that the first event will need. Meant to run beside the listener: what fails here is
     /// tried again by whoever needs it, and is a warning already.

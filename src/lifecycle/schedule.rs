@@ -105,6 +105,7 @@ mod tests {
         again(0, 60, 60);
         again(1, 60, 90);
         again(10, 30, 60);
+        again(50, 90, 150);
         again(0, 120, 120);
         again(59, 120, 120);
         again(60, 120, 240);

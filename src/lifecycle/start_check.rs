@@ -102,11 +102,8 @@ pub async fn start_check(
     let asking = Asking { app, vm, check: &check, phase: seen.status(), now, deadline: witnesses };
     let asked = match fate {
         Some(fate) => asking.ask(fate).await,
-        None if seen.status() == Phase::Up => {
-            // A job's check of the same due time may have become one with this.
-            asking.ask_for_another(Fate::Over, without_a_job(&check, now), None).await
-        }
-        None => without_a_job(&check, now),
+        // A job's check of the same due time may have become one with this.
+        None => asking.ask_for_another(Fate::Over, without_a_job(&check, now), None).await,
     };
     act(app, vm, check, &seen, asked, now, deadline).await
 }

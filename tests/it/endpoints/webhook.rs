@@ -198,5 +198,8 @@ async fn a_waiting_job_gets_a_start_check_and_no_start() {
     assert_ne!(waiting, QUEUED);
     is_ok(&world.webhook("workflow_job", &waiting).await, "waits for a review");
     assert_eq!((world.count("instances.get"), world.cloud.calls().len()), (1, 2));
-    assert_eq!(world.cloud.tasks.pending()[0].path, "/runner/start");
+    let check = world.cloud.tasks.pending().remove(0);
+    assert_eq!(check.path, "/runner/start");
+    let in_seconds = check.body["due"].as_u64().unwrap() - world.clock.now().unix_seconds();
+    assert!((90..=120).contains(&in_seconds), "{check:?}");
 }
