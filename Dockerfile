@@ -11,18 +11,19 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 
-# Dependencies first, against an empty program, so that a change of the source does not build them again.
+# Dependencies first, against an empty program, so that a change of the source does not build them again. Cargo wants
+# every target that Cargo.toml names to be there, whether it is built or not.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
-    && echo 'fn main() {}' | tee src/main.rs > tests/it/main.rs \
+COPY .cargo/config.toml .cargo/config.toml
+RUN mkdir -p src tests/it benches/load benches/performance \
+    && echo 'fn main() {}' | tee src/main.rs tests/it/main.rs benches/pieces.rs benches/load/main.rs > benches/performance/main.rs \
     && touch src/lib.rs README.md \
     && cargo build --release --locked --no-default-features \
-    && rm -r src tests
+    && rm -r src
 
 COPY src src
 # Copied files may be older than what was just built from the empty ones.
 RUN find src -name '*.rs' -exec touch {} + \
-    && mkdir -p tests/it && touch tests/it/main.rs \
     && cargo build --release --locked --no-default-features
 
 FROM ${BASE_IMAGE}

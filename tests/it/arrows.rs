@@ -1,4 +1,5 @@
-//! What no compiler checks: dependencies point one way, and the tests that docs/promises.md names exist.
+//! What no compiler checks: dependencies point one way, the tests that docs/promises.md names exist, and the image can
+//! be built from what the Dockerfile copies.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,4 +82,23 @@ fn the_tests_that_the_docs_name_exist() {
     let lost: Vec<&&str> =
         named.iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
     assert!(lost.is_empty(), "{lost:#?}");
+}
+
+#[test]
+fn the_dockerfile_makes_every_target_that_cargo_wants_to_see() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file| fs::read_to_string(root.join(file)).unwrap();
+    let (manifest, dockerfile) = (read("Cargo.toml"), read("Dockerfile"));
+    let paths: Vec<&str> = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("path = \"")?.strip_suffix('"'))
+        .collect();
+    assert!(paths.len() >= 4, "{paths:?}");
+    let lost: Vec<_> = paths.iter().filter(|path| !dockerfile.contains(*path)).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    // What is copied from the project is let through to the build.
+    let allowed = read(".dockerignore");
+    for copied in ["Cargo.toml", "Cargo.lock", ".cargo/config.toml", "src"] {
+        assert!(dockerfile.contains(copied) && allowed.contains(&format!("!{copied}\n")));
+    }
 }

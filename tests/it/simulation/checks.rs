@@ -145,7 +145,8 @@ pub(super) fn accepted(history: &[Happening]) -> BTreeMap<JobId, Timestamp> {
 struct Watched {
     status: Option<Status>,
     /// Jobs that wait for it, whether their webhook arrived or not.
-    waiting: BTreeSet<JobId>,
+    /// Jobs that wait for it, since when.
+    waiting: BTreeMap<JobId, Timestamp>,
     /// Those of them that had a runner before: only GitHub knows that they wait again.
     requeued: BTreeSet<JobId>,
     /// Jobs on its runners, since when.
@@ -153,7 +154,8 @@ struct Watched {
     /// How many operators hold it.
     held: u32,
     unseen: bool,
-    unconfigured: bool,
+    /// How many deploys have left it out.
+    unconfigured: u32,
     down_for: Duration,
     idle_for: Duration,
     last_completed: Option<Timestamp>,
@@ -261,11 +263,11 @@ impl Review<'_> {
         for (name, vm) in &mut self.vms {
             let can_be_known = |job: &JobId| self.github_down == 0 || !vm.requeued.contains(job);
             let is_promised = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
-            let waits = vm.waiting.iter().any(|job| is_promised(job) && can_be_known(job));
-            let stranded = waits && !vm.is_up() && self.stockout == 0 && !vm.unconfigured;
+            let waits = vm.waiting.keys().any(|job| is_promised(job) && can_be_known(job));
+            let stranded = waits && !vm.is_up() && self.stockout == 0 && vm.unconfigured == 0;
             vm.down_for = if stranded { vm.down_for + span } else { Duration::ZERO };
             let needed = !vm.waiting.is_empty() || !vm.running.is_empty();
-            let excused = vm.held > 0 || vm.unseen || vm.unconfigured || self.github_down > 0;
+            let excused = vm.held > 0 || vm.unseen || vm.unconfigured > 0 || self.github_down > 0;
             let idles = vm.status == Some(Status::Running) && !needed && !excused;
             vm.idle_for = if idles { vm.idle_for + span } else { Duration::ZERO };
             self.figures.waited = self.figures.waited.max(vm.down_for);
@@ -292,7 +294,7 @@ impl Review<'_> {
             Excuse::GitHubDown(on) => count(&mut self.github_down, on),
             Excuse::Held(vm, on) => count(&mut self.vm(vm).held, on),
             Excuse::Unseen(vm) => self.vm(vm).unseen = true,
-            Excuse::Unconfigured(vm, on) => self.vm(vm).unconfigured = on,
+            Excuse::Unconfigured(vm, on) => count(&mut self.vm(vm).unconfigured, on),
             Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
             Excuse::StoppedByHand(vm) => {
                 let now = self.now;
@@ -301,8 +303,8 @@ impl Review<'_> {
                 vm.stopped_by_hand = Some(now);
                 // Who may not ask which jobs wait cannot start the VM again for those that waited then.
                 let given_up =
-                    if blind { std::mem::take(&mut vm.waiting) } else { BTreeSet::new() };
-                self.given_up.extend(given_up);
+                    if blind { std::mem::take(&mut vm.waiting) } else { BTreeMap::new() };
+                self.given_up.extend(given_up.into_keys());
             }
         }
     }
@@ -328,7 +330,7 @@ impl Review<'_> {
                 }
                 match (status, runner) {
                     (JobStatus::Queued, _) => {
-                        self.vm(routed).waiting.insert(*id);
+                        self.vm(routed).waiting.insert(*id, *at);
                     }
                     (JobStatus::InProgress, Some(runner)) => {
                         let runner = vm_of_runner(runner);
@@ -346,7 +348,7 @@ impl Review<'_> {
                     let ran_on = self.ran_on.get(job).copied().unwrap_or(self.route[job]);
                     let vm = self.vm(ran_on);
                     // While entries name another VM, that one gets the mark.
-                    if !vm.unconfigured {
+                    if vm.unconfigured == 0 {
                         vm.last_completed = Some(*at);
                     }
                 }
@@ -384,8 +386,9 @@ impl Review<'_> {
             }
         }
         // Without a permission, one witness may see less than both.
-        for job in vm.waiting.iter().filter(|_| bounds.both_witnesses) {
-            if accepted.get(job).is_some_and(|accepted| at.since(*accepted) > WINDOW) {
+        for (job, since) in vm.waiting.iter().filter(|_| bounds.both_witnesses) {
+            // Accepted while it waited for a review, it waits for a runner only since it was approved.
+            if accepted.get(job).is_some_and(|accepted| at.since(*accepted.max(since)) > WINDOW) {
                 broken.push(format!("never kill: {at}: {name} was stopped while job {job} waited"));
             }
         }
