@@ -78,7 +78,12 @@ async fn exchange(
 
 /// Sends requests; cheap to clone.
 #[derive(Clone)]
-pub struct Transport(HttpService);
+pub struct Transport {
+    http: HttpService,
+    /// Asked only where an answer points elsewhere: it has to copy each request that it sends, and few of them
+    /// are ever redirected.
+    following: HttpService,
+}
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -89,9 +94,18 @@ impl std::fmt::Debug for Transport {
 impl Transport {
     /// Sends through `http`, following redirects; credentials stay with the host that they were meant for.
     pub fn new(http: HttpService) -> Self {
-        Self(BoxCloneSyncService::new(
-            ServiceBuilder::new().layer(FollowRedirectLayer::new()).service(http),
-        ))
+        let following =
+            ServiceBuilder::new().layer(FollowRedirectLayer::new()).service(http.clone());
+        Self { http, following: BoxCloneSyncService::new(following) }
+    }
+
+    /// The answer to one attempt, wherever it comes from.
+    async fn exchange(&self, request: &Outgoing) -> Result<Response<Bytes>, BoxError> {
+        let answer = self.http.clone().oneshot(request.to_http()).await?;
+        if answer.status().is_redirection() {
+            return self.following.clone().oneshot(request.to_http()).await;
+        }
+        Ok(answer)
     }
 
     /// Sends the request and returns a 2xx answer. What fails in a way that may pass is sent once more, if
@@ -126,13 +140,10 @@ impl Transport {
             error: Error::Unanswered { call, why },
             again_after: Some(PAUSE),
         };
-        let answer = tokio::time::timeout(
-            deadline.remaining() / 2,
-            self.0.clone().oneshot(request.to_http()),
-        )
-        .await
-        .map_err(|_| unanswered("out of time".into()))?
-        .map_err(|error| unanswered(innermost(error.as_ref())))?;
+        let answer = tokio::time::timeout(deadline.remaining() / 2, self.exchange(request))
+            .await
+            .map_err(|_| unanswered("out of time".into()))?
+            .map_err(|error| unanswered(innermost(error.as_ref())))?;
         if answer.status().is_success() {
             return Ok(answer);
         }

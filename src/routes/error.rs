@@ -1,9 +1,11 @@
 //! What a caller can be told: the one place that knows HTTP statuses, and where a failure is logged.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
 
 use super::{OUTCOME, outcome_header};
 use crate::fleet::NoSuchVm;
@@ -58,6 +60,24 @@ impl ApiError {
     }
 }
 
+/// What a reply says.
+#[derive(Serialize)]
+struct Detail<'a> {
+    detail: &'a str,
+}
+
+/// Anybody can be refused as often as they like, but lines in a log cost: the first ten of this instance are told, then
+/// every hundredth.
+fn warn_now_and_then(status: StatusCode, detail: &str) {
+    static REFUSED: AtomicU64 = AtomicU64::new(0);
+    let count = REFUSED.fetch_add(1, Ordering::Relaxed) + 1;
+    if count <= 10 {
+        tracing::warn!("{status}: {detail}");
+    } else if count.is_multiple_of(100) {
+        tracing::warn!("{status}: {detail}: {count} were refused since this instance was started");
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
@@ -65,10 +85,11 @@ impl IntoResponse for ApiError {
         match &self {
             // Anybody can cause these, as often as they like.
             Self::NoSuchPath | Self::NoSuchMethod => tracing::debug!("{status}: {detail}"),
+            Self::Refused(_) => warn_now_and_then(status, &detail),
             _ if status.is_client_error() => tracing::warn!("{status}: {detail}"),
             _ => tracing::error!("{status}: {detail}"),
         }
-        let mut response = (status, Json(json!({ "detail": detail }))).into_response();
+        let mut response = (status, Json(Detail { detail: &detail })).into_response();
         let headers = response.headers_mut();
         headers.insert(OUTCOME, outcome_header(&detail));
         if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -45,6 +45,10 @@ pub fn router(app: AppState) -> Router {
 /// down, nothing new is begun.
 async fn in_its_span(State(app): State<AppState>, request: Request, next: Next) -> Response {
     let headers = request.headers();
+    if request.uri().path() == "/health" && !app.draining.is_set() {
+        // A probe has nothing to tell, and comes all the time.
+        return next.run(request).await;
+    }
     let span = tracing::info_span!(
         "request",
         path = request.uri().path(),
