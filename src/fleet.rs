@@ -390,6 +390,8 @@ mod tests {
             matches!(fleet().find(None, None), Err(NoSuchVm::Ambiguous(vms)) if vms.len() == 3)
         );
         assert!(matches!(fleet().find(Some("gpu-1"), Some("mars")), Err(NoSuchVm::Unknown(_))));
+        assert_eq!(one.find(None, Some("asia-northeast1-a")).unwrap().vm.name, "cpu-1");
+        assert!(matches!(one.find(None, Some("mars")), Err(NoSuchVm::Unknown(_))));
     }
 
     #[test]
