@@ -90,6 +90,13 @@ mod tests {
             now = due;
         }
         assert_eq!(looks[0], 10);
+        let after = |minutes: u32| {
+            let now = start + minutes * MINUTE;
+            let due = look_again_at(now, &vm, Some(start.unix_seconds())).unwrap();
+            due.since(now).as_secs() / 60
+        };
+        // The nearest multiples of 10, 20, 40 and 60 minutes.
+        assert_eq!([5, 10, 30, 70].map(after), [15, 30, 50, 50]);
         assert!(looks[1..].is_sorted() && looks.iter().all(|minutes| *minutes <= 90), "{looks:?}");
         assert!((24..26).contains(&(now.since(start).as_secs() / 3600)));
         assert!(looks.len() < 30, "{looks:?}");

@@ -475,3 +475,17 @@ async fn a_job_that_does_not_fit_the_runner_starts_no_vm_when_another_is_over() 
     world.pass(minutes(1)).await;
     assert!(world.is_stopped("runner-1"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_an_entry_names_again_has_its_day_anew() {
+    let world = World::new().vm("runner-1", Status::Running);
+    world.queue_job("acme/app", "self-hosted", minutes(30));
+    let body = format!(
+        r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unmarked": true, "unconfigured_since": 1}}"#
+    );
+    let answer = world.callback("/runner/stop", &body).await;
+    assert_eq!(answer.body["status"], "busy", "{answer:?}");
+    let tasks = world.cloud.tasks.pending();
+    let next = tasks.iter().find(|task| task.path == "/runner/stop").unwrap();
+    assert_eq!(next.body.get("unconfigured_since"), None);
+}

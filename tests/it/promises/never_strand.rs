@@ -47,6 +47,7 @@ async fn a_job_queued_while_the_vm_is_stopping_still_gets_its_runner() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_waits_out_a_stockout() {
+    let (log, _guard) = Log::listen();
     let mut world = World::new();
     world.cloud.compute.stockout(ZONE, true);
     let job = world.queue_job("acme/app", "self-hosted", minutes(2));
@@ -55,6 +56,7 @@ async fn a_job_waits_out_a_stockout() {
     world.cloud.compute.stockout(ZONE, false);
     world.pass_until(minutes(10), |world| world.is_completed(job)).await;
     world.settle().await;
+    assert!(log.count("WARN", "start failed: ZONE_RESOURCE_POOL_EXHAUSTED") > 0, "why is not told");
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,6 +121,7 @@ async fn a_job_is_started_though_the_first_answers_of_google_are_errors() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_start_check_github_is_told_that_the_delivery_failed() {
+    let (log, _guard) = Log::listen();
     let mut world = World::new();
     world.cloud.tasks.forbid_create(true);
     world.queue_job("acme/app", "self-hosted", minutes(2));
@@ -127,6 +130,7 @@ async fn without_a_start_check_github_is_told_that_the_delivery_failed() {
     assert_eq!(status, http::StatusCode::BAD_GATEWAY);
     assert!(outcome.contains("tasks.create: 403"), "{outcome}");
     assert!(world.is_stopped("runner-1"), "nothing is started that no task looks after");
+    assert_eq!(log.count("ERROR", "502 Bad Gateway"), 1);
 }
 
 #[tokio::test(start_paused = true)]
