@@ -6,7 +6,9 @@
 use tracing::{error, warn};
 
 use super::need::{self, Need, Started};
-use super::schedule::{BUCKET, CHECK_INTERVAL, HOUR, MINUTE, look_again, next_multiple};
+use super::schedule::{
+    BUCKET, CHECK_INTERVAL, FIRST_CHECK, HOUR, MINUTE, look_again, next_multiple, rounded_up,
+};
 use super::task::{StartTask, WaitingJob, reckoned};
 use super::watch::Watch;
 use super::witness::{
@@ -157,17 +159,48 @@ async fn act(
             let grown_old = seen.mark.is_none_or(|mark| now.since(mark.time()) >= 10 * MINUTE);
             let need = Need { vm: &vm.vm, now, waiting, renew: grown_old, guarded: made.is_ok() };
             let event = Timestamp::from_unix_seconds(check.event_at);
-            let explain = async {
+            let beside = async {
                 if seen.status().is_down() {
-                    need::explain(app, &vm.vm, seen, event - MINUTE, deadline).await;
+                    tokio::join!(
+                        need::explain(app, &vm.vm, seen, event - MINUTE, deadline),
+                        tell_others_before_it_is_back(app, vm, deadline),
+                    );
                 }
             };
-            let (started, ()) = tokio::join!(need.act(app, seen, deadline), explain);
+            let (started, ()) = tokio::join!(need.act(app, seen, deadline), beside);
             let started: Started = started?;
             made?;
             Ok(started.outcome().because_of(&because).again_at(due))
         }
     }
+}
+
+/// A VM that vanished comes back for the job of this check, whose runner may then be busy with it for long. What else
+/// ran there and was meant for other VMs waits for those now.
+async fn tell_others_before_it_is_back(app: &AppState, vm: &ManagedVm, deadline: Deadline) {
+    let witnesses = deadline.minus(RESERVE);
+    let jobs = ask_for_jobs(app, vm, Purpose::WhoWaits, None, None, witnesses).await;
+    if let Err(error) = tell_others(app, &jobs, deadline).await {
+        warn!("VM {}: jobs that wait for other VMs were not passed on: {error}", vm.vm);
+    }
+}
+
+/// A job may have run on a VM that its labels would send to another one, and wait again since that went down. Nobody
+/// else knows, so the other VM's start check is made here; it will look.
+///
+/// # Errors
+/// If one could not be made.
+pub(super) async fn tell_others(
+    app: &AppState,
+    jobs: &Testimony,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    let now = app.clock.now();
+    for (vm, job) in &jobs.elsewhere {
+        let check = StartTask::new(vm, None, Some(job.clone()), now);
+        check.ask_at(app, rounded_up(now + FIRST_CHECK), deadline).await?;
+    }
+    Ok(())
 }
 
 /// One round of questions to GitHub.

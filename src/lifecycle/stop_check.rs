@@ -10,10 +10,10 @@ use tracing::{error, warn};
 
 use super::job_queued::vm_needed;
 use super::schedule::{
-    BOOT_ALLOWANCE, BUCKET, CHECK_INTERVAL, FIRST_CHECK, HOUR, MINUTE, doubled, look_again,
-    rounded_up, stop_check_delay,
+    BOOT_ALLOWANCE, BUCKET, CHECK_INTERVAL, HOUR, MINUTE, doubled, look_again, stop_check_delay,
 };
-use super::task::{StartTask, StopTask, reckoned};
+use super::start_check::tell_others;
+use super::task::{StopTask, reckoned};
 use super::watch::Watch;
 use super::witness::{Heard, Purpose, Sighting, Testimony, Waiting, ask_for_jobs, look_at_runner};
 use super::{Error, Outcome, Phase, RESERVE, Seen, Status, look};
@@ -215,7 +215,7 @@ impl Check<'_> {
         let waiting = task.waiting.while_down();
         let runner = look_at_runner(self.app, self.vm, witnesses).await;
         let jobs = self.ask(Purpose::WhoWaits, &runner, &task, witnesses).await;
-        self.tell_others(&jobs).await?;
+        tell_others(self.app, &jobs, self.deadline).await?;
         if let Some(found) = counting(&jobs.waiting, &runner, &waiting) {
             return vm_needed(self.app, &self.vm.vm, found.job.clone(), waiting, self.deadline)
                 .await;
@@ -236,17 +236,6 @@ impl Check<'_> {
                 Ok(Outcome::new(Status::AlreadyStopped, seen.instance.status.to_string()))
             }
         }
-    }
-
-    /// A job may have run here that its labels would send to another VM, and wait again since this one went
-    /// down. Nobody else knows, so the other VM's start check is made here; it will look.
-    async fn tell_others(&self, jobs: &Testimony) -> Result<(), Error> {
-        let now = self.app.clock.now();
-        for (vm, job) in &jobs.elsewhere {
-            let check = StartTask::new(vm, None, Some(job.clone()), now);
-            check.ask_at(self.app, rounded_up(now + FIRST_CHECK), self.deadline).await?;
-        }
-        Ok(())
     }
 
     /// The VM is up: hear the witnesses, the second only if the first does not settle it.

@@ -69,3 +69,20 @@ fn a_job_that_ran_in_between_has_not_been_waiting_for_an_hour() {
         ],
     });
 }
+
+/// A job ran on the runner of a VM to which its labels do not lead. That VM vanished and came back for a job of its own,
+/// which took the runner; the first one's own VM heard of it only when that was over.
+#[test]
+fn a_job_that_ran_on_another_vm_does_not_wait_for_that_one_to_be_free() {
+    let job = |labels, runs| Op::Job { repo: "acme/app", labels, runs: seconds(runs) };
+    keeps_every_promise(&Day {
+        seed: 50_847,
+        profile: Profile::Outage,
+        ops: vec![
+            (seconds(20_139), job("self-hosted", 586)),
+            (seconds(20_266), job("self-hosted", 7_099)),
+            (seconds(20_465), job("self-hosted gpu", 1_029)),
+            (seconds(26_739), Op::StopInConsole { vm: "gpu-1" }),
+        ],
+    });
+}
