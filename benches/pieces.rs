@@ -8,7 +8,7 @@ use std::hint::black_box;
 use axum::body::Body;
 use axum::extract::FromRequest;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use deliveries::{Action, REPO, SECRET, STRANGER, body, sign, signed};
+use deliveries::{Action, ENVIRONMENT, REPO, SECRET, STRANGER, body, sign, signed};
 use http::Request;
 use http_body_util::Full;
 use runner_manager::clients::google::Credentials;
@@ -24,21 +24,12 @@ use tower::ServiceExt;
 const ACTIONS: [(Action, &str); 2] = [(Action::Queued, "queued"), (Action::Completed, "completed")];
 
 fn app() -> AppState {
-    let vars = [
-        ("GCP_PROJECT_ID", "my-project"),
-        ("CLOUD_TASK_LOCATION", "asia-northeast1"),
-        ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
-        ("CLOUD_RUN_SERVICE_URL", "https://service.example"),
-        ("RUNNER_MANAGER_SECRET", SECRET),
-        ("GITHUB_APP_ID", "123456"),
-        ("GITHUB_APP_INSTALLATION_ID", "12345678"),
-        ("GITHUB_APP_PRIVATE_KEY", include_str!("../tests/fixtures/app-private-key.pem")),
-        (
-            "RUNNER_CONFIG",
-            r#"[{"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "runner-1",
-                "vm_instance_zone": "asia-northeast1-a"}]"#,
-        ),
-    ];
+    let fleet = (
+        "RUNNER_CONFIG",
+        r#"[{"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "runner-1",
+            "vm_instance_zone": "asia-northeast1-a"}]"#,
+    );
+    let vars = ENVIRONMENT.into_iter().chain([fleet]);
     let vars = vars.map(|(name, value)| (name.into(), value.into()));
     let config = Config::from_vars(vars).expect("the configuration is complete");
     let http = over_tls().expect("TLS accepts its own defaults");

@@ -106,6 +106,7 @@ impl AppState {
             draining: Draining::default(),
         }))
     }
+
     /// Fetches the tokens that the first event will need. Meant to run beside the listener: what fails here is
     /// tried again by whoever needs it, and is a warning already.
     pub async fn prefetch_tokens(&self) {

@@ -9,6 +9,19 @@ use serde_json::{Map, Value, json};
 /// The shared secret. It guards nothing.
 pub(crate) const SECRET: &str = "not-to-be-seen-5f1c0e77";
 
+/// The service's environment, but for its fleet and for where things are.
+pub(crate) const ENVIRONMENT: [(&str, &str); 8] = [
+    ("GCP_PROJECT_ID", "my-project"),
+    ("CLOUD_TASK_LOCATION", "asia-northeast1"),
+    ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
+    ("CLOUD_RUN_SERVICE_URL", "https://service.example"),
+    ("RUNNER_MANAGER_SECRET", SECRET),
+    ("GITHUB_APP_ID", "123456"),
+    ("GITHUB_APP_INSTALLATION_ID", "12345678"),
+    // A key as GitHub gives it to an App.
+    ("GITHUB_APP_PRIVATE_KEY", include_str!("../../tests/fixtures/app-private-key.pem")),
+];
+
 /// The one repository that has VMs.
 pub(crate) const REPO: &str = "acme/app";
 

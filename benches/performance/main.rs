@@ -28,7 +28,9 @@ use aws_lc_rs::rsa::{KeyPair, KeySize};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use clap::Parser;
-use deliveries::{Action, REPO, SECRET, STRANGER, body, name, pool, request, sign, signed};
+use deliveries::{
+    Action, ENVIRONMENT, REPO, SECRET, STRANGER, body, name, pool, request, sign, signed,
+};
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use load::{Load, burst, first_answer, flood};
@@ -155,23 +157,19 @@ impl Stand {
         };
         let fleet = Value::from_iter((1..=VMS).map(entry)).to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_runner-manager"));
-        command.env_clear().env("GOOGLE_APPLICATION_CREDENTIALS", self.key_file.path()).envs([
-            // Its log lines are JSON then, as in production.
-            ("K_SERVICE", "runner-manager"),
-            ("GCP_PROJECT_ID", "my-project"),
-            ("CLOUD_TASK_LOCATION", "asia-northeast1"),
-            ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
-            ("CLOUD_RUN_SERVICE_URL", "https://service.example"),
-            ("RUNNER_MANAGER_SECRET", SECRET),
-            ("GITHUB_APP_ID", "123456"),
-            ("GITHUB_APP_PRIVATE_KEY", PEM),
-            ("GITHUB_APP_INSTALLATION_ID", "12345678"),
-            ("COMPUTE_API_URL", &self.upstream_url),
-            ("CLOUD_TASKS_API_URL", &self.upstream_url),
-            ("GITHUB_API_URL", &self.upstream_url),
-            ("RUNNER_CONFIG", &fleet),
-            ("PORT", &port.to_string()),
-        ]);
+        command
+            .env_clear()
+            .env("GOOGLE_APPLICATION_CREDENTIALS", self.key_file.path())
+            .envs(ENVIRONMENT)
+            .envs([
+                // Its log lines are JSON then, as in production.
+                ("K_SERVICE", "runner-manager"),
+                ("COMPUTE_API_URL", &self.upstream_url),
+                ("CLOUD_TASKS_API_URL", &self.upstream_url),
+                ("GITHUB_API_URL", &self.upstream_url),
+                ("RUNNER_CONFIG", &fleet),
+                ("PORT", &port.to_string()),
+            ]);
         command
     }
 
@@ -194,9 +192,6 @@ fn pkcs8() -> Result<String, BoxError> {
     let text = BASE64_STANDARD.encode(AsDer::<Pkcs8V1Der<'_>>::as_der(&key)?.as_ref());
     Ok(format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"))
 }
-
-/// A key as GitHub gives it to an App.
-const PEM: &str = include_str!("../../tests/fixtures/app-private-key.pem");
 
 /// A process that answers.
 struct Served {

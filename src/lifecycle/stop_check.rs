@@ -88,6 +88,8 @@ enum Verdict {
     Blind(String),
     /// One may not be asked; the other says idle.
     IdleSaysOne(String),
+    /// Both say idle, but the second was heard in several looks: a job may have begun since the first of them.
+    IdleInParts,
     /// Both say idle.
     Idle,
 }
@@ -251,7 +253,10 @@ impl Check<'_> {
         let waiting = self.watch(&task, &runner, &jobs);
         let counts =
             counting(&jobs.waiting, &runner, &waiting).map(|found| found.job_ref().to_string());
-        let verdict = weigh(&runner, &jobs, counts);
+        let verdict = match weigh(&runner, &jobs, counts) {
+            Verdict::Idle if task.cursor.is_some() => Verdict::IdleInParts,
+            verdict => verdict,
+        };
         let task = StopTask { waiting, ..task };
         self.act(verdict, jobs, task).await
     }
@@ -305,10 +310,15 @@ impl Check<'_> {
                     Heard::NotAll(_, cursor) => cursor,
                     Heard::All | Heard::Forbidden(..) => None,
                 };
-                // What was heard so far grows old: the rest is asked for soon.
-                let delay = if cursor.is_some() { BUCKET } else { stop_check_delay(task.looks) };
+                // What was heard so far grows old: the rest is asked for soon, and the hearing is still the same.
+                let (delay, confirmed) = if cursor.is_some() {
+                    (BUCKET, confirmed)
+                } else {
+                    (stop_check_delay(task.looks), 0)
+                };
                 let looks = task.looks.saturating_add(1);
-                self.again_in(delay, StopTask { cursor, looks, ..task }, Status::Unknown, why).await
+                let task = StopTask { cursor, looks, confirmed, ..task };
+                self.again_in(delay, task, Status::Unknown, why).await
             }
             Verdict::Blind(why) => {
                 let since = task.forbidden_since.unwrap_or(self.now.unix_seconds());
@@ -331,7 +341,15 @@ impl Check<'_> {
                 let task = StopTask { confirmed: 1, ..heard };
                 self.again_in(MINUTE, task, Status::Confirming, why).await
             }
-            Verdict::IdleSaysOne(_) | Verdict::Idle => self.stop(heard).await,
+            // Mostly the next hearing gets by in one go. Where none ever does, a second one has to be enough.
+            Verdict::IdleInParts if confirmed == 0 => {
+                let task = StopTask { confirmed: 1, ..heard };
+                let why = "nothing needs it, but GitHub was heard in parts";
+                self.again_in(MINUTE, task, Status::Confirming, why).await
+            }
+            Verdict::IdleSaysOne(_) | Verdict::IdleInParts | Verdict::Idle => {
+                self.stop(heard).await
+            }
         }
     }
 

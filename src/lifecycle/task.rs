@@ -35,7 +35,7 @@ pub struct StopTask {
     pub(super) due: u64,
     /// How many looks came before this one.
     pub(super) looks: u32,
-    /// How many looks in a row found the VM idle, with one witness only.
+    /// How many hearings in a row found the VM idle, with one witness only, or in parts.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) confirmed: u32,
     /// How often a stop was tried and the VM found up afterwards.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status};
-use runner_manager::emulators::github::{self, JobId};
+use runner_manager::emulators::github::{self, JobId, Permission};
 use runner_manager::emulators::{ErrorBody, Fault};
 
 use crate::world::{Answer, World, ZONE, minutes, runner, seconds};
@@ -175,9 +175,8 @@ async fn a_matrix_does_not_multiply_chains() {
     world.settle().await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_repository_too_large_for_one_look_is_heard_out_in_several() {
-    let mut world = World::new();
+/// A repository with so many runs that no look hears of all of them: its VM goes down all the same, and stays so.
+async fn a_vm_of_a_large_repository_goes_down(mut world: World) -> World {
     let job = world.queue_job("acme/app", "self-hosted", minutes(1));
     for _ in 0..400 {
         world.queue_job("acme/app", "ubuntu-latest", minutes(1));
@@ -196,6 +195,21 @@ async fn a_repository_too_large_for_one_look_is_heard_out_in_several() {
     let starts = world.starts("runner-1");
     world.pass(minutes(60)).await;
     assert_eq!(world.starts("runner-1"), starts, "it is started for nobody\n{}", world.story());
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repository_too_large_for_one_look_is_heard_out_in_several() {
+    let world = a_vm_of_a_large_repository_goes_down(World::new()).await;
+    assert!(world.was_told("confirming, nothing needs it, but GitHub was heard in parts"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repository_too_large_for_one_look_is_heard_out_by_a_lone_witness_as_well() {
+    let world = World::new();
+    world.cloud.github.forbid(Permission::Administration);
+    world.cloud.github.forbid(Permission::OrgRunners);
+    a_vm_of_a_large_repository_goes_down(world).await;
 }
 
 /// The service vanishes for good at its nth creation of a task from now on, which has no effect.

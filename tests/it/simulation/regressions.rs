@@ -86,3 +86,27 @@ fn a_job_that_ran_on_another_vm_does_not_wait_for_that_one_to_be_free() {
         ],
     });
 }
+
+/// GitHub did not answer in time, so that a stop check was heard out by the next look. In between a job began, where the
+/// first had looked already, on a runner under a name of its own.
+#[test]
+fn a_job_that_begins_between_two_parts_of_a_hearing_is_not_killed() {
+    let job = |labels, runs| Op::Job { repo: "acme/app", labels, runs: seconds(runs) };
+    let web = Op::Job { repo: "acme/web", labels: "self-hosted", runs: seconds(567) };
+    keeps_every_promise(&Day {
+        seed: 60_189,
+        profile: Profile::All,
+        ops: vec![
+            (seconds(4_811), job("self-hosted", 24)),
+            (seconds(5_226), web),
+            (seconds(7_143), job("self-hosted gpu", 549)),
+            (seconds(7_251), job("self-hosted gpu", 1_150)),
+            (seconds(7_376), job("self-hosted gpu", 517)),
+            (seconds(7_720), job("self-hosted gpu", 1_125)),
+            (seconds(7_828), job("self-hosted gpu", 407)),
+            (seconds(7_901), job("self-hosted", 63)),
+            (seconds(8_106), job("self-hosted gpu", 3_246)),
+            (seconds(8_327), job("self-hosted", 890)),
+        ],
+    });
+}
