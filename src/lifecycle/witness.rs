@@ -95,7 +95,7 @@ pub(super) struct Testimony {
     pub(super) running: Option<JobRef>,
     /// Jobs that wait and would go to the VM, by their labels.
     pub(super) waiting: Vec<Waiting>,
-    /// A job that waits for something else first, and then would go to the VM.
+    /// A job that may yet go to the VM: it waits for something else first, or runs on another, which may vanish.
     pub(super) later: Option<WaitingJob>,
     /// For each other VM a job that waits and would go there.
     pub(super) elsewhere: BTreeMap<Vm, WaitingJob>,
@@ -306,10 +306,13 @@ impl Hearing<'_> {
                     testimony.waiting.push(Waiting { job: waiting, labels: job.labels });
                 }
             }
-            Progress::Waiting | Progress::Pending | Progress::Requested
+            Progress::InProgress | Progress::Waiting | Progress::Pending | Progress::Requested
                 if testimony.later.is_none() && self.routes_here(repo, &job.labels) =>
             {
-                let queued_at = job.queued_since().unwrap_or(now).unix_seconds();
+                // One that runs may do so for days, and begins to wait anew if its VM vanishes.
+                let since =
+                    if job.status == Progress::InProgress { None } else { job.queued_since() };
+                let queued_at = since.unwrap_or(now).unix_seconds();
                 let later = WaitingJob { repo: repo.clone(), id: job.id, queued_at };
                 testimony.later = Some(later).filter(|job| !job.has_expired(now));
             }

@@ -110,3 +110,20 @@ fn a_job_that_begins_between_two_parts_of_a_hearing_is_not_killed() {
         ],
     });
 }
+
+/// Two jobs of one VM became one start check; the one that it carried was over, and the other ran on the runner of
+/// another VM. The check ended, so when that VM vanished, nobody saw the job wait until the next look at that one.
+#[test]
+fn a_check_that_two_jobs_share_ends_with_neither_of_them_alone() {
+    let job = |repo, labels, runs| Op::Job { repo, labels, runs: seconds(runs) };
+    keeps_every_promise(&Day {
+        seed: 70_106,
+        profile: Profile::Outage,
+        ops: vec![
+            (seconds(9_680), job("acme/web", "self-hosted", 260)),
+            (seconds(9_754), job("acme/app", "self-hosted gpu", 57)),
+            (seconds(10_068), job("acme/app", "self-hosted", 1_115)),
+            (seconds(10_638), Op::StopInConsole { vm: "gpu-1" }),
+        ],
+    });
+}
