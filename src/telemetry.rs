@@ -1,39 +1,114 @@
 //! Logs: JSON for Cloud Logging on Cloud Run, text for people elsewhere.
 //!
-//! Cloud Logging folds the lines of a request together by a top-level key that names its trace. The
-//! formatter writes the span's fields further down, so the writer adds the key to each finished line, from
-//! the trace that the request runs in.
+//! Every line of a request says which one: its path, the ids by which GitHub and Cloud Tasks know it, its trace.
+//! Text shows them as a span. In JSON they belong at the top, where Cloud Logging folds lines together by their
+//! trace; the formatter writes a span's fields further down, and at some cost, so there the writer adds them to
+//! each finished line, from the request's headers, and what logs nothing pays nothing.
 //! <https://cloud.google.com/logging/docs/structured-logging>
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderValue, Request, Uri};
+use tracing::Instrument;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 tokio::task_local! {
-    static TRACE: Option<Trace>;
+    static ORIGIN: Origin;
+}
+
+/// The request's span, which only text shows.
+const REQUEST: &str = "runner_manager::request";
+
+/// The request that a line belongs to, as it came: nothing is read from it before a line is written.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    path: Uri,
+    delivery: Option<HeaderValue>,
+    task: Option<HeaderValue>,
+    traceparent: Option<HeaderValue>,
+    google_trace: Option<HeaderValue>,
+}
+
+impl Origin {
+    /// That of the lines which answering `request` will write.
+    pub fn of<B>(request: &Request<B>) -> Self {
+        let header = |name| request.headers().get(name).cloned();
+        Self {
+            path: request.uri().clone(),
+            delivery: header("x-github-delivery"),
+            task: header("x-cloudtasks-taskname"),
+            traceparent: header("traceparent"),
+            google_trace: header("x-cloud-trace-context"),
+        }
+    }
+
+    /// Answers the request: lines that `work` writes are known to be its.
+    pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
+        let span = tracing::info_span!(
+            target: REQUEST,
+            "request",
+            path = self.path.path(),
+            delivery = self.delivery.as_ref().and_then(id),
+            task = self.task.as_ref().and_then(id),
+        );
+        ORIGIN.scope(self, work.instrument(span)).await
+    }
+
+    /// From `traceparent`, or Google's older `X-Cloud-Trace-Context`.
+    /// <https://www.w3.org/TR/trace-context/#traceparent-header>
+    fn trace(&self) -> Option<Trace> {
+        let text = |value: &Option<HeaderValue>| {
+            value.as_ref().and_then(|value| value.to_str().ok().map(str::to_owned))
+        };
+        text(&self.traceparent)
+            .and_then(|value| from_traceparent(&value))
+            .or_else(|| text(&self.google_trace).and_then(|value| from_google(&value)))
+    }
+
+    /// What goes before the first of a line's own keys.
+    fn keys(&self, project: &str) -> String {
+        let mut keys = self.trace().map(|trace| trace.keys(project)).unwrap_or_default();
+        let path = serde_json::Value::from(self.path.path());
+        keys.push_str(&format!(r#""path":{path},"#));
+        for (key, value) in [("delivery", &self.delivery), ("task", &self.task)] {
+            if let Some(id) = value.as_ref().and_then(id) {
+                keys.push_str(&format!(r#""{key}":"{id}","#));
+            }
+        }
+        keys
+    }
+}
+
+/// A header worth logging: an id of ours, GitHub's or Google's, never a caller's prose.
+fn id(value: &HeaderValue) -> Option<&str> {
+    let text = value.to_str().ok()?;
+    let is_an_id = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (text.len() <= 100 && text.chars().all(is_an_id)).then_some(text)
 }
 
 /// The trace that a request belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trace {
+struct Trace {
     id: String,
     span: Option<String>,
     sampled: bool,
 }
 
 impl Trace {
-    /// From `traceparent`, or Google's older `X-Cloud-Trace-Context`.
-    /// <https://www.w3.org/TR/trace-context/#traceparent-header>
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        text("traceparent")
-            .and_then(from_traceparent)
-            .or_else(|| text("x-cloud-trace-context").and_then(from_google))
+    /// All parts are hexadecimal or a project id: nothing needs to be escaped.
+    fn keys(&self, project: &str) -> String {
+        let Self { id, span, sampled } = self;
+        let key = "logging.googleapis.com";
+        let span =
+            span.as_ref().map(|span| format!(r#""{key}/spanId":"{span}","#)).unwrap_or_default();
+        format!(
+            r#""{key}/trace":"projects/{project}/traces/{id}",{span}"{key}/trace_sampled":{sampled},"#
+        )
     }
 }
 
@@ -56,11 +131,6 @@ fn from_google(header: &str) -> Option<Trace> {
 
 fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// Runs `work` in this trace.
-pub async fn traced<T>(trace: Option<Trace>, work: impl Future<Output = T>) -> T {
-    TRACE.scope(trace, work).await
 }
 
 /// Where lines go and what they look like.
@@ -95,15 +165,14 @@ pub fn init(style: Style) -> Result<(), TryInitError> {
     let filter = std::env::var_os("RUST_LOG")
         .and_then(|filter| filter.to_str()?.parse().ok())
         .unwrap_or(default);
-    let registry = tracing_subscriber::registry().with(filter);
     match style {
-        Style::CloudLogging(project) => registry
-            .with(
-                tracing_stackdriver::layer()
-                    .with_source_location(false)
-                    .with_writer(WithTrace { project }),
-            )
-            .try_init(),
+        Style::CloudLogging(project) => {
+            let json = tracing_stackdriver::layer()
+                .with_source_location(false)
+                .with_writer(WithOrigin { project });
+            let filter = filter.with_target(REQUEST, LevelFilter::OFF);
+            tracing_subscriber::registry().with(filter).with(json).try_init()
+        }
         Style::Text => {
             let color = io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
@@ -111,17 +180,17 @@ pub fn init(style: Style) -> Result<(), TryInitError> {
                 .with_target(false)
                 .with_ansi(color)
                 .with_writer(io::stderr);
-            registry.with(text).try_init()
+            tracing_subscriber::registry().with(filter).with(text).try_init()
         }
     }
 }
 
-/// Makes writers that add the trace to each line.
-struct WithTrace {
+/// Makes writers that say of each line which request it belongs to.
+struct WithOrigin {
     project: Arc<str>,
 }
 
-impl<'a> MakeWriter<'a> for WithTrace {
+impl<'a> MakeWriter<'a> for WithOrigin {
     type Writer = LineWriter<io::Stdout>;
 
     fn make_writer(&'a self) -> Self::Writer {
@@ -137,10 +206,12 @@ struct LineWriter<W> {
 
 impl<W: Write> Write for LineWriter<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let trace = TRACE.try_with(Clone::clone).ok().flatten();
-        match (trace, line.strip_prefix(b"{")) {
-            (Some(trace), Some(rest)) => {
-                let mut whole = format!("{{{}", keys(&self.project, &trace)).into_bytes();
+        let keys = ORIGIN.try_with(|origin| origin.keys(&self.project));
+        match (keys, line.strip_prefix(b"{")) {
+            (Ok(keys), Some(rest)) => {
+                let mut whole = Vec::with_capacity(1 + keys.len() + rest.len());
+                whole.push(b'{');
+                whole.extend_from_slice(keys.as_bytes());
                 whole.extend_from_slice(rest);
                 self.to.write_all(&whole)?;
             }
@@ -154,25 +225,23 @@ impl<W: Write> Write for LineWriter<W> {
     }
 }
 
-/// All parts are hexadecimal or a project id: nothing needs to be escaped.
-fn keys(project: &str, Trace { id, span, sampled }: &Trace) -> String {
-    let key = "logging.googleapis.com";
-    let span = span.as_ref().map(|span| format!(r#""{key}/spanId":"{span}","#)).unwrap_or_default();
-    format!(
-        r#""{key}/trace":"projects/{project}/traces/{id}",{span}"{key}/trace_sampled":{sampled},"#
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const ID: &str = "0af7651916cd43dd8448eb211c80319c";
 
+    fn request(headers: &[(&'static str, &str)]) -> Origin {
+        let mut request = Request::new(());
+        *request.uri_mut() = "/runner/stop?a=b".parse().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        Origin::of(&request)
+    }
+
     fn trace(name: &'static str, value: &str) -> Option<Trace> {
-        let mut headers = HeaderMap::new();
-        headers.insert(name, value.parse().unwrap());
-        Trace::of(&headers)
+        request(&[(name, value)]).trace()
     }
 
     fn found(span: Option<&str>, sampled: bool) -> Option<Trace> {
@@ -193,21 +262,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_ids_are_worth_logging() {
+        let told = |value: &str| {
+            id(&HeaderValue::from_bytes(value.as_bytes()).unwrap()).map(str::to_owned)
+        };
+        for id in ["72d3162e-cc78-11e3-81ab-4c9367dc0958", "a_task-1", &"x".repeat(100)] {
+            assert_eq!(told(id).as_deref(), Some(id));
+        }
+        for prose in ["two words", "a\"b", "caf\u{e9}", "a/b", "a.b", &"x".repeat(101)] {
+            assert_eq!(told(prose), None, "{prose}");
+        }
+    }
+
     #[tokio::test]
-    async fn a_line_gets_its_trace_at_the_top_and_stays_json() {
-        let written = traced(found(Some("b7ad6b7169203331"), true), async {
+    async fn a_line_says_at_its_top_which_request_it_belongs_to_and_stays_json() {
+        let w3c = format!("00-{ID}-b7ad6b7169203331-01");
+        let origin = request(&[
+            ("traceparent", &w3c),
+            ("x-cloudtasks-taskname", "0123abcd"),
+            ("x-github-delivery", "\",\"severity\":\"NONE"),
+        ]);
+        let written = origin.scope(async {
             let mut writer = LineWriter { project: "my-project".into(), to: Vec::new() };
             writer.write_all(b"{\"severity\":\"INFO\",\"message\":\"hello\"}\n").unwrap();
             writer.to
         });
         let line: serde_json::Value = serde_json::from_slice(&written.await).unwrap();
-        assert_eq!(
-            line["logging.googleapis.com/trace"],
-            format!("projects/my-project/traces/{ID}")
-        );
-        assert_eq!(line["logging.googleapis.com/spanId"], "b7ad6b7169203331");
-        assert_eq!(line["logging.googleapis.com/trace_sampled"], true);
-        assert_eq!(line["message"], "hello");
+        let expected = serde_json::json!({
+            "logging.googleapis.com/trace": format!("projects/my-project/traces/{ID}"),
+            "logging.googleapis.com/spanId": "b7ad6b7169203331",
+            "logging.googleapis.com/trace_sampled": true,
+            "path": "/runner/stop",
+            "task": "0123abcd",
+            "severity": "INFO",
+            "message": "hello",
+        });
+        assert_eq!(line, expected);
     }
 
     #[test]

@@ -10,16 +10,15 @@ use std::any::Any;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderValue;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
-use tracing::Instrument;
 
 use crate::lifecycle::Outcome;
 use crate::state::AppState;
-use crate::telemetry::{self, Trace};
+use crate::telemetry::Origin;
 use error::ApiError;
 pub use extract::SignedDelivery;
 
@@ -37,25 +36,17 @@ pub fn router(app: AppState) -> Router {
         .fallback(|| async { ApiError::NoSuchPath })
         .method_not_allowed_fallback(|| async { ApiError::NoSuchMethod })
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(app.clone(), in_its_span))
+        .layer(middleware::from_fn_with_state(app.clone(), with_its_origin))
         .with_state(app)
 }
 
-/// Runs the request in a span that names it, so that its lines can be found together. While the service shuts
-/// down, nothing new is begun.
-async fn in_its_span(State(app): State<AppState>, request: Request, next: Next) -> Response {
-    let headers = request.headers();
+/// Answers the request so that its lines can be found together. While the service shuts down, nothing new is begun.
+async fn with_its_origin(State(app): State<AppState>, request: Request, next: Next) -> Response {
     if request.uri().path() == "/health" && !app.draining.is_set() {
         // A probe has nothing to tell, and comes all the time.
         return next.run(request).await;
     }
-    let span = tracing::info_span!(
-        "request",
-        path = request.uri().path(),
-        delivery = telling(headers, "x-github-delivery"),
-        task = telling(headers, "x-cloudtasks-taskname"),
-    );
-    let trace = Trace::of(headers);
+    let origin = Origin::of(&request);
     let respond = async {
         if app.draining.is_set() {
             ApiError::ShuttingDown.into_response()
@@ -63,14 +54,7 @@ async fn in_its_span(State(app): State<AppState>, request: Request, next: Next) 
             next.run(request).await
         }
     };
-    telemetry::traced(trace, respond.instrument(span)).await
-}
-
-/// A header worth logging: an id of ours, GitHub's or Google's, never a caller's prose.
-fn telling<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let value = headers.get(name)?.to_str().ok()?;
-    let is_an_id = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    (value.len() <= 100 && value.chars().all(is_an_id)).then_some(value)
+    origin.scope(respond).await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
@@ -98,24 +82,6 @@ fn log(vm: &crate::fleet::Vm, outcome: &Outcome) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_ids_are_worth_logging() {
-        let told = |value: &str| {
-            let headers = HeaderMap::from_iter([(
-                axum::http::header::HOST,
-                HeaderValue::try_from(value).unwrap(),
-            )]);
-            telling(&headers, "host").map(str::to_owned)
-        };
-        for id in ["72d3162e-cc78-11e3-81ab-4c9367dc0958", "a_task-1", &"x".repeat(100)] {
-            assert_eq!(told(id).as_deref(), Some(id));
-        }
-        for prose in ["two words", "a\"b", "caf\u{e9}", "a/b", "a.b", &"x".repeat(101)] {
-            assert_eq!(told(prose), None, "{prose}");
-        }
-        assert_eq!(telling(&HeaderMap::new(), "host"), None);
-    }
 
     #[test]
     fn a_panic_is_answered() {

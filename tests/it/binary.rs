@@ -170,7 +170,7 @@ fn on_cloud_run_each_line_is_json_that_names_its_trace() {
         refused["logging.googleapis.com/trace"],
         "projects/my-project/traces/0af7651916cd43dd8448eb211c80319c"
     );
-    assert_eq!(refused["span"]["task"], "0123abcd");
+    assert_eq!(refused["task"], "0123abcd");
     assert!(refused["message"].as_str().unwrap().starts_with("401 Unauthorized"), "{refused}");
     assert!(lines[0].get("logging.googleapis.com/trace").is_none());
 }
@@ -282,7 +282,7 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
     let outcomes: Vec<_> =
         lines.iter().filter(|line| line["outcome"] == "already_running").collect();
     assert_eq!(outcomes.len(), 60);
-    assert_eq!(outcomes[0]["span"]["delivery"], "72d3162e-1");
+    assert_eq!(outcomes[0]["delivery"], "72d3162e-1");
     let message = outcomes[0]["message"].as_str().unwrap();
     assert!(message.starts_with("VM runner-1: already_running, job 1 of acme/app"), "{message}");
 }
