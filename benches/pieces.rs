@@ -94,6 +94,7 @@ fn fleet(entries: usize) -> (Fleet, RepoName, Vec<Label>) {
             labels: vec!["self-hosted".into(), "gpu".into()],
             vm: Vm::new(name.as_str(), "asia-northeast1-a"),
             runner_names: RunnerNames::parse([name.as_str()]),
+            runner_labels: Vec::new(),
             discard_local_ssd: false,
         }
     };

@@ -12,7 +12,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::fleet::{Entry, Fleet, RunnerNames, Vm};
+use crate::fleet::{Entry, Fleet, Label, RunnerNames, Vm};
 use crate::secret::{Secret, SharedSecret};
 
 /// All that the service is told from outside.
@@ -328,6 +328,7 @@ impl Problems {
             "vm_instance_name",
             "vm_instance_zone",
             "runner_names",
+            "runner_labels",
             "discard_local_ssd",
         ];
         for field in fields.keys().filter(|field| !known.contains(&field.as_str())) {
@@ -344,6 +345,10 @@ impl Problems {
             None | Some(Value::Null) => name.clone().map(|name| vec![name]),
             Some(_) => self.texts(nth, fields, "runner_names", runner_name),
         };
+        let runner_labels = match fields.get("runner_labels") {
+            None | Some(Value::Null) => Some(Vec::new()),
+            Some(_) => self.texts(nth, fields, "runner_labels", label),
+        };
         let discard_local_ssd = match fields.get("discard_local_ssd") {
             None | Some(Value::Null) => Some(false),
             Some(Value::Bool(discard)) => Some(*discard),
@@ -355,9 +360,18 @@ impl Problems {
                 None
             }
         };
+        let labels: Vec<Label> = labels?.into_iter().map(Into::into).collect();
+        let runner_labels: Vec<Label> = runner_labels?.into_iter().map(Into::into).collect();
+        let known = |label: &&Label| runner_labels.is_empty() || runner_labels.contains(label);
+        if let Some(odd) = labels.iter().position(|label| !known(&label)) {
+            warnings.push(format!(
+                "RUNNER_CONFIG[{nth}].labels[{odd}]: is not among its runner_labels, which alone decide"
+            ));
+        }
         Some(Entry {
             repo: repo?.into(),
-            labels: labels?.into_iter().map(Into::into).collect(),
+            labels,
+            runner_labels,
             vm: Vm::new(name?, zone?),
             runner_names: RunnerNames::parse(runner_names?.iter().map(String::as_str)),
             discard_local_ssd: discard_local_ssd?,
@@ -638,7 +652,7 @@ mod tests {
         let config = r#"[
             {"repo": "acme", "labels": [], "vm_instance_name": "Runner", "vm_instance_zone": 7},
             "nothing",
-            {"repo": "acme/app", "labels": ["self-hosted", 5], "runner_names": ["a*b"], "discard_local_ssd": "yes"}
+            {"repo": "acme/app", "labels": ["self-hosted", 5], "runner_names": ["a*b"], "runner_labels": [], "discard_local_ssd": "yes"}
         ]"#;
         let found = problems(&[("RUNNER_CONFIG", config)]);
         let places: Vec<&str> = found.iter().map(|line| line.split(": ").next().unwrap()).collect();
@@ -652,6 +666,7 @@ mod tests {
             "RUNNER_CONFIG[2].vm_instance_name",
             "RUNNER_CONFIG[2].vm_instance_zone",
             "RUNNER_CONFIG[2].runner_names[0]",
+            "RUNNER_CONFIG[2].runner_labels",
             "RUNNER_CONFIG[2].discard_local_ssd",
         ];
         assert_eq!(places, expected);
@@ -672,6 +687,11 @@ mod tests {
         assert_eq!(config.warnings.len(), 2);
         assert!(config.warnings[0].starts_with("RUNNER_CONFIG[1].runner_name: "));
         assert!(config.warnings[1].starts_with("RUNNER_CONFIG[1]: is never reached"));
+
+        let odd = format!("[{}]", entry(r#","runner_labels":["linux","x64"]"#));
+        let config = Config::from_vars(vars(&[("RUNNER_CONFIG", &odd)])).unwrap();
+        assert_eq!(config.warnings.len(), 1);
+        assert!(config.warnings[0].starts_with("RUNNER_CONFIG[0].labels[0]: is not among"));
     }
 
     #[test]

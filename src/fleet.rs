@@ -1,7 +1,8 @@
 //! The fleet: which VM serves a job, and which entries of RUNNER_CONFIG share a VM.
 //!
-//! A job goes to the first entry of its repository whose labels the job has, all of them. Repository names,
-//! labels and runner names compare without regard to case, as GitHub matches them.
+//! A job goes to the first entry of its repository whose labels the job has, all of them; or, where an entry says
+//! which labels its runner has, to the first whose runner has all of the job's, which is GitHub's own rule.
+//! Repository names, labels and runner names compare without regard to case, as GitHub matches them.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,13 +141,16 @@ impl RunnerNames {
     }
 }
 
-/// One element of RUNNER_CONFIG: jobs of `repo` that have all of `labels` run on `vm`.
+/// One element of RUNNER_CONFIG: which jobs of `repo` run on `vm`.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The repository whose jobs these are.
     pub repo: RepoName,
-    /// Labels that a job must have, all of them; never empty, or GitHub-hosted jobs would match too.
+    /// Labels that a job must have, all of them, unless `runner_labels` says more; never empty, or GitHub-hosted jobs
+    /// would match too.
     pub labels: Vec<Label>,
+    /// All labels of the VM's runner, if they are told: then a job matches that asks for none but these.
+    pub runner_labels: Vec<Label>,
     /// The instance that runs them.
     pub vm: Vm,
     /// How the VM's runners are named in GitHub; by default as the VM itself.
@@ -155,9 +159,29 @@ pub struct Entry {
     pub discard_local_ssd: bool,
 }
 
+fn are_among(some: &[Label], all: &[Label]) -> bool {
+    some.iter().all(|label| all.contains(label))
+}
+
 impl Entry {
-    fn matches(&self, labels: &[Label]) -> bool {
-        self.labels.iter().all(|label| labels.contains(label))
+    fn matches(&self, job: &[Label]) -> bool {
+        if self.runner_labels.is_empty() {
+            return are_among(&self.labels, job);
+        }
+        !job.is_empty() && are_among(job, &self.runner_labels)
+    }
+
+    /// Whether every job that `later` matches matches this one too.
+    fn shadows(&self, later: &Self) -> bool {
+        match (self.runner_labels.as_slice(), later.runner_labels.as_slice()) {
+            ([], []) => are_among(&self.labels, &later.labels),
+            // A job may ask for any one of them, but has to ask for this one here.
+            ([], [only]) => self.labels.iter().all(|label| label == only),
+            ([], _) => false,
+            // A job may ask for more than these.
+            (_, []) => false,
+            (all, some) => are_among(some, all),
+        }
     }
 }
 
@@ -283,14 +307,13 @@ impl Fleet {
     /// Pairs of entries (by position) of which the later can never be reached, since every job that it
     /// matches is taken by the earlier.
     pub fn shadowed(&self) -> Vec<(usize, usize)> {
-        let shadows = |earlier: &Entry, later: &Entry| earlier.matches(&later.labels);
         self.by_repo
             .values()
             .flat_map(|of_repo| {
                 of_repo.iter().enumerate().filter_map(move |(nth, &later)| {
                     let mut before = of_repo[..nth].iter();
                     before
-                        .find(|&&earlier| shadows(&self.entries[earlier], &self.entries[later]))
+                        .find(|&&earlier| self.entries[earlier].shadows(&self.entries[later]))
                         .map(|&e| (e, later))
                 })
             })
@@ -310,6 +333,7 @@ mod tests {
         Entry {
             repo: repo.into(),
             labels: labels.iter().map(|&label| label.into()).collect(),
+            runner_labels: Vec::new(),
             vm: Vm::new(vm, "asia-northeast1-a"),
             runner_names: RunnerNames::parse([vm]),
             discard_local_ssd: false,
@@ -350,6 +374,46 @@ mod tests {
         routes("acme/app", &["ubuntu-latest"], None);
         routes("acme/app", &[], None);
         routes("acme/other", &["self-hosted"], None);
+    }
+
+    fn exact(labels: &[&str], runner_labels: &[&str], vm: &str) -> Entry {
+        let runner_labels = runner_labels.iter().map(|&label| label.into()).collect();
+        Entry { runner_labels, ..entry("acme/app", labels, vm) }
+    }
+
+    #[test]
+    fn where_the_runners_labels_are_told_a_job_may_ask_for_none_but_these() {
+        let fleet = Fleet::new(vec![
+            exact(&["self-hosted"], &["self-hosted", "Linux", "x64"], "cpu-1"),
+            exact(&["gpu"], &["self-hosted", "Linux", "x64", "gpu"], "gpu-1"),
+        ]);
+        let routed = |job: &[&str]| {
+            fleet.route(&"acme/app".into(), &labels(job)).map(|vm| vm.vm.name.as_str())
+        };
+        assert_eq!(routed(&["self-hosted"]), Some("cpu-1"));
+        assert_eq!(routed(&["linux"]), Some("cpu-1"));
+        assert_eq!(routed(&["self-hosted", "GPU"]), Some("gpu-1"));
+        assert_eq!(routed(&["gpu"]), Some("gpu-1"));
+        assert_eq!(routed(&["self-hosted", "windows"]), None);
+        assert_eq!(routed(&["ubuntu-latest"]), None);
+        assert_eq!(routed(&[]), None);
+    }
+
+    #[track_caller]
+    fn is_shadowed(earlier: Entry, later: Entry, shadowed: bool) {
+        assert_eq!(Fleet::new(vec![earlier, later]).shadowed().is_empty(), !shadowed);
+    }
+
+    #[test]
+    fn an_entry_is_shadowed_by_one_that_takes_all_of_its_jobs() {
+        let plain = |labels: &[&str]| exact(labels, &[], "a");
+        is_shadowed(plain(&["a"]), plain(&["a", "b"]), true);
+        is_shadowed(plain(&["a", "b"]), plain(&["a"]), false);
+        is_shadowed(plain(&["a"]), exact(&["a"], &["a"], "b"), true);
+        is_shadowed(plain(&["a"]), exact(&["a"], &["a", "b"], "b"), false);
+        is_shadowed(exact(&["a"], &["a", "b"], "b"), plain(&["a"]), false);
+        is_shadowed(exact(&["a"], &["a", "b"], "b"), exact(&["a"], &["a"], "c"), true);
+        is_shadowed(exact(&["a"], &["a"], "b"), exact(&["a"], &["a", "b"], "c"), false);
     }
 
     #[track_caller]

@@ -16,6 +16,7 @@ use runner_manager::config::Config;
 use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::{JobStatus, Runner, Scope};
 use runner_manager::emulators::{Cloud, Driver};
+use runner_manager::fleet::Label;
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
@@ -219,10 +220,17 @@ pub(crate) fn runner_config_holds(text: &str) {
             assert!(!fleet.entries().is_empty());
             for entry in fleet.entries() {
                 assert!(!entry.labels.is_empty(), "it would match GitHub's own runners");
-                let routed = fleet.route(&entry.repo, &entry.labels).expect("its own labels match");
+                // All that its runner has, if that is told, or no more than it asks for.
+                let told = !entry.runner_labels.is_empty();
+                let job = if told { &entry.runner_labels } else { &entry.labels };
+                let routed = fleet.route(&entry.repo, job).expect("its own labels match");
+                let among = |some: &[Label], all: &[Label]| some.iter().all(|l| all.contains(l));
                 let first = fleet.entries().iter().find(|earlier| {
-                    let has = |label| entry.labels.contains(label);
-                    earlier.repo == entry.repo && earlier.labels.iter().all(has)
+                    earlier.repo == entry.repo
+                        && match earlier.runner_labels.as_slice() {
+                            [] => among(&earlier.labels, job),
+                            all => among(job, all),
+                        }
                 });
                 assert_eq!(first.map(|first| &first.vm), Some(&routed.vm), "the first wins");
                 let vm = fleet.vm(&entry.vm).expect("its VM is managed");

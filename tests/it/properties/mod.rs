@@ -194,7 +194,8 @@ fn no_callback_stops_a_vm_that_works_or_puts_the_next_look_off() {
 #[test]
 fn every_runner_config_is_taken_or_refused_with_places_and_reasons() {
     let entry = json!({ "repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1",
-        "vm_instance_zone": "asia-northeast1-a", "runner_names": ["gpu-1", "gpu-1-*"], "discard_local_ssd": false });
+        "vm_instance_zone": "asia-northeast1-a", "runner_names": ["gpu-1", "gpu-1-*"], "runner_labels": ["self-hosted", "gpu"],
+        "discard_local_ssd": false });
     let fields = vec![
         "",
         "/0",
@@ -205,6 +206,8 @@ fn every_runner_config_is_taken_or_refused_with_places_and_reasons() {
         "/0/vm_instance_zone",
         "/1/runner_names",
         "/1/runner_names/1",
+        "/1/runner_labels",
+        "/1/runner_labels/1",
         "/1/discard_local_ssd",
         "/2/sender",
     ];
