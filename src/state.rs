@@ -17,6 +17,7 @@ use crate::fleet::Fleet;
 use crate::lifecycle::WEBHOOK_TIME;
 use crate::lifecycle::in_flight::InFlight;
 use crate::lifecycle::mark::Marks;
+use crate::lifecycle::status::Remembered;
 use crate::secret::SharedSecret;
 
 /// The state behind all routes; cheap to clone, and clones share it.
@@ -46,6 +47,8 @@ pub struct Shared {
     pub marks: Marks,
     /// What deliveries that overlap share.
     pub in_flight: InFlight,
+    /// What GitHub said last to whoever looked at the fleet.
+    pub remembered: Remembered,
     /// Whether the service is shutting down.
     pub draining: Draining,
 }
@@ -103,6 +106,7 @@ impl AppState {
             inactive: config.inactive,
             marks: Marks::default(),
             in_flight: InFlight::default(),
+            remembered: Remembered::default(),
             draining: Draining::default(),
         }))
     }

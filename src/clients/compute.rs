@@ -15,7 +15,8 @@ use crate::clock::{Deadline, Timestamp};
 use crate::fleet::Vm;
 
 /// The fields that an [`Instance`] is made of: the whole resource is ten times as long.
-const FIELDS: &str = "id,status,labels,labelFingerprint,lastStartTimestamp,disks(type)";
+const FIELDS: &str = "id,status,labels,labelFingerprint,lastStartTimestamp,lastStopTimestamp,lastSuspendedTimestamp,\
+                      disks(type)";
 
 /// What an instance is doing, by the names of the API's reference.
 /// <https://cloud.google.com/compute/docs/instances/instance-lifecycle>
@@ -94,6 +95,10 @@ pub struct Instance {
     pub label_fingerprint: String,
     /// When it was last started, if ever.
     pub last_start: Option<Timestamp>,
+    /// When it was last stopped, if ever.
+    pub last_stop: Option<Timestamp>,
+    /// When it was last suspended, if ever.
+    pub last_suspend: Option<Timestamp>,
     /// Whether a stop would lose a local SSD's data.
     pub has_local_ssd: bool,
 }
@@ -272,6 +277,8 @@ mod wire {
         #[serde(default)]
         label_fingerprint: String,
         last_start_timestamp: Option<String>,
+        last_stop_timestamp: Option<String>,
+        last_suspended_timestamp: Option<String>,
         #[serde(default)]
         disks: Vec<Disk>,
     }
@@ -284,12 +291,15 @@ mod wire {
 
     impl From<Instance> for super::Instance {
         fn from(wire: Instance) -> Self {
+            let time = |text: Option<String>| text.as_deref().and_then(Timestamp::parse);
             Self {
                 id: wire.id,
                 status: Status::from(wire.status.as_str()),
                 labels: wire.labels,
                 label_fingerprint: wire.label_fingerprint,
-                last_start: wire.last_start_timestamp.as_deref().and_then(Timestamp::parse),
+                last_start: time(wire.last_start_timestamp),
+                last_stop: time(wire.last_stop_timestamp),
+                last_suspend: time(wire.last_suspended_timestamp),
                 has_local_ssd: wire.disks.iter().any(|disk| disk.kind == "SCRATCH"),
             }
         }
@@ -357,10 +367,13 @@ mod tests {
         assert!(!instance.has_local_ssd && instance.last_start.is_none());
 
         let full = r#"{"id": "42", "status": "RUNNING", "labels": {"a": "b"}, "labelFingerprint": "42WmSpB8rSM=",
-            "lastStartTimestamp": "2026-11-23T21:03:00.250-08:00", "disks": [{"type": "PERSISTENT"}, {"type": "SCRATCH"}]}"#;
+            "lastStartTimestamp": "2026-11-23T21:03:00.250-08:00", "lastStopTimestamp": "2026-11-23T20:00:00.000-08:00",
+            "lastSuspendedTimestamp": "2026-11-22T20:00:00.000-08:00", "disks": [{"type": "PERSISTENT"}, {"type": "SCRATCH"}]}"#;
         let instance = Instance::from(serde_json::from_str::<wire::Instance>(full).unwrap());
         assert_eq!(instance.status, Status::Running);
         assert_eq!(instance.last_start, Timestamp::parse("2026-11-24T05:03:00.250Z"));
+        assert_eq!(instance.last_stop, Timestamp::parse("2026-11-24T04:00:00Z"));
+        assert_eq!(instance.last_suspend, Timestamp::parse("2026-11-23T04:00:00Z"));
         assert!(instance.has_local_ssd);
     }
 

@@ -56,6 +56,8 @@ pub struct Runner {
     pub busy: bool,
     /// Whether it is connected.
     pub online: bool,
+    /// The version of its software, if told: GitHub gives no jobs to one that is too old.
+    pub version: Option<String>,
     /// All labels that it has.
     pub labels: Vec<Label>,
 }
@@ -103,6 +105,10 @@ pub struct Job {
     pub labels: Vec<Label>,
     /// Who runs it, once somebody does.
     pub runner_name: Option<String>,
+    /// What its workflow calls it.
+    pub name: Option<String>,
+    /// Its page, for a person.
+    pub html_url: Option<String>,
     /// When it came to be, RFC 3339.
     created_at: Option<String>,
     /// When it began to run or, before that, to wait for a runner, RFC 3339.
@@ -375,6 +381,7 @@ mod wire {
         busy: bool,
         #[serde(default)]
         status: String,
+        version: Option<String>,
         #[serde(default)]
         labels: Vec<RunnerLabel>,
     }
@@ -390,6 +397,7 @@ mod wire {
                 name: wire.name,
                 busy: wire.busy,
                 online: wire.status == "online",
+                version: wire.version,
                 labels: wire.labels.into_iter().map(|label| label.name).collect(),
             }
         }

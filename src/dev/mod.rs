@@ -113,6 +113,9 @@ pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
 
     let mut driver = Driver::new(transport::over_tls()?);
     let embedded_apis = stage.cloud.router().merge(play::router(stage.cloud.clone()));
+    if !options.once {
+        stage.narrator.welcome(&stage);
+    }
     let stories = async {
         if !options.real_time && !stories::tell_all(&stage).await && options.once {
             return ExitCode::FAILURE;

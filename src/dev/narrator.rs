@@ -106,6 +106,12 @@ impl Narrator {
         self.said(at, "Runner Manager", style, &format!("{asked} -> {answer}"));
     }
 
+    /// Where to watch, said before the first story begins.
+    pub(super) fn welcome(&self, stage: &Stage) {
+        let url = &stage.service_url;
+        self.line(&self.paint(BOLD, &format!("Watch {url}/ in a browser; secret: {SECRET}")));
+    }
+
     /// How to go on.
     pub(super) fn invite(&self, stage: &Stage, real_time: bool) {
         let Stage { service_url, cloud_url, .. } = stage;
@@ -116,7 +122,7 @@ impl Narrator {
             "\n{}\n{pace} Ctrl-C ends it.\n\n\
              # queue a job that runs for two minutes; labels of another VM: self-hosted,gpu\n\
              curl -X POST '{cloud_url}/play/job?repo=acme/app&labels=self-hosted&seconds=120'\n\n\
-             # start and stop by hand\n\
+             # start and stop by hand; hold and release likewise\n\
              curl -X POST {service_url}/runner/start -H 'X-Runner-Secret: {SECRET}' -d '{{\"vm_instance_name\": \"gpu-1\"}}'\n\
              curl -X POST {service_url}/runner/stop -H 'X-Runner-Secret: {SECRET}' -d '{{\"vm_instance_name\": \"gpu-1\"}}'\n\n\
              # trouble: preempt, stop; GitHub's outage on, off; a permission taken away, given back\n\
@@ -124,8 +130,9 @@ impl Narrator {
              curl -X POST '{cloud_url}/play/github?outage=true'\n\
              curl -X POST '{cloud_url}/play/forbid?permission=compute.instances.stop'\n\
              curl -X POST '{cloud_url}/play/permit?permission=compute.instances.stop'\n\n\
-             # what the service shows to anyone\n\
-             curl {service_url}/\n\n{}\n{}\n",
+             # what the service shows to anyone, and to an operator: in a browser as a page\n\
+             curl {service_url}/\n\
+             curl {service_url}/runner/status -H 'X-Runner-Secret: {SECRET}'\n\n{}\n{}\n",
             heading(&format!("The service is at {service_url}, the embedded cloud at {cloud_url}.")),
             heading("# the environment in which any client, or another runner-manager, is at home here"),
             stage.exports(),

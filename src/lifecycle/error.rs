@@ -14,6 +14,11 @@ pub enum Error {
         "Compute Engine has no instance {0} in this project: check RUNNER_CONFIG and GCP_PROJECT_ID"
     )]
     NoSuchInstance(Vm),
+    /// The hold label may not be set.
+    #[error(
+        "VM {0}: its labels may not be set: grant compute.instances.setLabels to the service's account ({1})"
+    )]
+    LabelsForbidden(Vm, clients::Error),
     /// A stop would lose the data of a local SSD, and the entry does not allow that.
     #[error(
         "VM {0} has a local SSD whose data a stop would lose: set \"discard_local_ssd\": true in its entry of \

@@ -122,7 +122,7 @@ pub(super) async fn write(
 }
 
 /// A bad token or an API that is turned off says nothing about the permission to set labels.
-fn is_missing_permission(error: &Error) -> bool {
+pub(super) fn is_missing_permission(error: &Error) -> bool {
     error.is_forbidden() && matches!(error, Error::Status { reason, .. } if reason == "forbidden")
 }
 
@@ -138,6 +138,8 @@ mod tests {
             labels: Labels::from([(MARK_LABEL.to_owned(), label.to_owned())]),
             label_fingerprint: String::new(),
             last_start: None,
+            last_stop: None,
+            last_suspend: None,
             has_local_ssd: false,
         };
         Mark::of(&instance, Timestamp::from_unix_seconds(1_800_000_000))

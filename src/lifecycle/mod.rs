@@ -32,7 +32,9 @@
 //! * A start check is due ([`start_check`]): if the job still waits, the VM has to be up. If it runs, the VM may
 //!   yet vanish under it: GitHub lets the job wait again then, and sends no second webhook.
 //! * A stop check is due ([`stop_check`]): if two [witnesses](witness) agree that nothing needs the VM, stop it.
-//! * An operator asks ([`by_hand`]): the same, once, and an operator's VM must not leak either.
+//! * An operator asks ([`by_hand`]): the same, once, and an operator's VM must not leak either. A VM that carries
+//!   the [hold](hold) label is not stopped by a stop check; once it is released, one looks that was made before.
+//! * An operator looks ([`status`]): what the others would find is told, and nothing is done.
 //!
 //! # Where this gives way
 //!
@@ -41,6 +43,7 @@
 
 pub mod by_hand;
 mod error;
+mod hold;
 pub mod in_flight;
 pub mod job_completed;
 pub mod job_queued;
@@ -49,6 +52,7 @@ mod need;
 mod outcome;
 mod schedule;
 pub mod start_check;
+pub mod status;
 pub mod stop_check;
 pub mod task;
 pub mod unconfigured;

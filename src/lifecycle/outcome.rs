@@ -29,6 +29,8 @@ pub enum Status {
     Confirming,
     /// The VM carries the hold label.
     Held,
+    /// An operator took the hold label away.
+    Released,
     /// A newer task stands for the VM.
     Superseded,
     /// No entry names the VM, or the project has no such VM.
@@ -50,6 +52,7 @@ impl Status {
             Self::Unknown => "unknown",
             Self::Confirming => "confirming",
             Self::Held => "held",
+            Self::Released => "released",
             Self::Superseded => "superseded",
             Self::NotConfigured => "not_configured",
         }

@@ -494,6 +494,8 @@ mod tests {
             labels: Labels::new(),
             label_fingerprint: String::new(),
             last_start: Some(at(NOW - 3600)),
+            last_stop: None,
+            last_suspend: None,
             has_local_ssd: false,
         };
         (StopTask::new(&Vm::new("a", "z"), mark(10)), Seen { instance, mark: mark(10) })

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::task::WaitingJob;
 use crate::clients::Error;
-use crate::clients::github::{Job, Place, Progress};
+use crate::clients::github::{Job, Place, Progress, Runner};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{Label, ManagedVm, RepoName, Vm};
+use crate::fleet::{Fleet, Label, ManagedVm, RepoName, Vm};
 use crate::state::AppState;
 
 /// GitHub asks for no more than a few requests at a time.
-const AT_A_TIME: usize = 4;
+pub(super) const AT_A_TIME: usize = 4;
 
 /// What the first witness says: the VM's runner, wherever it may be registered.
 #[derive(Clone, Debug)]
@@ -48,16 +48,31 @@ impl Sighting {
     }
 }
 
-/// Looks for the VM's runner in the repositories of its entries, and in the accounts that own them: a
-/// repository's list leaves out the organization's runners.
-pub(super) async fn look_at_runner(app: &AppState, vm: &ManagedVm, deadline: Deadline) -> Sighting {
+/// Where the VM's runner may be registered: in the repositories of its entries, and in the accounts that own
+/// them, since a repository's list leaves out the organization's runners.
+pub(super) fn places(vm: &ManagedVm) -> Vec<Place> {
     let owners: BTreeSet<&str> = vm.repos.iter().map(RepoName::owner).collect();
     let repositories = vm.repos.iter().cloned().map(Place::Repository);
     let organizations = owners.into_iter().map(|login| Place::Organization(login.to_owned()));
-    let places: Vec<Place> = repositories.chain(organizations).collect();
-    let name = vm.runner_names.only();
-    let lists: Vec<_> =
-        places.iter().map(|place| app.github.runners(place, name, deadline)).collect();
+    repositories.chain(organizations).collect()
+}
+
+/// The VM's runners that are registered in `place`.
+pub(super) async fn runners_in(
+    app: &AppState,
+    vm: &ManagedVm,
+    place: &Place,
+    deadline: Deadline,
+) -> Result<Vec<Runner>, Error> {
+    let mut runners = app.github.runners(place, vm.runner_names.only(), deadline).await?;
+    runners.retain(|runner| vm.runner_names.contain(&runner.name));
+    Ok(runners)
+}
+
+/// Looks for the VM's runner wherever it may be registered.
+pub(super) async fn look_at_runner(app: &AppState, vm: &ManagedVm, deadline: Deadline) -> Sighting {
+    let places = places(vm);
+    let lists: Vec<_> = places.iter().map(|place| runners_in(app, vm, place, deadline)).collect();
     let lists: Vec<_> = stream::iter(lists).buffered(AT_A_TIME).collect().await;
 
     let mut known = Vec::new();
@@ -65,9 +80,7 @@ pub(super) async fn look_at_runner(app: &AppState, vm: &ManagedVm, deadline: Dea
     for (place, list) in places.into_iter().zip(lists) {
         match list {
             Ok(runners) => {
-                for runner in
-                    runners.into_iter().filter(|runner| vm.runner_names.contain(&runner.name))
-                {
+                for runner in runners {
                     if runner.busy {
                         return Sighting::Busy(place);
                     }
@@ -290,7 +303,7 @@ impl Hearing<'_> {
     fn note(&self, repo: &RepoName, job: Job, testimony: &mut Testimony) {
         let now = self.app.clock.now();
         match job.status {
-            Progress::InProgress if self.runs_here(repo, &job) => {
+            Progress::InProgress if runs_on(self.vm, &self.app.fleet, self.known, repo, &job) => {
                 testimony.running = Some(JobRef { repo: repo.clone(), id: job.id });
             }
             Progress::Queued => {
@@ -307,7 +320,8 @@ impl Hearing<'_> {
                 }
             }
             Progress::InProgress | Progress::Waiting | Progress::Pending | Progress::Requested
-                if testimony.later.is_none() && self.routes_here(repo, &job.labels) =>
+                if testimony.later.is_none()
+                    && routes_to(self.vm, &self.app.fleet, repo, &job.labels) =>
             {
                 // One that runs may do so for days, and begins to wait anew if its VM vanishes.
                 let since =
@@ -319,19 +333,27 @@ impl Hearing<'_> {
             _ => {}
         }
     }
+}
 
-    fn runs_here(&self, repo: &RepoName, job: &Job) -> bool {
-        let Some(name) = job.runner_name.as_deref().filter(|name| !name.is_empty()) else {
-            return self.routes_here(repo, &job.labels);
-        };
-        let elsewhere = || self.app.fleet.owner_of_runner(repo, name).is_some();
-        self.vm.runner_names.contain(name)
-            || (!self.known && !elsewhere() && self.routes_here(repo, &job.labels))
-    }
+/// Whether a job that is in progress runs on the VM. Where its runner is `known`, the name alone tells.
+pub(super) fn runs_on(
+    vm: &ManagedVm,
+    fleet: &Fleet,
+    known: bool,
+    repo: &RepoName,
+    job: &Job,
+) -> bool {
+    let Some(name) = job.runner_name.as_deref().filter(|name| !name.is_empty()) else {
+        return routes_to(vm, fleet, repo, &job.labels);
+    };
+    let elsewhere = || fleet.owner_of_runner(repo, name).is_some();
+    vm.runner_names.contain(name)
+        || (!known && !elsewhere() && routes_to(vm, fleet, repo, &job.labels))
+}
 
-    fn routes_here(&self, repo: &RepoName, labels: &[Label]) -> bool {
-        self.app.fleet.route(repo, labels).is_some_and(|vm| vm.vm == self.vm.vm)
-    }
+/// Whether a job of these labels goes to the VM.
+pub(super) fn routes_to(vm: &ManagedVm, fleet: &Fleet, repo: &RepoName, labels: &[Label]) -> bool {
+    fleet.route(repo, labels).is_some_and(|routed| routed.vm == vm.vm)
 }
 
 /// What became of the job that a start check carries.

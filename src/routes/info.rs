@@ -2,21 +2,33 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::page;
 use crate::fleet::{Entry, Label, RepoName};
 use crate::state::AppState;
+
+/// What it calls itself.
+pub(super) const SERVICE: &str = "GitHub Runner Manager";
 
 /// For Cloud Run's probes.
 pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "healthy" })
 }
 
-/// What this service is and which VMs it manages.
-pub(super) async fn service(State(app): State<AppState>) -> Response {
+/// What this service is and which VMs it manages; for a browser, the page that shows how they are.
+pub(super) async fn root(State(app): State<AppState>, headers: HeaderMap) -> Response {
+    let mut response = if page::is_preferred(&headers) { page::page() } else { service(&app) };
+    // A cache between them must not give the one for the other.
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+fn service(app: &AppState) -> Response {
     let shown = Service {
-        service: "GitHub Runner Manager",
+        service: SERVICE,
         inactive_minutes: app.inactive.as_secs() / 60,
         runner_configs: app.fleet.entries().iter().map(RunnerConfig::from).collect(),
     };

@@ -3,6 +3,8 @@
 mod error;
 mod extract;
 mod info;
+mod observe;
+mod page;
 mod runner;
 mod webhook;
 
@@ -31,8 +33,11 @@ pub fn router(app: AppState) -> Router {
         .route("/github/webhook", post(webhook::receive))
         .route("/runner/start", post(runner::start))
         .route("/runner/stop", post(runner::stop))
+        .route("/runner/hold", post(runner::hold))
+        .route("/runner/release", post(runner::release))
+        .route("/runner/status", get(observe::status))
         .route("/health", get(info::health))
-        .route("/", get(info::service))
+        .route("/", get(info::root))
         .fallback(|| async { ApiError::NoSuchPath })
         .method_not_allowed_fallback(|| async { ApiError::NoSuchMethod })
         .layer(CatchPanicLayer::custom(panicked))

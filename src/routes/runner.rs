@@ -1,4 +1,5 @@
-//! `POST /runner/start` and `/runner/stop`: operators by hand, and Cloud Tasks when a look is due.
+//! `POST /runner/start` and `/runner/stop`: operators by hand, and Cloud Tasks when a look is due. `POST /runner/hold`
+//! and `/runner/release`: operators alone.
 
 use axum::Json;
 use axum::extract::State;
@@ -67,6 +68,26 @@ pub(super) async fn stop(
     Ok(reply(vm, &outcome.map_err(ApiError::Repeat)?, Caller::CloudTasks))
 }
 
+pub(super) async fn hold(
+    State(app): State<AppState>,
+    request: Authorized,
+) -> Result<Reply, ApiError> {
+    let command: Command = request.body()?;
+    let vm = command.vm(&app)?;
+    let outcome = by_hand::hold(&app, vm, Deadline::after(CALLBACK_TIME)).await?;
+    Ok(reply(&vm.vm, &outcome, Caller::Operator))
+}
+
+pub(super) async fn release(
+    State(app): State<AppState>,
+    request: Authorized,
+) -> Result<Reply, ApiError> {
+    let command: Command = request.body()?;
+    let vm = command.vm(&app)?;
+    let outcome = by_hand::release(&app, vm, Deadline::after(CALLBACK_TIME)).await?;
+    Ok(reply(&vm.vm, &outcome, Caller::Operator))
+}
+
 impl Command {
     fn vm<'a>(&self, app: &'a AppState) -> Result<&'a ManagedVm, NoSuchVm> {
         app.fleet.find(self.vm_instance_name.as_deref(), self.vm_instance_zone.as_deref())
@@ -100,6 +121,9 @@ fn reply(vm: &Vm, outcome: &Outcome, caller: Caller) -> Reply {
 
 /// What an operator wants to know of a decision that is not the plain one.
 fn detail(outcome: &Outcome) -> Option<String> {
+    if matches!(outcome.status, Status::Held | Status::Released) {
+        return None;
+    }
     let plain = matches!(
         outcome.status,
         Status::Starting | Status::AlreadyRunning | Status::Stopping | Status::AlreadyStopped

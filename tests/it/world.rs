@@ -301,16 +301,31 @@ impl World {
                 .headers_mut()
                 .append(name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        let answer = self.service.router().oneshot(request).await.unwrap();
-        let status = answer.status();
+        let answer = self.exchange(request).await;
         let outcome = answer.headers().get("x-runner-manager-outcome");
         let outcome = outcome.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
         Answer {
-            status,
+            status: answer.status(),
             outcome,
-            body: serde_json::from_slice(&body).unwrap_or(serde_json::Value::Null),
+            body: serde_json::from_slice(answer.body()).unwrap_or(serde_json::Value::Null),
         }
+    }
+
+    /// Sends the service a request, and returns the whole answer.
+    pub(crate) async fn exchange(
+        &self,
+        request: Request<axum::body::Body>,
+    ) -> http::Response<Bytes> {
+        let (head, body) = self.service.router().oneshot(request).await.unwrap().into_parts();
+        http::Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+    }
+
+    /// The fleet, as an operator sees it.
+    pub(crate) async fn look(&self) -> serde_json::Value {
+        let secret = [("X-Runner-Secret", SECRET)];
+        let answer = self.send(Method::GET, "/runner/status", &secret, "").await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        answer.body
     }
 
     /// An operator's command.

@@ -1,7 +1,10 @@
 //! Each endpoint's good and bad requests.
 
+mod hold;
 mod info;
+mod page;
 mod runner;
+mod status;
 mod webhook;
 
 use http::{Method, StatusCode};
@@ -28,6 +31,9 @@ async fn whatever_is_not_there_is_said_so_in_json() {
         (Method::GET, "/runner/start", StatusCode::METHOD_NOT_ALLOWED),
         (Method::PUT, "/runner/stop", StatusCode::METHOD_NOT_ALLOWED),
         (Method::GET, "/github/webhook", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::POST, "/runner/status", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::GET, "/runner/hold", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::GET, "/runner/release", StatusCode::METHOD_NOT_ALLOWED),
         (Method::POST, "/health", StatusCode::METHOD_NOT_ALLOWED),
         (Method::DELETE, "/", StatusCode::METHOD_NOT_ALLOWED),
     ] {

@@ -10,7 +10,7 @@ const GPU: &str = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-nor
 #[tokio::test(start_paused = true)]
 async fn who_does_not_know_the_secret_is_refused() {
     let world = World::new();
-    for path in ["/runner/start", "/runner/stop"] {
+    for path in ["/runner/start", "/runner/stop", "/runner/hold", "/runner/release"] {
         for (headers, why) in [
             (&[][..], "is missing"),
             (&[("X-Runner-Secret", "")][..], "does not hold"),
@@ -32,7 +32,7 @@ async fn who_does_not_know_the_secret_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn which_vm_is_meant_has_to_be_clear_and_one_of_ours() {
     let world = World::new();
-    for path in ["/runner/start", "/runner/stop"] {
+    for path in ["/runner/start", "/runner/stop", "/runner/hold", "/runner/release"] {
         let which = detail(&world.command(path, "").await, StatusCode::BAD_REQUEST);
         assert!(
             which.contains("gpu-1 in asia-northeast1-a; runner-1 in asia-northeast1-a"),

@@ -163,3 +163,19 @@ async fn a_job_on_a_vm_that_is_up_and_freshly_marked_costs_one_read_and_one_task
     assert_eq!(calls, ["instances.get", "tasks.create"]);
     world.settle().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_release_does_not_bring_the_stop_forward() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    let over = world.clock.now();
+    for path in ["/runner/hold", "/runner/release"] {
+        world.command(path, r#"{"vm_instance_name": "gpu-1"}"#).await;
+        world.pass(seconds(5)).await;
+    }
+    world.pass_until(minutes(10), |world| world.is_stopped("gpu-1")).await;
+    let stopping = world.last("gpu-1", Status::Stopping).unwrap();
+    assert!(stopping.since(over) >= INACTIVE, "{over} {stopping}");
+    world.settle().await;
+}

@@ -361,3 +361,18 @@ async fn a_job_of_a_large_matrix_is_found_on_the_second_page() {
     world.pass_until(minutes(60), |world| world.is_completed(last)).await;
     assert_eq!(world.starts("runner-1"), 1, "the VM stayed up\n{}", world.story());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_an_operator_holds_is_not_stopped_until_it_is_released() {
+    const GPU: &str = r#"{"vm_instance_name": "gpu-1"}"#;
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.command("/runner/hold", GPU).await;
+    world.pass(minutes(120)).await;
+    assert_eq!(world.status("gpu-1"), Status::Running);
+    assert!(world.was_told("held"), "{}", world.story());
+    world.command("/runner/release", GPU).await;
+    world.pass_until(minutes(5), |world| world.is_stopped("gpu-1")).await;
+    world.settle().await;
+}

@@ -503,3 +503,54 @@ async fn a_vm_that_an_entry_names_again_has_its_day_anew() {
     let next = tasks.iter().find(|task| task.path == "/runner/stop").unwrap();
     assert_eq!(next.body.get("unconfigured_since"), None);
 }
+
+const GPU: &str = r#"{"vm_instance_name": "gpu-1"}"#;
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_was_started_in_the_console_and_held_is_stopped_once_it_is_released() {
+    let mut world = World::new();
+    world.cloud.compute.start_by_hand("gpu-1");
+    world.pass(minutes(1)).await;
+    assert_eq!(world.command("/runner/hold", GPU).await.body["status"], "held");
+    world.pass(minutes(60)).await;
+    assert_eq!(world.status("gpu-1"), Status::Running);
+    assert!(world.cloud.tasks.pending().is_empty(), "nobody else looks after it");
+    assert_eq!(world.command("/runner/release", GPU).await.body["status"], "released");
+    world.pass_until(minutes(10), |world| world.is_stopped("gpu-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_works_when_it_is_released_is_stopped_after_its_last_job() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(30));
+    world.pass_until(minutes(5), |world| world.is_started(job)).await;
+    world.command("/runner/hold", GPU).await;
+    world.pass(minutes(10)).await;
+    world.command("/runner/release", GPU).await;
+    world.pass_until(minutes(40), |world| world.is_completed(job)).await;
+    world.pass_until(minutes(15), |world| world.is_stopped("gpu-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_between_any_two_calls_of_a_release_leaks_nothing() {
+    for method in ["instances.get", "tasks.create", "instances.setLabels"] {
+        for fault in [Fault::Hang, Fault::Lost] {
+            let mut world = World::new();
+            world.cloud.compute.start_by_hand("gpu-1");
+            world.pass(minutes(10)).await;
+            world.command("/runner/hold", GPU).await;
+            world.cloud.faults.next(method, fault.clone());
+            // The one who asked gives up, and asks once more.
+            let impatient = tokio::time::timeout(seconds(1), world.command("/runner/release", GPU));
+            assert!(impatient.await.is_err(), "{method} {fault:?}");
+            world.crash();
+            if world.cloud.compute.labels("gpu-1").contains_key("runner-manager-hold") {
+                world.command("/runner/release", GPU).await;
+            }
+            world.pass_until(minutes(10), |world| world.is_stopped("gpu-1")).await;
+            world.settle().await;
+        }
+    }
+}

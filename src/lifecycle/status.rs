@@ -1,0 +1,482 @@
+//! What an operator sees: each VM, why it is up, and when it may be stopped.
+//!
+//! The questions are those of a stop check, but nothing is done. What could not be asked is part of the answer, by VM,
+//! and hides nothing else. Compute Engine is asked each time. GitHub, whose hourly limit the witnesses need, is not
+//! asked again for a while unless a VM has changed: then its last answers are told once more, with their time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+use tokio::sync::Mutex;
+
+use super::mark::Mark;
+use super::schedule::BOOT_ALLOWANCE;
+use super::task::WaitingJob;
+use super::witness::{AT_A_TIME, JobRef, places, routes_to, runners_in, runs_on};
+use super::{Error, Phase, Seen, look};
+use crate::clients;
+use crate::clients::compute::Status;
+use crate::clients::github::{Job, Place, Progress, Runner};
+use crate::clock::{Deadline, Timestamp};
+use crate::fleet::{Fleet, Label, ManagedVm, RepoName, Vm};
+use crate::state::AppState;
+
+/// Repositories that are asked at the same time, and VMs that are read.
+const REPOSITORIES: usize = 2;
+const INSTANCES: usize = 8;
+
+/// Runs of a repository whose jobs are shown. Each costs a call.
+const MOST_RUNS: usize = 50;
+
+/// For each call to GitHub that a look took, its answers stand this long; the first where a VM has changed since.
+/// Whoever watches all day, and however many do, then leaves most of GitHub's 5,000 calls an hour to the witnesses.
+const CHANGED: Duration = Duration::from_secs(1);
+const UNCHANGED: Duration = Duration::from_secs(2);
+
+/// The fleet as it is. Times are RFC 3339, in UTC; `None` is what is not known.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// When it was made.
+    pub now: String,
+    /// When GitHub said what it tells of runners and jobs.
+    pub github_asked_at: Option<String>,
+    /// How long a VM stays up after its last job.
+    pub inactive_minutes: u64,
+    /// Every VM that an entry names.
+    pub vms: Vec<VmReport>,
+}
+
+/// What is known of a VM.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct VmReport {
+    vm_instance_name: String,
+    vm_instance_zone: String,
+    /// Compute Engine's word.
+    status: Option<String>,
+    /// Since when, where Compute Engine tells: it notes starts, stops and suspensions.
+    since: Option<String>,
+    /// Its mark.
+    idle_since: Option<String>,
+    held: Option<bool>,
+    /// Not before then, if nothing needs it until then; none while something does, or it is held.
+    may_stop_at: Option<String>,
+    because: Option<String>,
+    runners: Vec<RunnerReport>,
+    jobs: Vec<JobReport>,
+    entries: Vec<EntryReport>,
+    /// What could not be asked, and what to do about it.
+    not_asked: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct RunnerReport {
+    name: String,
+    registered_in: String,
+    online: bool,
+    busy: bool,
+    version: Option<String>,
+    labels: Vec<Label>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct JobReport {
+    repo: RepoName,
+    id: u64,
+    name: Option<String>,
+    status: &'static str,
+    url: Option<String>,
+    since: Option<String>,
+    runner_name: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct EntryReport {
+    /// Its position in RUNNER_CONFIG.
+    index: usize,
+    repo: RepoName,
+    labels: Vec<Label>,
+}
+
+/// Looks at the whole fleet.
+pub async fn report(app: &AppState, deadline: Deadline) -> Report {
+    let now = app.clock.now();
+    let vms: Vec<&ManagedVm> = app.fleet.vms().collect();
+    let reads = vms.iter().map(|vm| look(app, &vm.vm, deadline)).collect::<Vec<_>>();
+    let seen: Vec<_> = stream::iter(reads).buffered(INSTANCES).collect().await;
+    let heard = app.remembered.or_ask(app, &seen, deadline).await;
+    let facts = |(vm, seen)| Facts {
+        vm,
+        fleet: &app.fleet,
+        now,
+        inactive: app.inactive,
+        seen,
+        heard: heard.as_ref(),
+    };
+    Report {
+        now: now.rfc3339(),
+        github_asked_at: heard.as_ref().map(|heard| heard.at.rfc3339()),
+        inactive_minutes: app.inactive.as_secs() / 60,
+        vms: vms.into_iter().zip(seen).map(|pair| facts(pair).report()).collect(),
+    }
+}
+
+/// What each place says of a VM's runners.
+type Lists = Vec<(Place, Result<Vec<Runner>, clients::Error>)>;
+
+/// What GitHub said of the whole fleet.
+#[derive(Clone, Debug)]
+struct Heard {
+    at: Timestamp,
+    /// How many calls it took, about.
+    calls: u32,
+    runners: BTreeMap<Vm, Lists>,
+    /// By repository: VMs share them.
+    jobs: BTreeMap<RepoName, OpenJobs>,
+}
+
+/// The jobs of a repository that are not completed, as far as they were heard.
+#[derive(Clone, Debug, Default)]
+struct OpenJobs {
+    jobs: BTreeMap<u64, Job>,
+    runs: usize,
+    error: Option<clients::Error>,
+    /// There were more runs than are read for this.
+    cut: bool,
+}
+
+/// What of the VMs tells that GitHub has news: each event of a job marks its VM, or starts it.
+type State = Vec<Option<(Status, Option<Mark>)>>;
+
+/// What GitHub said last to this instance of the service, and how the VMs were then. Locked while GitHub is asked, so
+/// that those who look at the same time share the answer.
+#[derive(Debug, Default)]
+pub struct Remembered(Mutex<Option<(State, Heard)>>);
+
+impl Remembered {
+    /// None if somebody else is still asking when time runs out.
+    async fn or_ask(
+        &self,
+        app: &AppState,
+        seen: &[Result<Seen, Error>],
+        deadline: Deadline,
+    ) -> Option<Heard> {
+        let state = |seen: &Result<Seen, Error>| {
+            seen.as_ref().ok().map(|seen| (seen.instance.status.clone(), seen.mark))
+        };
+        let state: State = seen.iter().map(state).collect();
+        let mut last = tokio::time::timeout(deadline.remaining() / 2, self.0.lock()).await.ok()?;
+        if let Some((then, heard)) = last.as_ref() {
+            let stands = if *then == state { UNCHANGED } else { CHANGED } * heard.calls;
+            if app.clock.now().since(heard.at) < stands {
+                return Some(heard.clone());
+            }
+        }
+        let heard = Heard::ask(app, deadline).await;
+        Some(last.insert((state, heard)).1.clone())
+    }
+}
+
+impl Heard {
+    async fn ask(app: &AppState, deadline: Deadline) -> Self {
+        let at = app.clock.now();
+        let questions: Vec<(&ManagedVm, Place)> = app
+            .fleet
+            .vms()
+            .flat_map(|vm| places(vm).into_iter().map(move |place| (vm, place)))
+            .collect();
+        let lists = questions.iter().map(|(vm, place)| runners_in(app, vm, place, deadline));
+        let lists = stream::iter(lists.collect::<Vec<_>>()).buffered(AT_A_TIME).collect();
+        let repos: BTreeSet<&RepoName> = app.fleet.vms().flat_map(|vm| &vm.repos).collect();
+        let open = repos.iter().map(|repo| OpenJobs::ask(app, repo, deadline));
+        let open = stream::iter(open.collect::<Vec<_>>()).buffered(REPOSITORIES).collect();
+        let (lists, open): (Vec<_>, Vec<OpenJobs>) = tokio::join!(lists, open);
+
+        let of_jobs: usize = open.iter().map(|open| open.runs + OPEN.len()).sum();
+        let calls = u32::try_from(lists.len() + of_jobs).unwrap_or(u32::MAX);
+        let mut runners = BTreeMap::<Vm, Vec<_>>::new();
+        for ((vm, place), list) in questions.into_iter().zip(lists) {
+            runners.entry(vm.vm.clone()).or_default().push((place, list));
+        }
+        Self { at, calls, runners, jobs: repos.into_iter().cloned().zip(open).collect() }
+    }
+}
+
+/// The statuses of a run that has a job left to do; most runs go the way of this order.
+const OPEN: [Progress; 5] = [
+    Progress::Requested,
+    Progress::Waiting,
+    Progress::Pending,
+    Progress::Queued,
+    Progress::InProgress,
+];
+
+impl OpenJobs {
+    async fn ask(app: &AppState, repo: &RepoName, deadline: Deadline) -> Self {
+        let mut open = Self::default();
+        let asked = open.read(app, repo, deadline).await;
+        Self { error: asked.err(), ..open }
+    }
+
+    async fn read(
+        &mut self,
+        app: &AppState,
+        repo: &RepoName,
+        deadline: Deadline,
+    ) -> Result<(), clients::Error> {
+        let mut read = BTreeSet::new();
+        for status in OPEN {
+            let page = app.github.runs(repo, status, 1, deadline).await?;
+            let mut runs: Vec<u64> =
+                page.items.into_iter().filter(|run| read.insert(*run)).collect();
+            let room = MOST_RUNS - self.runs;
+            self.cut |= page.more || runs.len() > room;
+            runs.truncate(room);
+            self.runs += runs.len();
+            let jobs = runs.iter().map(|run| app.github.jobs(repo, *run, deadline));
+            let mut lists = stream::iter(jobs.collect::<Vec<_>>()).buffered(AT_A_TIME);
+            while let Some(jobs) = lists.next().await {
+                match jobs {
+                    Ok(jobs) => {
+                        let unfinished =
+                            jobs.into_iter().filter(|job| job.status != Progress::Completed);
+                        self.jobs.extend(unfinished.map(|job| (job.id, job)));
+                    }
+                    // Deleted since it was listed.
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All that was found out about a VM.
+struct Facts<'a> {
+    vm: &'a ManagedVm,
+    fleet: &'a Fleet,
+    now: Timestamp,
+    inactive: Duration,
+    seen: Result<Seen, Error>,
+    heard: Option<&'a Heard>,
+}
+
+impl Facts<'_> {
+    fn report(&self) -> VmReport {
+        let seen = self.seen.as_ref().ok();
+        let not_asked = self.not_asked();
+        let need = self.need();
+        let idle = need.is_none();
+        let because = need.or_else(|| seen.map(|seen| self.without_need(seen).to_owned()));
+        VmReport {
+            vm_instance_name: self.vm.vm.name.clone(),
+            vm_instance_zone: self.vm.vm.zone.clone(),
+            status: seen.map(|seen| seen.instance.status.to_string()),
+            since: seen.and_then(since).map(Timestamp::rfc3339),
+            idle_since: seen.and_then(|seen| seen.mark).map(|mark| mark.time().rfc3339()),
+            held: seen.map(Seen::is_held),
+            may_stop_at: seen
+                .filter(|_| idle)
+                .and_then(|seen| may_stop_at(seen, self.inactive))
+                .map(Timestamp::rfc3339),
+            because,
+            runners: self
+                .runners()
+                .map(|(place, runner)| RunnerReport::new(place, runner))
+                .collect(),
+            jobs: self.jobs().map(|(repo, job)| JobReport::new(repo, job)).collect(),
+            entries: self.entries(),
+            not_asked,
+        }
+    }
+
+    /// What keeps it up, or will bring it up.
+    fn need(&self) -> Option<String> {
+        let job_ref = |(repo, job): (&RepoName, &Job)| JobRef { repo: repo.clone(), id: job.id };
+        let first = |status| self.jobs().find(|(_, job)| job.status == status && self.fits(job));
+        if let Some(job) = first(Progress::InProgress).map(job_ref) {
+            return Some(format!("{job} runs on it"));
+        }
+        if let Some((place, _)) = self.runners().find(|(_, runner)| runner.busy) {
+            return Some(format!("its runner in {place} works"));
+        }
+        first(Progress::Queued).map(job_ref).map(|job| format!("{job} waits for it"))
+    }
+
+    fn without_need(&self, seen: &Seen) -> &'static str {
+        let heard = self.not_heard().is_empty();
+        match seen.status() {
+            Phase::Leaving => "it is on its way down",
+            Phase::Booting => "it boots",
+            Phase::Up if seen.is_held() => "it carries the hold label",
+            Phase::Stopped | Phase::Suspended | Phase::Up if !heard => {
+                "GitHub was not heard, so whether something needs it is not known"
+            }
+            Phase::Stopped | Phase::Suspended => "nothing needs it",
+            Phase::Up if seen.mark.is_none() => {
+                "nothing needs it, but it has no mark: it was not started here, and is not stopped until a job came or \
+                 it was released"
+            }
+            Phase::Up if self.was_just_started(seen) => "it was started a moment ago",
+            Phase::Up => "nothing needs it",
+        }
+    }
+
+    fn was_just_started(&self, seen: &Seen) -> bool {
+        let start = seen.instance.last_start.filter(|_| seen.was_started_after_mark());
+        start.is_some_and(|start| self.now.since(start) < BOOT_ALLOWANCE)
+    }
+
+    /// A job that waits for a label that none of the VM's runners has is not for it.
+    fn fits(&self, job: &Job) -> bool {
+        let covers = |runner: &Runner| job.labels.iter().all(|label| runner.labels.contains(label));
+        job.status != Progress::Queued
+            || self.runners().next().is_none()
+            || self.runners().any(|(_, runner)| covers(runner))
+    }
+
+    fn places(&self) -> &[(Place, Result<Vec<Runner>, clients::Error>)] {
+        self.heard.and_then(|heard| heard.runners.get(&self.vm.vm)).map_or(&[], Vec::as_slice)
+    }
+
+    fn runners(&self) -> impl Iterator<Item = (&Place, &Runner)> {
+        let lists =
+            self.places().iter().filter_map(|(place, list)| Some((place, list.as_ref().ok()?)));
+        lists.flat_map(|(place, list)| list.iter().map(move |runner| (place, runner)))
+    }
+
+    fn open_jobs(&self) -> impl Iterator<Item = (&RepoName, &OpenJobs)> {
+        let of = |repo| self.heard.and_then(|heard| heard.jobs.get_key_value(repo));
+        self.vm.repos.iter().filter_map(of)
+    }
+
+    /// Those that run on it, wait for it, or will once something else is over.
+    fn jobs(&self) -> impl Iterator<Item = (&RepoName, &Job)> {
+        let known = self.runners().next().is_some();
+        let all = self
+            .open_jobs()
+            .flat_map(|(repo, open)| open.jobs.values().map(move |job| (repo, job)));
+        all.filter(move |(repo, job)| match job.status {
+            Progress::InProgress => runs_on(self.vm, self.fleet, known, repo, job),
+            Progress::Completed => false,
+            _ => routes_to(self.vm, self.fleet, repo, &job.labels) && !self.has_expired(repo, job),
+        })
+    }
+
+    fn has_expired(&self, repo: &RepoName, job: &Job) -> bool {
+        let queued_at = job.queued_since().unwrap_or(self.now).unix_seconds();
+        WaitingJob { repo: repo.clone(), id: job.id, queued_at }.has_expired(self.now)
+    }
+
+    fn entries(&self) -> Vec<EntryReport> {
+        let all = self.fleet.entries().iter().enumerate();
+        all.filter(|(_, entry)| entry.vm == self.vm.vm)
+            .map(|(index, entry)| EntryReport {
+                index,
+                repo: entry.repo.clone(),
+                labels: entry.labels.clone(),
+            })
+            .collect()
+    }
+
+    fn not_asked(&self) -> Vec<String> {
+        let unread = self.seen.as_ref().err().map(|error| match error {
+            Error::Upstream(error) if error.is_forbidden() => {
+                format!("{error}: grant compute.instances.get to the service's account")
+            }
+            Error::Upstream(error) => format!("{error}: ask again"),
+            error => error.to_string(),
+        });
+        let cut = self.open_jobs().filter(|(_, open)| open.cut).map(|(repo, _)| {
+            format!(
+                "list jobs of a run: {repo} has more than {MOST_RUNS} open runs: see them on GitHub"
+            )
+        });
+        unread.into_iter().chain(self.not_heard()).chain(cut).collect()
+    }
+
+    /// What GitHub did not say.
+    fn not_heard(&self) -> Vec<String> {
+        if self.heard.is_none() {
+            return vec!["GitHub: another look at the fleet still asks: ask again".to_owned()];
+        }
+        // An account that is a user has no list, and one is enough that knows the runner.
+        let known = self.runners().next().is_some();
+        let hidden = |error: &clients::Error| error.is_forbidden() || error.is_not_found();
+        let runners = self.places().iter().filter_map(|(place, list)| {
+            let error = list.as_ref().err()?;
+            let grant = match place {
+                _ if !hidden(error) => "ask again".to_owned(),
+                _ if known => return None,
+                Place::Repository(repo) => {
+                    format!("grant the GitHub App Administration: read on {repo}")
+                }
+                Place::Organization(login) => format!(
+                    "grant the GitHub App Self-hosted runners: read in {login}, or register the runner in a repository"
+                ),
+            };
+            Some(format!("{error}: {grant}"))
+        });
+        let jobs = self.open_jobs().filter_map(|(repo, open)| {
+            let error = open.error.as_ref()?;
+            Some(if hidden(error) {
+                format!("{error}: grant the GitHub App Actions: read on {repo}")
+            } else {
+                format!("{error}, for the jobs of {repo}: ask again")
+            })
+        });
+        runners.chain(jobs).collect()
+    }
+}
+
+/// Since when it is what it is, of what Compute Engine notes: it does not tell when a start or a stop began.
+fn since(seen: &Seen) -> Option<Timestamp> {
+    match seen.status() {
+        Phase::Up => seen.instance.last_start,
+        Phase::Stopped => seen.instance.last_stop,
+        Phase::Suspended => seen.instance.last_suspend,
+        Phase::Booting | Phase::Leaving => None,
+    }
+}
+
+/// When a stop check may stop it, if nothing needs it.
+fn may_stop_at(seen: &Seen, inactive: Duration) -> Option<Timestamp> {
+    if seen.status() != Phase::Up || seen.is_held() {
+        return None;
+    }
+    let idle_enough = seen.mark?.time() + inactive;
+    let start = seen.instance.last_start.filter(|_| seen.was_started_after_mark());
+    Some(start.map_or(idle_enough, |start| idle_enough.max(start + BOOT_ALLOWANCE)))
+}
+
+impl RunnerReport {
+    fn new(place: &Place, runner: &Runner) -> Self {
+        Self {
+            name: runner.name.clone(),
+            registered_in: match place {
+                Place::Repository(repo) => repo.to_string(),
+                Place::Organization(login) => login.clone(),
+            },
+            online: runner.online,
+            busy: runner.busy,
+            version: runner.version.clone(),
+            labels: runner.labels.clone(),
+        }
+    }
+}
+
+impl JobReport {
+    fn new(repo: &RepoName, job: &Job) -> Self {
+        Self {
+            repo: repo.clone(),
+            id: job.id,
+            name: job.name.clone(),
+            status: job.status.as_str(),
+            url: job.html_url.clone(),
+            since: job.queued_since().map(Timestamp::rfc3339),
+            runner_name: job.runner_name.clone().filter(|name| !name.is_empty()),
+        }
+    }
+}
