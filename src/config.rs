@@ -30,6 +30,8 @@ pub struct Config {
     pub secret: SharedSecret,
     /// How long a VM stays up after its last job.
     pub inactive: Duration,
+    /// After how long a VM that is down is started for a while, so that its runner connects; `None`: never.
+    pub keepalive: Option<Duration>,
     /// How the service speaks to GitHub.
     pub github_app: GitHubApp,
     /// Which VM serves which jobs.
@@ -98,6 +100,7 @@ struct Raw {
     github_app_private_key: Option<String>,
     github_app_installation_id: Option<String>,
     runner_config: Option<String>,
+    vm_keepalive_days: Option<String>,
     port: Option<String>,
     compute_api_url: Option<String>,
     cloud_tasks_api_url: Option<String>,
@@ -105,7 +108,7 @@ struct Raw {
 }
 
 /// The variables' names.
-pub const VARIABLES: [&str; 15] = [
+pub const VARIABLES: [&str; 16] = [
     "GCP_PROJECT_ID",
     "CLOUD_TASK_LOCATION",
     "CLOUD_TASK_QUEUE_NAME",
@@ -117,6 +120,7 @@ pub const VARIABLES: [&str; 15] = [
     "GITHUB_APP_PRIVATE_KEY",
     "GITHUB_APP_INSTALLATION_ID",
     "RUNNER_CONFIG",
+    "VM_KEEPALIVE_DAYS",
     "PORT",
     "COMPUTE_API_URL",
     "CLOUD_TASKS_API_URL",
@@ -196,6 +200,7 @@ impl Config {
             installation_id,
         );
         let fleet = check.fleet(raw.runner_config, &mut warnings);
+        let keepalive = check.optional("VM_KEEPALIVE_DAYS", raw.vm_keepalive_days, keepalive_days);
         let port = check.optional("PORT", raw.port, port);
         let default = ApiRoots::default();
         let compute = check.optional("COMPUTE_API_URL", raw.compute_api_url, url);
@@ -210,6 +215,7 @@ impl Config {
                 service_url: service_url?,
                 secret: SharedSecret::new(secret?, previous),
                 inactive: inactive.unwrap_or(Duration::from_secs(3 * 60)),
+                keepalive: keepalive.unwrap_or_else(|| Some(days(10))),
                 github_app: GitHubApp {
                     id: app_id?,
                     private_key: private_key?,
@@ -530,6 +536,19 @@ fn inactive_minutes(text: &str) -> Result<Duration, String> {
         .ok_or("is not a number from 1 to 1440".into())
 }
 
+/// GitHub forgets a runner after 14 days, so 13 is the most that helps; 0 turns it off.
+fn keepalive_days(text: &str) -> Result<Option<Duration>, String> {
+    match text.parse() {
+        Ok(0) => Ok(None),
+        Ok(count @ 1..=13) => Ok(Some(days(count))),
+        _ => Err("is not a number from 0 to 13".into()),
+    }
+}
+
+fn days(count: u64) -> Duration {
+    Duration::from_secs(24 * 60 * 60 * count)
+}
+
 fn app_id(text: &str) -> Result<String, String> {
     check(text, made_of(text, ".") && text.len() <= 64, "is not a GitHub App's id or client id")
 }
@@ -597,6 +616,7 @@ mod tests {
     fn defaults_are_those_of_the_documentation() {
         let config = Config::from_vars(vars(&[])).unwrap();
         assert_eq!(config.inactive, Duration::from_secs(180));
+        assert_eq!(config.keepalive, Some(Duration::from_secs(864_000)));
         assert_eq!(config.port, 8080);
         assert_eq!(config.roots, ApiRoots::default());
         assert_eq!(config.service_url, "https://runner-manager-123.asia-northeast1.run.app");
@@ -607,6 +627,7 @@ mod tests {
     fn everything_can_be_set() {
         let changes = [
             ("VM_INACTIVE_MINUTES", "15"),
+            ("VM_KEEPALIVE_DAYS", "0"),
             ("PORT", "9000"),
             ("COMPUTE_API_URL", "http://127.0.0.1:1"),
             ("CLOUD_TASKS_API_URL", "http://127.0.0.1:2/"),
@@ -617,6 +638,7 @@ mod tests {
         ];
         let config = Config::from_vars(vars(&changes)).unwrap();
         assert_eq!((config.inactive, config.port), (Duration::from_secs(900), 9000));
+        assert_eq!(config.keepalive, None);
         assert_eq!(config.roots.cloud_tasks, "http://127.0.0.1:2");
         assert_eq!(config.roots.github, "https://github.example.com/api/v3");
         assert_eq!(config.secret.verify_secret(Some(b"earlier")), Ok(()));
@@ -640,6 +662,8 @@ mod tests {
         complains("RUNNER_MANAGER_SECRET", "gehe\u{ed}m-gehe\u{ed}m", "visible ASCII");
         complains("VM_INACTIVE_MINUTES", "0", "1 to 1440");
         complains("VM_INACTIVE_MINUTES", "1441", "1 to 1440");
+        complains("VM_KEEPALIVE_DAYS", "14", "0 to 13");
+        complains("VM_KEEPALIVE_DAYS", "never", "0 to 13");
         complains("GITHUB_APP_PRIVATE_KEY", "not a key at all", "RSA private key");
         complains("GITHUB_APP_PRIVATE_KEY", &PEM[..400], "RSA private key");
         complains("GITHUB_APP_INSTALLATION_ID", "mine, all mine", "is not a number");

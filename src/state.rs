@@ -43,6 +43,8 @@ pub struct Shared {
     pub clock: Clock,
     /// How long a VM stays up after its last job.
     pub inactive: Duration,
+    /// After how long a VM that is down is started for a while, so that its runner connects; `None`: never.
+    pub keepalive: Option<Duration>,
     /// Whether marks can be written.
     pub marks: Marks,
     /// What deliveries that overlap share.
@@ -104,6 +106,7 @@ impl AppState {
             secret: config.secret,
             clock,
             inactive: config.inactive,
+            keepalive: config.keepalive,
             marks: Marks::default(),
             in_flight: InFlight::default(),
             remembered: Remembered::default(),

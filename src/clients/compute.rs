@@ -103,6 +103,15 @@ pub struct Instance {
     pub has_local_ssd: bool,
 }
 
+/// An instance that carries a label, found by it.
+#[derive(Clone, Debug)]
+pub struct Labelled {
+    /// Which one.
+    pub vm: Vm,
+    /// What it is doing.
+    pub status: Status,
+}
+
 /// Something that Compute Engine does, or did, in a zone.
 /// <https://cloud.google.com/compute/docs/reference/rest/v1/zoneOperations>
 #[derive(Clone, Debug)]
@@ -117,6 +126,9 @@ pub struct Operation {
     pub error: Option<String>,
 }
 
+/// Pages of a list that are read before the rest is given up; each has up to 500 instances.
+const MOST_PAGES: usize = 10;
+
 /// Compute Engine in one project; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Compute {
@@ -124,16 +136,16 @@ pub struct Compute {
     credentials: Credentials,
     /// `…/compute/v1/projects/PROJECT/zones`
     zones: String,
+    /// `…/compute/v1/projects/PROJECT/aggregated/instances`
+    all_instances: String,
 }
 
 impl Compute {
     /// The instances of `project`, at the API root `root`.
     pub fn new(transport: Transport, credentials: Credentials, root: &str, project: &str) -> Self {
-        Self {
-            transport,
-            credentials,
-            zones: format!("{root}/compute/v1/projects/{project}/zones"),
-        }
+        let project = format!("{root}/compute/v1/projects/{project}");
+        let all_instances = format!("{project}/aggregated/instances");
+        Self { transport, credentials, zones: format!("{project}/zones"), all_instances }
     }
 
     /// Reads the instance.
@@ -230,6 +242,38 @@ impl Compute {
         Ok(list.items.into_iter().map(Operation::from).collect())
     }
 
+    /// The project's instances that carry this label, in all zones.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/aggregatedList>
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn labelled(&self, label: &str, deadline: Deadline) -> Result<Vec<Labelled>, Error> {
+        let call = "instances.aggregatedList";
+        let filter = format!("labels.{label}:*");
+        let mut all = Vec::new();
+        let mut token = String::new();
+        for _ in 0..MOST_PAGES {
+            let parameters = [
+                ("filter", filter.as_str()),
+                ("fields", "items,nextPageToken"),
+                // A zone that is unreachable hides no other.
+                ("returnPartialSuccess", "true"),
+                ("pageToken", token.as_str()),
+            ];
+            let given = parameters.into_iter().filter(|(_, value)| !value.is_empty());
+            let request = Outgoing::get(call, self.all_instances.clone()).query(given);
+            let page: wire::AggregatedList =
+                read(call, &self.send(request, call, deadline).await?)?;
+            let found = page.items.into_values().flat_map(|zone| zone.instances);
+            all.extend(found.map(Labelled::from));
+            token = page.next_page_token;
+            if token.is_empty() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
     /// A command with a fresh request id: however often it is repeated, it takes effect once.
     async fn command(
         &self,
@@ -264,7 +308,7 @@ impl Compute {
 
 /// What goes over the wire: only what is read is required, and little of that.
 mod wire {
-    use super::{BTreeMap, Deserialize, Labels, Serialize, Status, Timestamp};
+    use super::{BTreeMap, Deserialize, Labels, Serialize, Status, Timestamp, Vm};
 
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -310,6 +354,38 @@ mod wire {
     pub(super) struct SetLabels<'a> {
         pub(super) labels: &'a BTreeMap<String, String>,
         pub(super) label_fingerprint: &'a str,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct AggregatedList {
+        /// By scope, such as `zones/asia-northeast1-a`.
+        #[serde(default)]
+        pub(super) items: BTreeMap<String, Scope>,
+        #[serde(default)]
+        pub(super) next_page_token: String,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Scope {
+        #[serde(default)]
+        pub(super) instances: Vec<Listed>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Listed {
+        name: String,
+        /// Its URL.
+        zone: String,
+        #[serde(default)]
+        status: String,
+    }
+
+    impl From<Listed> for super::Labelled {
+        fn from(wire: Listed) -> Self {
+            let zone = wire.zone.rsplit('/').next().unwrap_or_default();
+            Self { vm: Vm::new(wire.name, zone), status: Status::from(wire.status.as_str()) }
+        }
     }
 
     #[derive(Deserialize)]

@@ -33,7 +33,8 @@
 //!   yet vanish under it: GitHub lets the job wait again then, and sends no second webhook.
 //! * A stop check is due ([`stop_check`]): if two [witnesses](witness) agree that nothing needs the VM, stop it.
 //! * An operator asks ([`by_hand`]): the same, once, and an operator's VM must not leak either. A VM that carries
-//!   the [hold](hold) label is not stopped by a stop check; once it is released, one looks that was made before.
+//!   the [`hold`] label is not stopped by a stop check; once it is released, one looks that was made before.
+//! * A scheduler has the fleet swept ([`reconcile`]): what was lost on the way gets the task that it would have had.
 //! * An operator looks ([`status`]): what the others would find is told, and nothing is done.
 //!
 //! # Where this gives way
@@ -50,10 +51,12 @@ pub mod job_queued;
 pub mod mark;
 mod need;
 mod outcome;
+pub mod reconcile;
 mod schedule;
 pub mod start_check;
 pub mod status;
 pub mod stop_check;
+mod survey;
 pub mod task;
 pub mod unconfigured;
 mod watch;

@@ -4,28 +4,21 @@
 //! and hides nothing else. Compute Engine is asked each time. GitHub, whose hourly limit the witnesses need, is not
 //! asked again for a while unless a VM has changed: then its last answers are told once more, with their time.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
 use super::mark::Mark;
 use super::schedule::BOOT_ALLOWANCE;
-use super::task::WaitingJob;
-use super::witness::{AT_A_TIME, JobRef, places, routes_to, runners_in, runs_on};
-use super::{Error, Phase, Seen, look};
-use crate::clients;
+use super::survey::{OfVm, Survey, look_at_all};
+use super::witness::JobRef;
+use super::{Error, Phase, Seen};
 use crate::clients::compute::Status;
 use crate::clients::github::{Job, Place, Progress, Runner};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{Fleet, Label, ManagedVm, RepoName, Vm};
+use crate::fleet::{Label, ManagedVm, RepoName};
 use crate::state::AppState;
-
-/// Repositories that are asked at the same time, and VMs that are read.
-const REPOSITORIES: usize = 2;
-const INSTANCES: usize = 8;
 
 /// Runs of a repository whose jobs are shown. Each costs a call.
 const MOST_RUNS: usize = 50;
@@ -97,22 +90,20 @@ struct EntryReport {
     index: usize,
     repo: RepoName,
     labels: Vec<Label>,
+    /// All that its runner has, if RUNNER_CONFIG tells: then these alone decide.
+    runner_labels: Vec<Label>,
 }
 
 /// Looks at the whole fleet.
 pub async fn report(app: &AppState, deadline: Deadline) -> Report {
     let now = app.clock.now();
     let vms: Vec<&ManagedVm> = app.fleet.vms().collect();
-    let reads = vms.iter().map(|vm| look(app, &vm.vm, deadline)).collect::<Vec<_>>();
-    let seen: Vec<_> = stream::iter(reads).buffered(INSTANCES).collect().await;
+    let seen = look_at_all(app, deadline).await;
     let heard = app.remembered.or_ask(app, &seen, deadline).await;
     let facts = |(vm, seen)| Facts {
-        vm,
-        fleet: &app.fleet,
-        now,
+        github: OfVm { vm, fleet: &app.fleet, now, survey: heard.as_ref() },
         inactive: app.inactive,
         seen,
-        heard: heard.as_ref(),
     };
     Report {
         now: now.rfc3339(),
@@ -122,37 +113,13 @@ pub async fn report(app: &AppState, deadline: Deadline) -> Report {
     }
 }
 
-/// What each place says of a VM's runners.
-type Lists = Vec<(Place, Result<Vec<Runner>, clients::Error>)>;
-
-/// What GitHub said of the whole fleet.
-#[derive(Clone, Debug)]
-struct Heard {
-    at: Timestamp,
-    /// How many calls it took, about.
-    calls: u32,
-    runners: BTreeMap<Vm, Lists>,
-    /// By repository: VMs share them.
-    jobs: BTreeMap<RepoName, OpenJobs>,
-}
-
-/// The jobs of a repository that are not completed, as far as they were heard.
-#[derive(Clone, Debug, Default)]
-struct OpenJobs {
-    jobs: BTreeMap<u64, Job>,
-    runs: usize,
-    error: Option<clients::Error>,
-    /// There were more runs than are read for this.
-    cut: bool,
-}
-
 /// What of the VMs tells that GitHub has news: each event of a job marks its VM, or starts it.
 type State = Vec<Option<(Status, Option<Mark>)>>;
 
 /// What GitHub said last to this instance of the service, and how the VMs were then. Locked while GitHub is asked, so
 /// that those who look at the same time share the answer.
 #[derive(Debug, Default)]
-pub struct Remembered(Mutex<Option<(State, Heard)>>);
+pub struct Remembered(Mutex<Option<(State, Survey)>>);
 
 impl Remembered {
     /// None if somebody else is still asking when time runs out.
@@ -161,7 +128,7 @@ impl Remembered {
         app: &AppState,
         seen: &[Result<Seen, Error>],
         deadline: Deadline,
-    ) -> Option<Heard> {
+    ) -> Option<Survey> {
         let state = |seen: &Result<Seen, Error>| {
             seen.as_ref().ok().map(|seen| (seen.instance.status.clone(), seen.mark))
         };
@@ -173,94 +140,17 @@ impl Remembered {
                 return Some(heard.clone());
             }
         }
-        let heard = Heard::ask(app, deadline).await;
+        let vms: Vec<&ManagedVm> = app.fleet.vms().collect();
+        let heard = Survey::ask(app, &vms, MOST_RUNS, deadline).await;
         Some(last.insert((state, heard)).1.clone())
-    }
-}
-
-impl Heard {
-    async fn ask(app: &AppState, deadline: Deadline) -> Self {
-        let at = app.clock.now();
-        let questions: Vec<(&ManagedVm, Place)> = app
-            .fleet
-            .vms()
-            .flat_map(|vm| places(vm).into_iter().map(move |place| (vm, place)))
-            .collect();
-        let lists = questions.iter().map(|(vm, place)| runners_in(app, vm, place, deadline));
-        let lists = stream::iter(lists.collect::<Vec<_>>()).buffered(AT_A_TIME).collect();
-        let repos: BTreeSet<&RepoName> = app.fleet.vms().flat_map(|vm| &vm.repos).collect();
-        let open = repos.iter().map(|repo| OpenJobs::ask(app, repo, deadline));
-        let open = stream::iter(open.collect::<Vec<_>>()).buffered(REPOSITORIES).collect();
-        let (lists, open): (Vec<_>, Vec<OpenJobs>) = tokio::join!(lists, open);
-
-        let of_jobs: usize = open.iter().map(|open| open.runs + OPEN.len()).sum();
-        let calls = u32::try_from(lists.len() + of_jobs).unwrap_or(u32::MAX);
-        let mut runners = BTreeMap::<Vm, Vec<_>>::new();
-        for ((vm, place), list) in questions.into_iter().zip(lists) {
-            runners.entry(vm.vm.clone()).or_default().push((place, list));
-        }
-        Self { at, calls, runners, jobs: repos.into_iter().cloned().zip(open).collect() }
-    }
-}
-
-/// The statuses of a run that has a job left to do; most runs go the way of this order.
-const OPEN: [Progress; 5] = [
-    Progress::Requested,
-    Progress::Waiting,
-    Progress::Pending,
-    Progress::Queued,
-    Progress::InProgress,
-];
-
-impl OpenJobs {
-    async fn ask(app: &AppState, repo: &RepoName, deadline: Deadline) -> Self {
-        let mut open = Self::default();
-        let asked = open.read(app, repo, deadline).await;
-        Self { error: asked.err(), ..open }
-    }
-
-    async fn read(
-        &mut self,
-        app: &AppState,
-        repo: &RepoName,
-        deadline: Deadline,
-    ) -> Result<(), clients::Error> {
-        let mut read = BTreeSet::new();
-        for status in OPEN {
-            let page = app.github.runs(repo, status, 1, deadline).await?;
-            let mut runs: Vec<u64> =
-                page.items.into_iter().filter(|run| read.insert(*run)).collect();
-            let room = MOST_RUNS - self.runs;
-            self.cut |= page.more || runs.len() > room;
-            runs.truncate(room);
-            self.runs += runs.len();
-            let jobs = runs.iter().map(|run| app.github.jobs(repo, *run, deadline));
-            let mut lists = stream::iter(jobs.collect::<Vec<_>>()).buffered(AT_A_TIME);
-            while let Some(jobs) = lists.next().await {
-                match jobs {
-                    Ok(jobs) => {
-                        let unfinished =
-                            jobs.into_iter().filter(|job| job.status != Progress::Completed);
-                        self.jobs.extend(unfinished.map(|job| (job.id, job)));
-                    }
-                    // Deleted since it was listed.
-                    Err(error) if error.is_not_found() => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(())
     }
 }
 
 /// All that was found out about a VM.
 struct Facts<'a> {
-    vm: &'a ManagedVm,
-    fleet: &'a Fleet,
-    now: Timestamp,
+    github: OfVm<'a>,
     inactive: Duration,
     seen: Result<Seen, Error>,
-    heard: Option<&'a Heard>,
 }
 
 impl Facts<'_> {
@@ -271,8 +161,8 @@ impl Facts<'_> {
         let idle = need.is_none();
         let because = need.or_else(|| seen.map(|seen| self.without_need(seen).to_owned()));
         VmReport {
-            vm_instance_name: self.vm.vm.name.clone(),
-            vm_instance_zone: self.vm.vm.zone.clone(),
+            vm_instance_name: self.github.vm.vm.name.clone(),
+            vm_instance_zone: self.github.vm.vm.zone.clone(),
             status: seen.map(|seen| seen.instance.status.to_string()),
             since: seen.and_then(since).map(Timestamp::rfc3339),
             idle_since: seen.and_then(|seen| seen.mark).map(|mark| mark.time().rfc3339()),
@@ -283,10 +173,11 @@ impl Facts<'_> {
                 .map(Timestamp::rfc3339),
             because,
             runners: self
+                .github
                 .runners()
                 .map(|(place, runner)| RunnerReport::new(place, runner))
                 .collect(),
-            jobs: self.jobs().map(|(repo, job)| JobReport::new(repo, job)).collect(),
+            jobs: self.github.jobs().map(|(repo, job)| JobReport::new(repo, job)).collect(),
             entries: self.entries(),
             not_asked,
         }
@@ -295,11 +186,13 @@ impl Facts<'_> {
     /// What keeps it up, or will bring it up.
     fn need(&self) -> Option<String> {
         let job_ref = |(repo, job): (&RepoName, &Job)| JobRef { repo: repo.clone(), id: job.id };
-        let first = |status| self.jobs().find(|(_, job)| job.status == status && self.fits(job));
+        let first = |status| {
+            self.github.jobs().find(|(_, job)| job.status == status && self.github.fits(job))
+        };
         if let Some(job) = first(Progress::InProgress).map(job_ref) {
             return Some(format!("{job} runs on it"));
         }
-        if let Some((place, _)) = self.runners().find(|(_, runner)| runner.busy) {
+        if let Some((place, _)) = self.github.runners().find(|(_, runner)| runner.busy) {
             return Some(format!("its runner in {place} works"));
         }
         first(Progress::Queued).map(job_ref).map(|job| format!("{job} waits for it"))
@@ -326,57 +219,17 @@ impl Facts<'_> {
 
     fn was_just_started(&self, seen: &Seen) -> bool {
         let start = seen.instance.last_start.filter(|_| seen.was_started_after_mark());
-        start.is_some_and(|start| self.now.since(start) < BOOT_ALLOWANCE)
-    }
-
-    /// A job that waits for a label that none of the VM's runners has is not for it.
-    fn fits(&self, job: &Job) -> bool {
-        let covers = |runner: &Runner| job.labels.iter().all(|label| runner.labels.contains(label));
-        job.status != Progress::Queued
-            || self.runners().next().is_none()
-            || self.runners().any(|(_, runner)| covers(runner))
-    }
-
-    fn places(&self) -> &[(Place, Result<Vec<Runner>, clients::Error>)] {
-        self.heard.and_then(|heard| heard.runners.get(&self.vm.vm)).map_or(&[], Vec::as_slice)
-    }
-
-    fn runners(&self) -> impl Iterator<Item = (&Place, &Runner)> {
-        let lists =
-            self.places().iter().filter_map(|(place, list)| Some((place, list.as_ref().ok()?)));
-        lists.flat_map(|(place, list)| list.iter().map(move |runner| (place, runner)))
-    }
-
-    fn open_jobs(&self) -> impl Iterator<Item = (&RepoName, &OpenJobs)> {
-        let of = |repo| self.heard.and_then(|heard| heard.jobs.get_key_value(repo));
-        self.vm.repos.iter().filter_map(of)
-    }
-
-    /// Those that run on it, wait for it, or will once something else is over.
-    fn jobs(&self) -> impl Iterator<Item = (&RepoName, &Job)> {
-        let known = self.runners().next().is_some();
-        let all = self
-            .open_jobs()
-            .flat_map(|(repo, open)| open.jobs.values().map(move |job| (repo, job)));
-        all.filter(move |(repo, job)| match job.status {
-            Progress::InProgress => runs_on(self.vm, self.fleet, known, repo, job),
-            Progress::Completed => false,
-            _ => routes_to(self.vm, self.fleet, repo, &job.labels) && !self.has_expired(repo, job),
-        })
-    }
-
-    fn has_expired(&self, repo: &RepoName, job: &Job) -> bool {
-        let queued_at = job.queued_since().unwrap_or(self.now).unix_seconds();
-        WaitingJob { repo: repo.clone(), id: job.id, queued_at }.has_expired(self.now)
+        start.is_some_and(|start| self.github.now.since(start) < BOOT_ALLOWANCE)
     }
 
     fn entries(&self) -> Vec<EntryReport> {
-        let all = self.fleet.entries().iter().enumerate();
-        all.filter(|(_, entry)| entry.vm == self.vm.vm)
+        let all = self.github.fleet.entries().iter().enumerate();
+        all.filter(|(_, entry)| entry.vm == self.github.vm.vm)
             .map(|(index, entry)| EntryReport {
                 index,
                 repo: entry.repo.clone(),
                 labels: entry.labels.clone(),
+                runner_labels: entry.runner_labels.clone(),
             })
             .collect()
     }
@@ -389,7 +242,7 @@ impl Facts<'_> {
             Error::Upstream(error) => format!("{error}: ask again"),
             error => error.to_string(),
         });
-        let cut = self.open_jobs().filter(|(_, open)| open.cut).map(|(repo, _)| {
+        let cut = self.github.cut().map(|repo| {
             format!(
                 "list jobs of a run: {repo} has more than {MOST_RUNS} open runs: see them on GitHub"
             )
@@ -399,35 +252,10 @@ impl Facts<'_> {
 
     /// What GitHub did not say.
     fn not_heard(&self) -> Vec<String> {
-        if self.heard.is_none() {
+        if self.github.survey.is_none() {
             return vec!["GitHub: another look at the fleet still asks: ask again".to_owned()];
         }
-        // An account that is a user has no list, and one is enough that knows the runner.
-        let known = self.runners().next().is_some();
-        let hidden = |error: &clients::Error| error.is_forbidden() || error.is_not_found();
-        let runners = self.places().iter().filter_map(|(place, list)| {
-            let error = list.as_ref().err()?;
-            let grant = match place {
-                _ if !hidden(error) => "ask again".to_owned(),
-                _ if known => return None,
-                Place::Repository(repo) => {
-                    format!("grant the GitHub App Administration: read on {repo}")
-                }
-                Place::Organization(login) => format!(
-                    "grant the GitHub App Self-hosted runners: read in {login}, or register the runner in a repository"
-                ),
-            };
-            Some(format!("{error}: {grant}"))
-        });
-        let jobs = self.open_jobs().filter_map(|(repo, open)| {
-            let error = open.error.as_ref()?;
-            Some(if hidden(error) {
-                format!("{error}: grant the GitHub App Actions: read on {repo}")
-            } else {
-                format!("{error}, for the jobs of {repo}: ask again")
-            })
-        });
-        runners.chain(jobs).collect()
+        self.github.runners_not_heard().chain(self.github.jobs_not_heard()).collect()
     }
 }
 

@@ -36,6 +36,7 @@ pub fn router(app: AppState) -> Router {
         .route("/runner/hold", post(runner::hold))
         .route("/runner/release", post(runner::release))
         .route("/runner/status", get(observe::status))
+        .route("/runner/reconcile", post(observe::reconcile))
         .route("/health", get(info::health))
         .route("/", get(info::root))
         .fallback(|| async { ApiError::NoSuchPath })

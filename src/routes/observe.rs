@@ -1,14 +1,18 @@
-//! `GET /runner/status`: the fleet as it is, for who knows the secret.
+//! `GET /runner/status`: the fleet as it is; `POST /runner/reconcile`: the fleet as it should be. Both for who knows
+//! the secret.
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderValue;
 use serde::Serialize;
 
 use super::error::ApiError;
 use super::extract::Authorized;
 use super::info::SERVICE;
+use super::{OUTCOME, outcome_header};
 use crate::clock::Deadline;
 use crate::lifecycle::CALLBACK_TIME;
+use crate::lifecycle::reconcile::{self, SWEEP_TIME};
 use crate::lifecycle::status::{self, Report};
 use crate::state::AppState;
 
@@ -27,4 +31,21 @@ pub(super) async fn status(
 ) -> Result<Json<Status>, ApiError> {
     let report = status::report(&app, Deadline::after(CALLBACK_TIME)).await;
     Ok(Json(Status { service: SERVICE, version: env!("CARGO_PKG_VERSION"), report }))
+}
+
+#[derive(Serialize)]
+pub(super) struct Swept {
+    status: &'static str,
+    #[serde(flatten)]
+    report: reconcile::Report,
+}
+
+/// Whatever a scheduler puts into the body says nothing.
+pub(super) async fn reconcile(
+    State(app): State<AppState>,
+    _: Authorized,
+) -> ([(&'static str, HeaderValue); 1], Json<Swept>) {
+    let report = reconcile::sweep(&app, Deadline::after(SWEEP_TIME)).await;
+    let header = outcome_header(&report.summary());
+    ([(OUTCOME, header)], Json(Swept { status: "ok", report }))
 }

@@ -328,6 +328,13 @@ impl World {
         answer.body
     }
 
+    /// What a sweep found and did.
+    pub(crate) async fn sweep(&self) -> serde_json::Value {
+        let answer = self.command("/runner/reconcile", "{}").await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        answer.body
+    }
+
     /// An operator's command.
     pub(crate) async fn command(&self, path: &str, body: &str) -> Answer {
         self.send(Method::POST, path, &[("X-Runner-Secret", SECRET)], body.to_owned()).await

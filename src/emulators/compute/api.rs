@@ -22,6 +22,7 @@ use crate::emulators::{Api, hash};
 impl ComputeEngine {
     pub(in crate::emulators) fn routes(&self, routes: Routes) -> Routes {
         const ZONE: &str = "/compute/v1/projects/{project}/zones/{zone}";
+        const ALL: &str = "/compute/v1/projects/{project}/aggregated/instances";
         let instance = |verb: &str| format!("{ZONE}/instances/{{instance}}{verb}");
         let operations = format!("{ZONE}/operations");
         let operation = format!("{operations}/{{operation}}");
@@ -52,6 +53,18 @@ impl ComputeEngine {
             .on(post, &instance("/setLabels"), compute("instances.setLabels"), self, |it, call| {
                 let known = ["requestId"];
                 it.answer(call, "instances.setLabels", &known, OPERATION_FIELDS, State::set_labels)
+            })
+            .on(get, ALL, compute("instances.aggregatedList"), self, |it, call| {
+                let known = [
+                    "filter",
+                    "includeAllScopes",
+                    "maxResults",
+                    "orderBy",
+                    "pageToken",
+                    "returnPartialSuccess",
+                    "serviceProjectNumber",
+                ];
+                it.answer(call, "instances.list", &known, ALL_FIELDS, State::list_instances)
             })
             .on(get, &operation, compute("zoneOperations.get"), self, |it, call| {
                 it.answer(call, "zoneOperations.get", &[], OPERATION_FIELDS, State::get_operation)
@@ -109,7 +122,7 @@ impl State {
                 && region.contains('-')
                 && region.ends_with(|c: char| c.is_ascii_digit())
         });
-        if region.is_none() {
+        if region.is_none() && method != "instances.list" {
             let message = format!("Invalid value for field 'zone': '{zone}'. Unknown zone.");
             return Err(Problem::invalid(message));
         }
@@ -243,13 +256,8 @@ impl State {
 
     fn list_operations(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
         let zone = call.param("zone");
-        let limit = call.number("maxResults")?.unwrap_or(500);
-        if limit > 500 {
-            return Err(Problem::invalid(format!(
-                "Invalid value for field 'maxResults': '{limit}'. Must be at most 500."
-            )));
-        }
-        let filter = call.query("filter").map(Filter::parse).transpose()?;
+        let limit = page_size(call)?;
+        let filter = filter(call, OPERATION_FIELDS)?;
         let in_zone = self.operations.iter().filter(|(_, operation)| operation.zone == zone);
         let mut items: Vec<Value> = in_zone.map(|(id, _)| self.operation_json(*id)).collect();
         match call.query("orderBy") {
@@ -263,15 +271,7 @@ impl State {
             }
         }
         items.retain(|item| filter.as_ref().is_none_or(|filter| filter.admits(item)));
-        let bad_token = || Problem::invalid("Invalid value for field 'pageToken'.");
-        let from = match call.query("pageToken") {
-            None => 0,
-            Some(token) => token
-                .strip_prefix("after-")
-                .and_then(|from| from.parse().ok())
-                .filter(|from| *from <= items.len())
-                .ok_or_else(bad_token)?,
-        };
+        let from = page_start(call, items.len())?;
         let base = format!("{ROOT}/projects/{}/zones/{zone}/operations", self.project);
         let id = format!("projects/{}/zones/{zone}/operations", self.project);
         let mut list = json!({ "kind": "compute#operationList", "id": id, "selfLink": base });
@@ -282,6 +282,47 @@ impl State {
         }
         if !page.is_empty() {
             list["items"] = json!(page);
+        }
+        Ok(list)
+    }
+
+    /// The instances of all zones that have any, by zone.
+    fn list_instances(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
+        call.flag("returnPartialSuccess")?;
+        let limit = page_size(call)?;
+        let filter = filter(call, INSTANCE_FIELDS)?;
+        let mut found: Vec<(&str, Value)> = self
+            .instances
+            .values()
+            .map(|machine| (machine.spec.zone.as_str(), self.instance_json(machine)))
+            .collect();
+        found.retain(|(_, item)| filter.as_ref().is_none_or(|filter| filter.admits(item)));
+        let from = page_start(call, found.len())?;
+        let id = format!("projects/{}/aggregated/instances", self.project);
+        let mut list = json!({
+            "kind": "compute#instanceAggregatedList",
+            "id": id,
+            "selfLink": format!("{ROOT}/{id}"),
+            "items": {},
+        });
+        if found.len() > from + limit && limit > 0 {
+            list["nextPageToken"] = json!(format!("after-{}", from + limit));
+        }
+        for machine in self.instances.values() {
+            let scope = format!("zones/{}", machine.spec.zone);
+            let warning = json!({
+                "code": "NO_RESULTS_ON_PAGE",
+                "message": format!("There are no results for scope '{scope}' on this page."),
+                "data": [{ "key": "scope", "value": &scope }],
+            });
+            list["items"][scope] = json!({ "warning": warning });
+        }
+        let mut by_zone = BTreeMap::<&str, Vec<Value>>::new();
+        for (zone, item) in found.into_iter().skip(from).take(limit) {
+            by_zone.entry(zone).or_default().push(item);
+        }
+        for (zone, instances) in by_zone {
+            list["items"][format!("zones/{zone}")] = json!({ "instances": instances });
         }
         Ok(list)
     }
@@ -323,6 +364,29 @@ impl State {
             ),
         )
     }
+}
+
+fn filter(call: &Incoming, known: &[&str]) -> Result<Option<Filter>, Problem> {
+    call.query("filter").map(|text| Filter::parse(text, known)).transpose()
+}
+
+fn page_size(call: &Incoming) -> Result<usize, Problem> {
+    let limit = call.number("maxResults")?.unwrap_or(500);
+    if limit > 500 {
+        return Err(Problem::invalid(format!(
+            "Invalid value for field 'maxResults': '{limit}'. Must be at most 500."
+        )));
+    }
+    Ok(limit)
+}
+
+/// Where the page starts that the token names, of so many items.
+fn page_start(call: &Incoming, count: usize) -> Result<usize, Problem> {
+    let Some(token) = call.query("pageToken") else { return Ok(0) };
+    let start = token.strip_prefix("after-").and_then(|from| from.parse().ok());
+    start
+        .filter(|from| *from <= count)
+        .ok_or_else(|| Problem::invalid("Invalid value for field 'pageToken'."))
 }
 
 const ROOT: &str = "https://www.googleapis.com/compute/v1";
@@ -586,6 +650,10 @@ pub(super) const OPERATION_FIELDS: &[&str] = &[
     "warnings",
     "zone",
 ];
+
+/// The fields that the API's description gives the resource.
+const ALL_FIELDS: &[&str] =
+    &["id", "items", "kind", "nextPageToken", "selfLink", "unreachables", "warning"];
 
 /// The fields that the API's description gives the resource.
 const LIST_FIELDS: &[&str] = &["id", "items", "kind", "nextPageToken", "selfLink", "warning"];

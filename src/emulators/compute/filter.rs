@@ -4,20 +4,29 @@
 
 use serde_json::Value;
 
-use super::api::OPERATION_FIELDS;
 use crate::emulators::wire::Problem;
 
 /// What an item has to be to be listed.
 #[derive(Clone, Debug)]
 pub(super) enum Filter {
-    Is { field: String, value: String, equal: bool },
+    Is {
+        field: String,
+        value: String,
+        equal: bool,
+    },
+    /// The map has this key: `labels.owner:*`.
+    Has {
+        map: String,
+        key: String,
+    },
     Not(Box<Filter>),
     All(Vec<Filter>),
     Any(Vec<Filter>),
 }
 
 impl Filter {
-    pub(super) fn parse(text: &str) -> Result<Self, Problem> {
+    /// Reads a filter of resources that have these fields.
+    pub(super) fn parse(text: &str, known: &[&str]) -> Result<Self, Problem> {
         let bad = || {
             Problem::invalid(format!(
                 "Invalid value for field 'filter': '{text}'. Invalid list filter expression."
@@ -25,7 +34,7 @@ impl Filter {
         };
         let tokens = Self::tokens(text).ok_or_else(bad)?;
         let mut rest = tokens.as_slice();
-        let filter = Self::any(&mut rest).ok_or_else(bad)?;
+        let filter = Self::any(&mut rest, known).ok_or_else(bad)?;
         if rest.is_empty() { Ok(filter) } else { Err(bad()) }
     }
 
@@ -56,39 +65,45 @@ impl Filter {
         Some(tokens)
     }
 
-    fn any(rest: &mut &[String]) -> Option<Self> {
-        let mut parts = vec![Self::all(rest)?];
+    fn any(rest: &mut &[String], known: &[&str]) -> Option<Self> {
+        let mut parts = vec![Self::all(rest, known)?];
         while rest.first().is_some_and(|word| word == "OR") {
             *rest = &rest[1..];
-            parts.push(Self::all(rest)?);
+            parts.push(Self::all(rest, known)?);
         }
         Some(Self::Any(parts))
     }
 
-    fn all(rest: &mut &[String]) -> Option<Self> {
-        let mut parts = vec![Self::one(rest)?];
+    fn all(rest: &mut &[String], known: &[&str]) -> Option<Self> {
+        let mut parts = vec![Self::one(rest, known)?];
         // Expressions in parentheses that only stand side by side are joined by AND too.
         while rest.first().is_some_and(|word| word == "AND" || word == "(") {
             if rest[0] == "AND" {
                 *rest = &rest[1..];
             }
-            parts.push(Self::one(rest)?);
+            parts.push(Self::one(rest, known)?);
         }
         Some(Self::All(parts))
     }
 
-    fn one(rest: &mut &[String]) -> Option<Self> {
+    fn one(rest: &mut &[String], known: &[&str]) -> Option<Self> {
         match *rest {
             [first, more @ ..] if first == "NOT" => {
                 *rest = more;
-                Some(Self::Not(Box::new(Self::one(rest)?)))
+                Some(Self::Not(Box::new(Self::one(rest, known)?)))
             }
             [first, more @ ..] if first == "(" => {
                 *rest = more;
-                let inner = Self::any(rest)?;
+                let inner = Self::any(rest, known)?;
                 let (close, more) = rest.split_first()?;
                 *rest = more;
                 (close == ")").then_some(inner)
+            }
+            [has, more @ ..] if has.ends_with(":*") => {
+                let (map, key) = has.strip_suffix(":*")?.split_once('.')?;
+                *rest = more;
+                let filter = Self::Has { map: map.to_owned(), key: key.to_owned() };
+                known.contains(&map).then_some(filter)
             }
             [field, operator, value, more @ ..] => {
                 let equal = match operator.as_str() {
@@ -97,7 +112,7 @@ impl Filter {
                     _ => return None,
                 };
                 *rest = more;
-                let known = OPERATION_FIELDS.contains(&field.as_str());
+                let known = known.contains(&field.as_str());
                 let filter = Self::Is { field: field.clone(), value: value.clone(), equal };
                 known.then_some(filter)
             }
@@ -115,6 +130,7 @@ impl Filter {
                 };
                 is == *equal
             }
+            Self::Has { map, key } => item[map].get(key).is_some(),
             Self::Not(inner) => !inner.admits(item),
             Self::All(parts) => parts.iter().all(|part| part.admits(item)),
             Self::Any(parts) => parts.iter().any(|part| part.admits(item)),

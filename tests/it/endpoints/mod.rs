@@ -3,6 +3,7 @@
 mod hold;
 mod info;
 mod page;
+mod reconcile;
 mod runner;
 mod status;
 mod webhook;
@@ -33,6 +34,7 @@ async fn whatever_is_not_there_is_said_so_in_json() {
         (Method::GET, "/github/webhook", StatusCode::METHOD_NOT_ALLOWED),
         (Method::POST, "/runner/status", StatusCode::METHOD_NOT_ALLOWED),
         (Method::GET, "/runner/hold", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::GET, "/runner/reconcile", StatusCode::METHOD_NOT_ALLOWED),
         (Method::GET, "/runner/release", StatusCode::METHOD_NOT_ALLOWED),
         (Method::POST, "/health", StatusCode::METHOD_NOT_ALLOWED),
         (Method::DELETE, "/", StatusCode::METHOD_NOT_ALLOWED),

@@ -69,7 +69,7 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                     "repo": "acme/app", "id": job.0, "name": name, "status": "in_progress", "url": url,
                     "since": of(&status, "gpu-1")["jobs"][0]["since"], "runner_name": "gpu-1",
                 }],
-                "entries": [{"index": 0, "repo": "acme/app", "labels": ["self-hosted", "gpu"]}],
+                "entries": [{"index": 0, "repo": "acme/app", "labels": ["self-hosted", "gpu"], "runner_labels": []}],
                 "not_asked": [],
             },
             {
@@ -89,8 +89,8 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                 ],
                 "jobs": [],
                 "entries": [
-                    {"index": 1, "repo": "acme/app", "labels": ["self-hosted"]},
-                    {"index": 2, "repo": "acme/web", "labels": ["self-hosted"]},
+                    {"index": 1, "repo": "acme/app", "labels": ["self-hosted"], "runner_labels": []},
+                    {"index": 2, "repo": "acme/web", "labels": ["self-hosted"], "runner_labels": []},
                 ],
                 "not_asked": [],
             },

@@ -1,0 +1,314 @@
+use http::{Method, StatusCode};
+use runner_manager::emulators::compute::{Instance, Status};
+use runner_manager::emulators::github::{Permission, Timings};
+use runner_manager::emulators::{ErrorBody, Fault};
+use serde_json::{Value, json};
+
+use super::detail;
+use crate::world::{INACTIVE, World, ZONE, minutes, seconds};
+
+const DAY: u64 = 24 * 60;
+
+/// What is said of this VM.
+#[track_caller]
+fn of(swept: &Value, vm: &str) -> Vec<(String, String, Option<String>)> {
+    let vms = swept["vms"].as_array().unwrap();
+    let told = vms.iter().find(|told| told["vm_instance_name"] == vm);
+    let told = told.unwrap_or_else(|| panic!("{swept:#}"));
+    assert_eq!(told["vm_instance_zone"], ZONE);
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    told["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (text(&one["level"]).unwrap(), text(&one["found"]).unwrap(), text(&one["did"])))
+        .collect()
+}
+
+/// The one thing that is said of this VM.
+#[track_caller]
+fn only(swept: &Value, vm: &str) -> (String, String, Option<String>) {
+    let mut all = of(swept, vm);
+    assert_eq!(all.len(), 1, "{swept:#}");
+    all.remove(0)
+}
+
+fn not_asked(swept: &Value) -> String {
+    let texts = swept["not_asked"].as_array().unwrap();
+    texts.iter().map(|text| format!("{}\n", text.as_str().unwrap())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_is_for_who_knows_the_secret() {
+    let world = World::new();
+    for headers in [&[][..], &[("X-Runner-Secret", "another")][..]] {
+        let answer = world.send(Method::POST, "/runner/reconcile", headers, "{}").await;
+        detail(&answer, StatusCode::UNAUTHORIZED);
+    }
+    assert!(world.cloud.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_was_lost_nothing_is_done() {
+    let world = World::new();
+    let swept = world.sweep().await;
+    let vm =
+        |name: &str| json!({"vm_instance_name": name, "vm_instance_zone": ZONE, "findings": []});
+    let expected = json!({"status": "ok", "vms": [vm("gpu-1"), vm("runner-1")], "findings": [], "not_asked": []});
+    assert_eq!(swept, expected);
+    let reads = ["instances.get", "instances.aggregatedList", "actions.list", "apps.", "oauth"];
+    for call in world.cloud.calls() {
+        assert!(reads.iter().any(|read| call.method.starts_with(read)), "{}", call.method);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_webhook_was_lost_gets_its_vm() {
+    let mut world = World::new();
+    world.cloud.github.lose_next_webhook(1);
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(2));
+    world.pass(minutes(1)).await;
+    assert!(world.is_stopped("gpu-1"));
+    let (level, found, did) = only(&world.sweep().await, "gpu-1");
+    assert_eq!(level, "warning");
+    assert_eq!(found, format!("job {job} of acme/app waits for it, and it is not up"));
+    assert_eq!(did.unwrap(), "a start check looks at 2026-11-24T09:02:00Z");
+    world.pass_until(minutes(2), |world| world.is_started(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sweeps_that_come_often_make_no_more_tasks() {
+    let mut world = World::new();
+    world.cloud.github.lose_next_webhook(1);
+    world.queue_job("acme/app", "self-hosted gpu", minutes(20));
+    world.pass(minutes(1)).await;
+    for _ in 0..5 {
+        world.sweep().await;
+    }
+    assert_eq!(world.cloud.tasks.pending().len(), 1, "{:?}", world.cloud.tasks.pending());
+    world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass(minutes(10)).await;
+    let before = world.cloud.tasks.pending().len();
+    for _ in 0..5 {
+        let (level, found, _) = only(&world.sweep().await, "gpu-1");
+        assert!(level == "info" && found.ends_with("waits for it"), "{level} {found}");
+        world.pass(seconds(1)).await;
+    }
+    assert_eq!(world.cloud.tasks.pending().len(), before, "{}", world.story());
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_cannot_be_asked_does_not_hide_the_others() {
+    let mut world = World::new();
+    world.cloud.github.lose_next_webhook(2);
+    let jobs =
+        ["acme/app", "acme/web"].map(|repo| world.queue_job(repo, "self-hosted", minutes(1)));
+    world.cloud.compute.delete("gpu-1");
+    world.pass(minutes(1)).await;
+    world.cloud.faults.next(
+        "actions.listWorkflowRunsForRepo",
+        Fault::Before(StatusCode::BAD_REQUEST, ErrorBody::Api),
+    );
+    let swept = world.sweep().await;
+    let (level, found, did) = only(&swept, "gpu-1");
+    assert_eq!((level.as_str(), did), ("error", None));
+    assert!(found.contains("check RUNNER_CONFIG and GCP_PROJECT_ID"), "{found}");
+    assert!(not_asked(&swept).contains("for the jobs of acme/app: ask again"), "{swept:#}");
+    assert!(only(&swept, "runner-1").1.contains("acme/web"), "{swept:#}");
+    world.sweep().await;
+    world.pass_until(minutes(10), |world| jobs.iter().all(|job| world.is_completed(*job))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_not_read_gets_its_start_check_all_the_same() {
+    let mut world = World::new();
+    world.cloud.github.lose_next_webhook(1);
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass(minutes(1)).await;
+    let fault = Fault::Before(StatusCode::BAD_REQUEST, ErrorBody::Api);
+    world.cloud.faults.next("instances.get", fault);
+    let swept = world.sweep().await;
+    let told = of(&swept, "gpu-1");
+    assert!(told[0].1.starts_with("it could not be read: instances.get"), "{told:?}");
+    assert!(told[1].1.contains(" waits for it") && told[1].2.is_some(), "{told:?}");
+    world.pass_until(minutes(3), |world| world.is_started(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_whose_tasks_were_lost_is_stopped() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.pass(minutes(1)).await;
+    world.cloud.tasks.purge();
+    world.pass(minutes(20)).await;
+    assert_eq!(of(&world.sweep().await, "gpu-1"), []);
+    world.pass(minutes(20)).await;
+    let (level, found, did) = only(&world.sweep().await, "gpu-1");
+    assert_eq!(level, "warning");
+    assert!(found.starts_with("it last had work at 2026-11-24T09:0"), "{found}");
+    assert!(did.unwrap().starts_with("a stop check looks at "));
+    world.pass_until(minutes(3), |world| world.is_stopped("gpu-1")).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_somebody_else_started_is_only_told_of() {
+    let mut world = World::new();
+    world.cloud.compute.start_by_hand("gpu-1");
+    world.pass(minutes(20)).await;
+    assert_eq!(of(&world.sweep().await, "gpu-1"), []);
+    world.pass(minutes(20)).await;
+    let (level, found, did) = only(&world.sweep().await, "gpu-1");
+    assert_eq!((level.as_str(), did), ("info", None));
+    assert!(found.contains("POST /runner/release"), "{found}");
+    assert!(world.cloud.tasks.pending().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_held_is_left_alone() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.command("/runner/hold", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    world.pass(minutes(60)).await;
+    assert_eq!(of(&world.sweep().await, "gpu-1"), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_no_entry_names_any_more_is_told_of() {
+    let mut world = World::new();
+    for (name, status) in [("old-1", Status::Running), ("old-2", Status::Terminated)] {
+        let vm = Instance { status, ..Instance::new(name, ZONE) };
+        world.cloud.compute.insert(vm);
+        world.cloud.compute.label_by_hand(name, "runner-manager-idle-since", Some("1795510830"));
+    }
+    world
+        .cloud
+        .compute
+        .insert(Instance { status: Status::Running, ..Instance::new("web-1", ZONE) });
+    let swept = world.sweep().await;
+    let (level, found, did) = only(&swept, "old-1");
+    assert_eq!((level.as_str(), did), ("warning", None));
+    assert!(
+        found.contains("no entry of RUNNER_CONFIG names it; it is RUNNING: stop it"),
+        "{found}"
+    );
+    assert_eq!(only(&swept, "old-2").0, "info");
+    assert_eq!(swept["vms"].as_array().unwrap().len(), 4, "{swept:#}");
+
+    world.cloud.compute.forbid("compute.instances.list");
+    let swept = world.sweep().await;
+    assert!(not_asked(&swept).contains("grant compute.instances.list"), "{swept:#}");
+    assert_eq!(swept["vms"].as_array().unwrap().len(), 2, "{swept:#}");
+    world.pass(seconds(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_slept_for_ten_days_is_woken_for_its_runner() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(20), |world| world.is_completed(job)).await;
+    world.pass_until(minutes(20), |world| world.is_stopped("gpu-1")).await;
+    world.pass(minutes(10 * DAY - 1)).await;
+    assert_eq!(of(&world.sweep().await, "gpu-1"), []);
+    world.pass(minutes(1)).await;
+    let (level, found, did) = only(&world.sweep().await, "gpu-1");
+    assert_eq!(level, "info");
+    assert!(found.starts_with("it has been down since 2026-11-24T09:"), "{found}");
+    assert!(did.unwrap().starts_with("it was started"));
+    world.pass_until(minutes(2), |world| world.status("gpu-1") == Status::Running).await;
+    world.pass_until(minutes(20), |world| world.is_stopped("gpu-1")).await;
+    let up = world.last("gpu-1", Status::Stopping).unwrap();
+    let since = world.last("gpu-1", Status::Running).unwrap();
+    assert!(up.since(since) >= INACTIVE, "its runner had time to connect");
+    assert_eq!(of(&world.sweep().await, "gpu-1"), []);
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_missing_is_told_of() {
+    let mut world = World::new();
+    world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    world.cloud.github.remove_runner("gpu-1");
+    world.pass(minutes(3)).await;
+    assert_eq!(of(&world.sweep().await, "gpu-1"), []);
+    world.pass(minutes(4)).await;
+    let (level, found, did) = only(&world.sweep().await, "gpu-1");
+    assert_eq!((level.as_str(), did), ("error", None));
+    assert!(found.contains("GitHub knows no runner named gpu-1"), "{found}");
+
+    world.cloud.github.forbid(Permission::OrgRunners);
+    let swept = world.sweep().await;
+    assert_eq!(of(&swept, "gpu-1"), [], "it may be registered where nobody may look");
+    assert!(not_asked(&swept).contains("Self-hosted runners: read in acme"), "{swept:#}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_offline_while_a_job_waits_is_told_of() {
+    let mut world = World::new();
+    let timings = world.cloud.github.current_timings();
+    world.cloud.github.timings(Timings { connect: minutes(15), ..timings });
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass(minutes(4)).await;
+    assert_eq!(only(&world.sweep().await, "gpu-1").0, "info");
+    world.pass(minutes(4)).await;
+    let told = of(&world.sweep().await, "gpu-1");
+    let (level, found, did) = told.last().unwrap();
+    assert_eq!((level.as_str(), did), ("error", &None));
+    assert!(
+        found.contains(&format!("job {job} of acme/app waits, but its runner is offline")),
+        "{found}"
+    );
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_a_free_vm_did_not_take_does_not_wake_it_again_at_once() {
+    let mut world = World::new();
+    let runner = world.cloud.github.runners().into_iter().find(|one| one.name == "gpu-1").unwrap();
+    world.cloud.github.remove_runner(&runner.name);
+    let spec = crate::world::runner("gpu-1", "acme/web", "self-hosted linux x64 gpu");
+    world.cloud.github.add_runner(spec);
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world
+        .pass_until(minutes(120), |world| world.starts("gpu-1") == 1 && world.is_stopped("gpu-1"))
+        .await;
+    for _ in 0..20 {
+        let swept = world.sweep().await;
+        let (level, found, did) = only(&swept, "gpu-1");
+        assert_eq!((level.as_str(), did), ("warning", None), "{found}");
+        assert!(
+            found.starts_with(&format!("job {job} of acme/app waits, but the VM was free")),
+            "{found}"
+        );
+        world.pass(minutes(5)).await;
+    }
+    assert_eq!(world.starts("gpu-1"), 1, "{}", world.story());
+    world.pass(minutes(6 * 60)).await;
+    world.sweep().await;
+    world.pass(minutes(5)).await;
+    assert_eq!(world.starts("gpu-1"), 2, "who mended it expects the job to run\n{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_done_is_an_error_of_its_vm() {
+    let mut world = World::new();
+    world.cloud.github.lose_next_webhook(2);
+    world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(minutes(1)).await;
+    let fault = Fault::Before(StatusCode::BAD_REQUEST, ErrorBody::Api);
+    world.cloud.faults.next("tasks.create", fault);
+    let swept = world.sweep().await;
+    let told: Vec<_> = ["gpu-1", "runner-1"].map(|vm| only(&swept, vm)).into();
+    let failed = told.iter().filter(|(level, found, did)| {
+        level == "error" && found.contains("; nothing was done: tasks.create") && did.is_none()
+    });
+    assert_eq!(failed.count(), 1, "{told:?}");
+    world.sweep().await;
+    world.settle().await;
+}
