@@ -1,14 +1,18 @@
-//! GitHub, as the App's installation: which runners there are, and which jobs wait or run.
+//! GitHub, as the App's installation: which runners there are, and which jobs wait or run. What the App is told of
+//! itself is in [`app`].
 //!
 //! The App signs a short-lived token with its key and gets an installation token for it, which is kept until
 //! shortly before it expires. A token is opaque text of any length.
 //! <https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app>
 
+pub mod app;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use jsonwebtoken::{Algorithm, Header};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -123,6 +127,16 @@ impl Job {
     }
 }
 
+/// A repository, as far as it is read.
+/// <https://docs.github.com/en/rest/repos/repos#get-a-repository>
+#[derive(Clone, Debug, Deserialize)]
+pub struct Repository {
+    /// Its name now: one that was renamed answers to its old name too.
+    pub full_name: RepoName,
+    /// Whether only its members see it.
+    pub private: bool,
+}
+
 /// A page of a list, and whether there are more.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
@@ -200,6 +214,19 @@ impl GitHub {
             }
         }
         Ok(all)
+    }
+
+    /// Reads a repository.
+    /// <https://docs.github.com/en/rest/repos/repos#get-a-repository>
+    ///
+    /// # Errors
+    /// 404 if there is no such repository, or the installation does not cover it; else as [`Error`] says.
+    pub async fn repository(
+        &self,
+        repo: &RepoName,
+        deadline: Deadline,
+    ) -> Result<Repository, Error> {
+        self.get("get a repository", &format!("/repos/{repo}"), &[], deadline).await
     }
 
     /// Reads a job.
@@ -316,13 +343,9 @@ impl GitHub {
     /// <https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app>
     async fn fetch_token(&self, deadline: Deadline) -> Result<InstallationToken, Error> {
         let call = "create an installation access token";
-        let url =
-            format!("{}/app/installations/{}/access_tokens", self.root, self.app.installation_id);
-        let jwt = bearer(call, &self.app_token(call)?)?;
-        let answer = self
-            .transport
-            .send(&versioned(Outgoing::post(call, url)).bearer(&jwt), deadline)
-            .await?;
+        let path = format!("/app/installations/{}/access_tokens", self.app.installation_id);
+        let request = Outgoing::post(call, format!("{}{path}", self.root));
+        let answer = self.send_as_app(call, request, deadline).await?;
         let token: wire::Token = read(call, &answer)?;
         let expires = Timestamp::parse(&token.expires_at);
         Ok(InstallationToken {
@@ -330,6 +353,17 @@ impl GitHub {
             // If it does not say, an hour is what GitHub documents.
             expires: expires.unwrap_or_else(|| self.clock.now() + Duration::from_secs(3600)),
         })
+    }
+
+    /// Sends what only the App itself may ask.
+    async fn send_as_app(
+        &self,
+        call: &'static str,
+        request: Outgoing,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Error> {
+        let jwt = bearer(call, &self.app_token(call)?)?;
+        self.transport.send(&versioned(request).bearer(&jwt), deadline).await
     }
 
     /// The App's own token. GitHub's clock may be behind ours, so it is dated back a minute.

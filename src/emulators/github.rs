@@ -5,6 +5,7 @@
 //! <https://docs.github.com/en/actions/hosting-your-own-runners>
 
 mod api;
+mod app;
 mod payloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -128,6 +129,17 @@ impl fmt::Debug for Hook {
     }
 }
 
+/// Whether the App is installed on a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// In the installation that the service knows.
+    Here,
+    /// In another installation, of this id.
+    Elsewhere(u64),
+    /// In none.
+    Nowhere,
+}
+
 /// What the App may be forbidden.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Permission {
@@ -223,8 +235,21 @@ pub struct Delivery {
     pub at: Timestamp,
     /// The answer to the latest attempt; none yet, or not sent.
     pub reply: Option<Reply>,
+    /// Each time that it was sent, or should have been, oldest first.
+    pub attempts: Vec<Attempt>,
     /// The payload.
     pub payload: Value,
+}
+
+/// One attempt at a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// GitHub's number for it: every attempt has another.
+    pub id: u64,
+    /// When it was made.
+    pub at: Timestamp,
+    /// When it was over, and what the answer was; none while it is under way.
+    pub over: Option<(Timestamp, Reply)>,
 }
 
 #[derive(Clone, Debug)]
@@ -242,6 +267,8 @@ struct Repository {
     created: Timestamp,
     /// Names that it had, in lower case: GitHub redirects from them.
     former: Vec<String>,
+    installed: Installed,
+    public: bool,
 }
 
 impl Repository {
@@ -312,11 +339,16 @@ struct State {
     active: BTreeSet<JobId>,
     hook: Option<Hook>,
     deliveries: BTreeMap<String, Delivery>,
+    /// How many attempts at deliveries there were.
+    attempts: u64,
     outbox: BTreeSet<(Timestamp, u64, String)>,
     lateness: Box<dyn FnMut(&Delivery) -> Duration + Send>,
     to_lose: u32,
     tokens: BTreeMap<String, Timestamp>,
     forbidden: BTreeSet<Permission>,
+    /// What the App subscribes to.
+    events: Vec<String>,
+    suspended: Option<Timestamp>,
     rate_limited: bool,
     outage: bool,
     used: u32,
@@ -359,11 +391,14 @@ impl GitHub {
             active: BTreeSet::new(),
             hook: None,
             deliveries: BTreeMap::new(),
+            attempts: 0,
             outbox: BTreeSet::new(),
             lateness: Box::new(|_| Duration::ZERO),
             to_lose: 0,
             tokens: BTreeMap::new(),
             forbidden: BTreeSet::new(),
+            events: vec!["workflow_job".to_owned()],
+            suspended: None,
             rate_limited: false,
             outage: false,
             used: 0,
@@ -556,8 +591,7 @@ impl GitHub {
     pub fn redeliver(&self, guid: &str) {
         self.change(|state, now| {
             assert!(state.deliveries.contains_key(guid), "there is no delivery {guid}");
-            let order = state.next();
-            state.outbox.insert((now, order, guid.to_owned()));
+            state.send_again(guid, now);
         });
     }
 
@@ -569,6 +603,27 @@ impl GitHub {
     /// Gives it back.
     pub fn permit(&self, permission: Permission) {
         self.change(|state, _| state.forbidden.remove(&permission));
+    }
+
+    /// Which installation of the App covers a repository from now on.
+    pub fn install(&self, repo: &str, installed: Installed) {
+        self.change(|state, _| state.repo_mut(repo).installed = installed);
+    }
+
+    /// Whether anybody may see a repository.
+    pub fn set_public(&self, repo: &str, public: bool) {
+        self.change(|state, _| state.repo_mut(repo).public = public);
+    }
+
+    /// The events that the App subscribes to, from now on.
+    pub fn subscribe_to(&self, events: &[&str]) {
+        let events = events.iter().map(|event| (*event).to_owned()).collect();
+        self.change(|state, _| state.events = events);
+    }
+
+    /// Whether the installation's owner has suspended it.
+    pub fn suspend(&self, suspended: bool) {
+        self.change(|state, now| state.suspended = suspended.then_some(now));
     }
 
     /// Whether the installation's quota of requests is used up.
@@ -627,21 +682,22 @@ impl GitHub {
         let mut state = lock(&self.state);
         let mut outgoing = Vec::new();
         while state.outbox.first().is_some_and(|(time, ..)| *time <= now) {
-            let (Some((_, _, guid)), Some(hook)) = (state.outbox.pop_first(), &state.hook) else {
-                continue;
-            };
-            outgoing.push(state.request(hook, &state.deliveries[&guid]));
+            let Some((_, _, guid)) = state.outbox.pop_first() else { continue };
+            let attempt = state.attempt(&guid, now);
+            if let Some(hook) = &state.hook {
+                outgoing.push(state.request(hook, &state.deliveries[&guid], attempt));
+            }
         }
         outgoing
     }
 
-    /// What the service answered to a delivery.
-    pub(super) fn answered(&self, guid: &str, reply: Reply) {
+    /// What the service answered to an attempt at a delivery.
+    pub(super) fn answered(&self, guid: &str, attempt: u64, reply: Reply) {
         let at = self.shared.clock.now();
         let happening = {
             let mut state = lock(&self.state);
             let Some(delivery) = state.deliveries.get_mut(guid) else { return };
-            delivery.reply = Some(reply);
+            delivery.end(attempt, at, reply);
             delivery.happening(at)
         };
         self.shared.tell(vec![happening]);
@@ -688,7 +744,8 @@ impl State {
         self.add_owner(owner, organization, now);
         let id = 500_000_000 + self.next();
         let (owner, name) = (owner.to_owned(), name.to_owned());
-        let repo = Repository { id, owner, name, created: now, former: Vec::new() };
+        let (former, installed, public) = (Vec::new(), Installed::Here, false);
+        let repo = Repository { id, owner, name, created: now, former, installed, public };
         self.repos.insert(id, repo);
     }
 
@@ -956,26 +1013,48 @@ impl State {
         let owner = self.owner(&repo.owner).expect("a repository is added with its owner");
         let payload = payloads::workflow_job(action, job, run, (repo, owner), self.installation_id);
         let guid = format!("{order:08x}-c1a0-11f0-8e00-{:012x}", id.0);
-        let mut delivery = Delivery {
+        let delivery = Delivery {
             guid: guid.clone(),
             event: "workflow_job".to_owned(),
             action: action.to_owned(),
             job: id,
             at,
             reply: None,
+            attempts: Vec::new(),
             payload,
         };
-        if self.to_lose > 0 {
-            self.to_lose -= 1;
-            delivery.reply = Some(Reply::default());
-            self.happenings.push(delivery.happening(at));
-        } else {
-            self.outbox.insert((at + (self.lateness)(&delivery), order, guid.clone()));
+        if self.to_lose == 0 {
+            let late = (self.lateness)(&delivery);
+            self.outbox.insert((at + late, order, guid.clone()));
+            self.deliveries.insert(guid, delivery);
+            return;
         }
-        self.deliveries.insert(guid, delivery);
+        self.to_lose -= 1;
+        self.deliveries.insert(guid.clone(), delivery);
+        let attempt = self.attempt(&guid, at);
+        if let Some(delivery) = self.deliveries.get_mut(&guid) {
+            delivery.end(attempt, at, Reply::default());
+            self.happenings.push(delivery.happening(at));
+        }
     }
 
-    fn request(&self, hook: &Hook, delivery: &Delivery) -> Outgoing {
+    /// Another attempt at a delivery, under its old GUID.
+    fn send_again(&mut self, guid: &str, now: Timestamp) {
+        let order = self.next();
+        self.outbox.insert((now, order, guid.to_owned()));
+    }
+
+    /// Notes an attempt that is made now, and returns its id.
+    fn attempt(&mut self, guid: &str, at: Timestamp) -> u64 {
+        self.attempts += 1;
+        let id = 160_000_000_000 + self.attempts;
+        if let Some(delivery) = self.deliveries.get_mut(guid) {
+            delivery.attempts.push(Attempt { id, at, over: None });
+        }
+        id
+    }
+
+    fn request(&self, hook: &Hook, delivery: &Delivery, attempt: u64) -> Outgoing {
         let json = delivery.payload.to_string();
         let (kind, body) = if hook.form {
             let mut form = form_urlencoded::Serializer::new(String::new());
@@ -1009,12 +1088,19 @@ impl State {
                 .body(Full::new(Bytes::from(body)))
                 .expect("the hook's URL is one, and all headers are plain text"),
             limit: Duration::from_secs(10),
-            ticket: Ticket(Sender::Webhook { delivery: delivery.guid.clone() }),
+            ticket: Ticket(Sender::Webhook { delivery: delivery.guid.clone(), attempt }),
         }
     }
 }
 
 impl Delivery {
+    fn end(&mut self, attempt: u64, at: Timestamp, reply: Reply) {
+        if let Some(attempt) = self.attempts.iter_mut().find(|known| known.id == attempt) {
+            attempt.over = Some((at, reply.clone()));
+        }
+        self.reply = Some(reply);
+    }
+
     fn happening(&self, at: Timestamp) -> Happening {
         Happening::Webhook {
             at,
@@ -1216,6 +1302,81 @@ mod tests {
         github.outage(false);
         github.rate_limited(false);
         assert_eq!(world.github("/orgs/nobody/actions/runners").await.0, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_app_sees_each_attempt_at_a_delivery_and_may_ask_for_another() {
+        let mut world = world().await;
+        let github = world.cloud.github.clone();
+        github.lose_next_webhook(1);
+        github.queue_job("acme/app", ["tpu"], MINUTE);
+        world.pass(5).await;
+        world.answer(&[500]);
+        github.queue_job("acme/app", ["tpu"], MINUTE);
+        world.pass(5).await;
+        github.queue_job("acme/app", ["tpu"], MINUTE);
+        world.pass(5).await;
+        let jwt = world.jwt(json!({}));
+        let list = async |query: &str| {
+            let path = format!("/app/hook/deliveries{query}");
+            world.send("GET", &path, &format!("Bearer {jwt}"), Value::Null).await
+        };
+        let codes = |page: &Value| -> Vec<u64> {
+            page.as_array().unwrap().iter().filter_map(|one| one["status_code"].as_u64()).collect()
+        };
+        let (_, headers, page) = list("?per_page=2").await;
+        assert_eq!(codes(&page), [200, 500]);
+        let link = headers["link"].to_str().unwrap();
+        let next = link.strip_prefix("<http://cloud.test/app/hook/deliveries").unwrap();
+        let (_, headers, page) = list(next.split_once('>').unwrap().0).await;
+        assert_eq!((codes(&page), headers.get("link")), (vec![502], None));
+        let lost = page[0].clone();
+        assert_eq!((&lost["event"], &lost["action"]), (&json!("workflow_job"), &json!("queued")));
+        assert_eq!(codes(&list("?status=failure").await.2), [500, 502]);
+        assert_eq!(codes(&list("?status=success").await.2), [200]);
+        assert_eq!(list("?status=lost").await.0, StatusCode::UNPROCESSABLE_ENTITY);
+
+        let again = format!("/app/hook/deliveries/{}/attempts", lost["id"]);
+        assert_eq!(world.app("POST", &again, &jwt).await.0, StatusCode::ACCEPTED);
+        let unknown = world.app("POST", "/app/hook/deliveries/1/attempts", &jwt).await;
+        assert_eq!(unknown.0, StatusCode::NOT_FOUND);
+        world.pass(5).await;
+        let jwt = world.jwt(json!({}));
+        let (_, newest) = world.app("GET", "/app/hook/deliveries?per_page=1", &jwt).await;
+        assert_eq!((&newest[0]["guid"], &newest[0]["redelivery"]), (&lost["guid"], &json!(true)));
+        assert!(newest[0]["id"].as_u64() > lost["id"].as_u64(), "{newest}");
+        let received = world.received();
+        assert_eq!(received.len(), 3);
+        assert_eq!(received[2].headers()["x-github-delivery"], lost["guid"].as_str().unwrap());
+        tokio::time::advance(4 * 24 * 60 * MINUTE).await;
+        let (_, page) = world.app("GET", "/app/hook/deliveries", &world.jwt(json!({}))).await;
+        assert_eq!(page, json!([]), "kept for three days");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_app_sees_where_its_webhook_goes_and_which_installation_covers_a_repository() {
+        let world = world().await;
+        let ask = async |path: &str| world.app("GET", path, &world.jwt(json!({}))).await;
+        let (_, hook) = ask("/app/hook/config").await;
+        assert_eq!(hook["url"], "http://service.test/github/webhook");
+        assert_eq!(hook["secret"], "********");
+        let (_, installation) = ask("/repos/acme/app/installation").await;
+        assert_eq!(
+            (&installation["id"], &installation["events"][0]),
+            (&json!(7), &json!("workflow_job"))
+        );
+        world.cloud.github.install("acme/app", Installed::Elsewhere(8));
+        assert_eq!(ask("/repos/acme/app/installation").await.1["id"], 8);
+        assert_eq!(world.github("/repos/acme/app").await.0, StatusCode::NOT_FOUND);
+        world.cloud.github.install("acme/app", Installed::Nowhere);
+        assert_eq!(ask("/repos/acme/app/installation").await.0, StatusCode::NOT_FOUND);
+        assert_eq!(world.github("/repos/acme/app/actions/runners").await.0, StatusCode::NOT_FOUND);
+        world.cloud.github.set_public("acme/app", true);
+        assert_eq!(world.github("/repos/acme/app").await.2["visibility"], "public");
+        world.cloud.github.suspend(true);
+        let tokens = "/app/installations/7/access_tokens";
+        assert_eq!(world.app("POST", tokens, &world.jwt(json!({}))).await.0, StatusCode::FORBIDDEN);
+        assert_eq!(world.github("/rate_limit").await.0, StatusCode::FORBIDDEN);
     }
 
     #[tokio::test(start_paused = true)]

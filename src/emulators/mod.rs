@@ -283,7 +283,7 @@ pub struct Ticket(Sender);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sender {
-    Webhook { delivery: String },
+    Webhook { delivery: String, attempt: u64 },
     Callback { task: cloud_tasks::TaskView, scheduled: Timestamp, dispatched: Timestamp },
 }
 
@@ -370,7 +370,9 @@ impl Cloud {
     /// The answer to a request that [`Cloud::due`] returned. Every one needs exactly one.
     pub fn answered(&self, ticket: Ticket, reply: Reply) {
         match ticket.0 {
-            Sender::Webhook { delivery } => self.github.answered(&delivery, reply),
+            Sender::Webhook { delivery, attempt } => {
+                self.github.answered(&delivery, attempt, reply);
+            }
             Sender::Callback { task, scheduled, dispatched } => {
                 self.tasks.answered(task, (scheduled, dispatched), reply);
             }

@@ -8,6 +8,7 @@
 mod arrows;
 mod binary;
 mod costs;
+mod deliveries;
 mod endpoints;
 mod promises;
 mod properties;

@@ -45,9 +45,14 @@ pub(crate) fn cloud(clock: &Clock) -> Cloud {
 
 /// The service, as production builds it, on that cloud.
 pub(crate) fn service(runner_config: &str, cloud: &Cloud, clock: &Clock) -> Router {
+    routes::router(app(runner_config, cloud, clock))
+}
+
+/// The service's state: its clients, on that cloud.
+pub(crate) fn app(runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
     let config = Config::from_vars(vars(runner_config)).unwrap();
     let tokens = Credentials::new(Arc::new(HourlyTokens::new(cloud, clock)));
-    routes::router(AppState::new(config, in_process(cloud.router()), tokens, clock.clone()))
+    AppState::new(config, in_process(cloud.router()), tokens, clock.clone())
 }
 
 /// The service's environment.

@@ -3,7 +3,6 @@
 //! <https://docs.github.com/en/rest/actions>
 
 use std::cmp::Reverse;
-use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodFilter;
@@ -11,36 +10,22 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::{
-    GitHub, JobId, JobStatus, Owner, Permission, Repository, Run, RunnerState, Scope, State,
-    payloads,
+    GitHub, Installed, JobId, JobStatus, Permission, Repository, Run, RunnerState, Scope, State,
+    app, payloads,
 };
 use crate::clock::Timestamp;
-use crate::emulators::accounts::claims;
 use crate::emulators::wire::{Incoming, Routes, json_response};
-use crate::emulators::{Api, hash, lock};
+use crate::emulators::{Api, lock};
 
 /// An answer, or a refusal.
-type Answer = Result<Response, Refusal>;
+pub(super) type Answer = Result<Response, Refusal>;
 
 impl GitHub {
     pub(in crate::emulators) fn routes(&self, routes: Routes) -> Routes {
-        let (get, post) = (MethodFilter::GET, MethodFilter::POST);
+        let get = MethodFilter::GET;
         let api = |name| (Api::GitHub, name);
-        let tokens = "/app/installations/{installation}/access_tokens";
-        let mut routes = routes
-            .on(get, "/app", api("apps.getAuthenticated"), self, |it, call| {
-                it.answer(call, State::app)
-            })
-            .on(
-                get,
-                "/app/installations/{installation}",
-                api("apps.getInstallation"),
-                self,
-                |it, call| it.answer(call, State::installation),
-            )
-            .on(post, tokens, api("apps.createInstallationAccessToken"), self, |it, call| {
-                it.answer(call, State::access_token)
-            })
+        let mut routes = self
+            .app_routes(routes)
             .on(
                 get,
                 "/installation/repositories",
@@ -65,6 +50,13 @@ impl GitHub {
                 .on(get, repo, api("repos.get"), self, |it, call| {
                     it.answer(call, State::repository)
                 })
+                .on(
+                    get,
+                    &under("/installation"),
+                    api("apps.getRepoInstallation"),
+                    self,
+                    |it, call| it.answer(call, State::repo_installation),
+                )
                 .on(
                     get,
                     &under("/actions/runners"),
@@ -112,7 +104,7 @@ impl GitHub {
         Some(state.counted(refusal.into_response(), now))
     }
 
-    fn answer(
+    pub(super) fn answer(
         &self,
         call: &Incoming,
         act: fn(&mut State, &Incoming, Timestamp) -> Answer,
@@ -143,15 +135,16 @@ impl State {
             let words = format!("\"{version}\" is not a supported version.");
             return Some(Refusal::new(StatusCode::BAD_REQUEST, &words));
         }
-        let as_app = ["apps.getAuthenticated", "apps.getInstallation"].contains(&method)
-            || method == "apps.createInstallationAccessToken";
-        if as_app {
+        if app::METHODS.contains(&method) {
             return self.check_app(call, now).err();
         }
         let token = call.credential(&["Bearer", "token"]);
         let expiry = token.and_then(|token| self.tokens.get(token));
         if expiry.is_none_or(|expiry| *expiry <= now) {
             return Some(Refusal::new(StatusCode::UNAUTHORIZED, "Bad credentials"));
+        }
+        if self.suspended.is_some() {
+            return Some(Refusal::new(StatusCode::FORBIDDEN, SUSPENDED));
         }
         if self.rate_limited {
             let id = self.installation_id;
@@ -162,120 +155,9 @@ impl State {
         None
     }
 
-    /// A JWT of the App: who it is, and that it is neither stale nor good for too long.
-    fn check_app(&self, call: &Incoming, now: Timestamp) -> Result<(), Refusal> {
-        let refuse = |words: &str| Err(Refusal::new(StatusCode::UNAUTHORIZED, words));
-        let Some(token) = call.credential(&["Bearer"]) else {
-            return refuse("A JSON web token could not be decoded");
-        };
-        let Some(claims) = claims(token, &self.keys.app) else {
-            return refuse("A JSON web token could not be decoded");
-        };
-        let number =
-            |name: &str| claims[name].as_u64().or_else(|| Some(claims[name].as_f64()? as u64));
-        let issuer = match &claims["iss"] {
-            Value::String(issuer) => issuer.clone(),
-            other => other.to_string(),
-        };
-        if issuer != self.app_id {
-            return Err(Refusal::new(StatusCode::NOT_FOUND, "Integration not found"));
-        }
-        let now = now.unix_seconds();
-        match number("iat") {
-            Some(issued) if issued <= now => {}
-            _ => {
-                return refuse(
-                    "'Issued at' claim ('iat') must be an Integer representing the time that the assertion \
-                     was issued",
-                );
-            }
-        }
-        match number("exp") {
-            Some(expiry) if expiry > now + 600 => {
-                refuse("'Expiration time' claim ('exp') is too far in the future")
-            }
-            Some(expiry) if expiry > now => Ok(()),
-            _ => refuse(
-                "'Expiration time' claim ('exp') must be a numeric value representing the future time at \
-                 which the assertion expires",
-            ),
-        }
-    }
-
-    fn app(&mut self, call: &Incoming, _: Timestamp) -> Answer {
-        let owner = self.account();
-        Ok(ok(&json!({
-            "id": self.app_number(),
-            "slug": "runner-manager",
-            "node_id": payloads::node_id("A", self.app_number()),
-            "client_id": format!("Iv23li{:0>14}", self.app_id),
-            "owner": payloads::account(&owner, &call.base),
-            "name": "Runner Manager",
-            "description": "",
-            "external_url": "https://example.com",
-            "html_url": "https://github.com/apps/runner-manager",
-            "created_at": "2026-01-01T00:00:00Z",
-            "updated_at": "2026-01-01T00:00:00Z",
-            "permissions": self.permissions(),
-            "events": ["workflow_job"],
-            "installations_count": 1,
-        })))
-    }
-
-    fn installation(&mut self, call: &Incoming, _: Timestamp) -> Answer {
-        self.check_installation(call)?;
-        let (owner, base, id) = (self.account(), &call.base, self.installation_id);
-        Ok(ok(&json!({
-            "id": id,
-            "account": payloads::account(&owner, base),
-            "repository_selection": "all",
-            "access_tokens_url": format!("{base}/app/installations/{id}/access_tokens"),
-            "repositories_url": format!("{base}/installation/repositories"),
-            "html_url": format!("https://github.com/organizations/{}/settings/installations/{id}", owner.login),
-            "app_id": self.app_number(),
-            "app_slug": "runner-manager",
-            "target_id": owner.id,
-            "target_type": if owner.organization { "Organization" } else { "User" },
-            "permissions": self.permissions(),
-            "events": ["workflow_job"],
-            "created_at": "2026-01-01T00:00:00Z",
-            "updated_at": "2026-01-01T00:00:00Z",
-            "single_file_name": null,
-            "has_multiple_single_files": false,
-            "single_file_paths": [],
-            "suspended_by": null,
-            "suspended_at": null,
-        })))
-    }
-
-    fn access_token(&mut self, call: &Incoming, now: Timestamp) -> Answer {
-        self.check_installation(call)?;
-        let body: &[u8] = if call.body.is_empty() { b"{}" } else { &call.body };
-        let wish: Value = serde_json::from_slice(body).unwrap_or_default();
-        if !wish.is_object() {
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, "Problems parsing JSON"));
-        }
-        let count = self.next();
-        let expiry = now + Duration::from_secs(3600);
-        // Tokens are opaque, and lately long: a client that cuts or checks them must fail.
-        let mut token = format!("ghs_{}_eyJhbGciOiJFUzI1NiJ9.", self.app_id);
-        for index in 0..12 {
-            let part = hash(&[count.to_be_bytes(), u64::to_be_bytes(index)].concat());
-            token.push_str(&format!("{part:016x}"));
-        }
-        self.tokens.retain(|_, expiry| *expiry > now);
-        self.tokens.insert(token.clone(), expiry);
-        let answer = json!({
-            "token": token,
-            "expires_at": payloads::seconds(expiry),
-            "permissions": self.permissions(),
-            "repository_selection": "all",
-        });
-        Ok(json_response(StatusCode::CREATED, &answer))
-    }
-
     fn repositories(&mut self, call: &Incoming, _: Timestamp) -> Answer {
-        let repos: Vec<&Repository> = self.repos.values().collect();
+        let covered = |repo: &&Repository| repo.installed == Installed::Here;
+        let repos: Vec<&Repository> = self.repos.values().filter(covered).collect();
         let page = Page::of(call, repos.len())?;
         let shown = page.cut(&repos).iter().map(|repo| {
             payloads::full_repository(
@@ -293,7 +175,8 @@ impl State {
     }
 
     fn repository(&mut self, call: &Incoming, _: Timestamp) -> Answer {
-        let repo = self.find_repo(call)?;
+        let repo = self.named_repo(call).ok().filter(|repo| repo.public);
+        let repo = repo.map_or_else(|| self.find_repo(call), Ok)?;
         let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
         Ok(ok(&payloads::full_repository(repo, owner, &call.base)))
     }
@@ -432,7 +315,15 @@ impl State {
         })))
     }
 
+    /// The repository that the call names, as far as the installation sees it.
     fn find_repo(&self, call: &Incoming) -> Result<&Repository, Refusal> {
+        self.named_repo(call).and_then(|repo| {
+            (repo.installed == Installed::Here).then_some(repo).ok_or_else(not_found)
+        })
+    }
+
+    /// The repository that the call names, whoever may see it.
+    pub(super) fn named_repo(&self, call: &Incoming) -> Result<&Repository, Refusal> {
         if let Some(id) = call.params.get("repository") {
             let id = id.parse().ok();
             return id.and_then(|id: u64| self.repos.get(&id)).ok_or_else(not_found);
@@ -480,7 +371,7 @@ impl State {
         }
     }
 
-    fn permissions(&self) -> Value {
+    pub(super) fn permissions(&self) -> Value {
         let mut permissions = json!({ "metadata": "read" });
         let all = [
             (Permission::Actions, "actions"),
@@ -493,22 +384,6 @@ impl State {
             }
         }
         permissions
-    }
-
-    fn check_installation(&self, call: &Incoming) -> Result<(), Refusal> {
-        let same = call.param("installation") == self.installation_id.to_string();
-        same.then_some(()).ok_or_else(not_found)
-    }
-
-    /// Who installed the App: the owner of the first repository.
-    fn account(&self) -> Owner {
-        let first = self.repos.values().next().and_then(|repo| self.owner(&repo.owner));
-        let nobody = || Owner { login: "example".to_owned(), id: 90_000_000, organization: true };
-        first.cloned().unwrap_or_else(nobody)
-    }
-
-    fn app_number(&self) -> u64 {
-        self.app_id.parse().unwrap_or(1)
     }
 
     /// The answer, with the headers that tell how much of the quota is left.
@@ -532,12 +407,14 @@ impl State {
 
 const LIMIT: u32 = 5000;
 
+pub(super) const SUSPENDED: &str = "This installation has been suspended";
+
 /// The end of the hour.
 fn reset(now: Timestamp) -> u64 {
     (now.unix_seconds() / 3600 + 1) * 3600
 }
 
-fn ok(value: &Value) -> Response {
+pub(super) fn ok(value: &Value) -> Response {
     json_response(StatusCode::OK, value)
 }
 
@@ -578,7 +455,7 @@ pub(in crate::emulators) fn not_found() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "Not Found")
 }
 
-fn unprocessable(what: &str) -> Refusal {
+pub(super) fn unprocessable(what: &str) -> Refusal {
     Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, format!("Validation Failed: {what}"))
 }
 
