@@ -267,7 +267,9 @@ impl Review<'_> {
         for (name, vm) in &mut self.vms {
             let can_be_known = |job: &JobId| self.github_down == 0 || !vm.requeued.contains(job);
             let is_accepted = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
-            let is_promised = |job: &JobId| self.bounds.swept || is_accepted(job);
+            // A sweep finds the others, if GitHub can be asked.
+            let is_found = self.bounds.swept && self.github_down == 0;
+            let is_promised = |job: &JobId| is_found || is_accepted(job);
             let waits = vm.waiting.keys().any(|job| is_promised(job) && can_be_known(job));
             let stranded = waits && !vm.is_up() && self.stockout == 0 && vm.unconfigured == 0;
             vm.down_for = if stranded { vm.down_for + span } else { Duration::ZERO };
