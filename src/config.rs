@@ -44,6 +44,51 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
+/// What decides where jobs go, and how long their VMs stay up: all that needs no network and no secret.
+#[derive(Debug)]
+pub struct Routing {
+    /// Which VM serves which jobs.
+    pub fleet: Fleet,
+    /// How long a VM stays up after its last job.
+    pub inactive: Duration,
+    /// What is allowed but hardly meant; one line each.
+    pub warnings: Vec<String>,
+}
+
+impl Routing {
+    /// Reads the process's environment.
+    ///
+    /// # Errors
+    /// Every problem with the two variables that it needs.
+    pub fn from_env() -> Result<Self, Problems> {
+        Self::from_vars(std::env::vars_os())
+    }
+
+    /// Reads the given variables; those that are not needed are passed over.
+    ///
+    /// # Errors
+    /// Every problem with the two variables that it needs.
+    pub fn from_vars(
+        vars: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let needed = |name: &OsString| name == "RUNNER_CONFIG" || name == "VM_INACTIVE_MINUTES";
+        let raw = read(vars.into_iter().filter(|(name, _)| needed(name)), &mut problems);
+        let mut warnings = Vec::new();
+        let inactive =
+            problems.optional("VM_INACTIVE_MINUTES", raw.vm_inactive_minutes, inactive_minutes);
+        match problems.fleet(raw.runner_config, &mut warnings) {
+            Some(fleet) if problems.0.is_empty() => {
+                Ok(Self { fleet, inactive: inactive.unwrap_or(USUALLY_INACTIVE), warnings })
+            }
+            _ => Err(problems),
+        }
+    }
+}
+
+/// How long a VM stays up unless VM_INACTIVE_MINUTES says otherwise.
+const USUALLY_INACTIVE: Duration = Duration::from_secs(3 * 60);
+
 /// The GitHub App, as which the service asks GitHub about runners and jobs.
 pub struct GitHubApp {
     /// The App's id or its client id: the issuer of its tokens.
@@ -220,7 +265,7 @@ impl Config {
                 task_queue: task_queue?,
                 service_url: service_url?,
                 secret: SharedSecret::new(secret?, previous),
-                inactive: inactive.unwrap_or(Duration::from_secs(3 * 60)),
+                inactive: inactive.unwrap_or(USUALLY_INACTIVE),
                 keepalive: keepalive.unwrap_or_else(|| Some(days(10))),
                 github_app: GitHubApp {
                     id: app_id?,

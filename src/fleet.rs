@@ -183,12 +183,54 @@ fn are_among(some: &[Label], all: &[Label]) -> bool {
     some.iter().all(|label| all.contains(label))
 }
 
+/// What keeps a job from being an entry's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// It is of another repository.
+    OtherRepository,
+    /// It does not have these labels, all of which the entry wants.
+    JobLacks(Vec<Label>),
+    /// It asks for these, which the entry's runner does not have.
+    RunnerLacks(Vec<Label>),
+    /// It asks for none: GitHub runs it itself.
+    NoLabels,
+}
+
 impl Entry {
     fn matches(&self, job: &[Label]) -> bool {
-        if self.runner_labels.is_empty() {
-            return are_among(&self.labels, job);
+        !self.asks_for_none(job) && self.at_odds(job).next().is_none()
+    }
+
+    /// What keeps the job from being this entry's; nothing if it matches. Whether an earlier entry takes it is
+    /// another question.
+    pub fn why_not(&self, repo: &RepoName, job: &[Label]) -> Option<Mismatch> {
+        if self.repo != *repo {
+            return Some(Mismatch::OtherRepository);
         }
-        !job.is_empty() && are_among(job, &self.runner_labels)
+        if self.asks_for_none(job) {
+            return Some(Mismatch::NoLabels);
+        }
+        let odd: Vec<Label> = self.at_odds(job).cloned().collect();
+        match odd.is_empty() {
+            true => None,
+            false if self.runner_labels.is_empty() => Some(Mismatch::JobLacks(odd)),
+            false => Some(Mismatch::RunnerLacks(odd)),
+        }
+    }
+
+    /// Every runner would have what such a job asks for.
+    fn asks_for_none(&self, job: &[Label]) -> bool {
+        job.is_empty() && !self.runner_labels.is_empty()
+    }
+
+    /// The labels on account of which the job is not this entry's: of the entry those that the job lacks or, where
+    /// the runner's are told, of the job those that the runner lacks.
+    fn at_odds<'a>(&'a self, job: &'a [Label]) -> impl Iterator<Item = &'a Label> {
+        let (wanted, there) = match self.runner_labels.as_slice() {
+            [] => (self.labels.as_slice(), job),
+            runner => (job, runner),
+        };
+        wanted.iter().filter(|label| !there.contains(label))
     }
 
     /// Whether every job that `later` matches matches this one too.
@@ -418,6 +460,38 @@ mod tests {
         assert_eq!(routed(&["self-hosted", "windows"]), None);
         assert_eq!(routed(&["ubuntu-latest"]), None);
         assert_eq!(routed(&[]), None);
+    }
+
+    #[track_caller]
+    fn stands_against(entry: &Entry, repo: &str, job: &[&str], why: Option<Mismatch>) {
+        assert_eq!(entry.why_not(&repo.into(), &labels(job)), why);
+        let routed = Fleet::new(vec![entry.clone()]).route(&repo.into(), &labels(job)).is_some();
+        assert_eq!(routed, why.is_none(), "both say the same");
+    }
+
+    #[test]
+    fn what_stands_against_a_match_is_named() {
+        let plain = exact(&["self-hosted", "gpu"], &[], "gpu-1");
+        let told = exact(&["gpu"], &["self-hosted", "Linux", "gpu"], "gpu-1");
+        let lacks = |names: &[&str]| Some(Mismatch::JobLacks(labels(names)));
+        let runner_lacks = |names: &[&str]| Some(Mismatch::RunnerLacks(labels(names)));
+        stands_against(&plain, "ACME/app", &["GPU", "x64", "self-hosted"], None);
+        stands_against(
+            &plain,
+            "acme/web",
+            &["gpu", "self-hosted"],
+            Some(Mismatch::OtherRepository),
+        );
+        stands_against(&plain, "acme/app", &["self-hosted"], lacks(&["gpu"]));
+        stands_against(&plain, "acme/app", &[], lacks(&["self-hosted", "gpu"]));
+        stands_against(&told, "acme/app", &["linux"], None);
+        stands_against(
+            &told,
+            "acme/app",
+            &["gpu", "tpu", "arm64"],
+            runner_lacks(&["tpu", "arm64"]),
+        );
+        stands_against(&told, "acme/app", &[], Some(Mismatch::NoLabels));
     }
 
     #[track_caller]

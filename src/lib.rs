@@ -7,6 +7,7 @@ pub mod config;
 pub mod dev;
 #[cfg(feature = "dev")]
 pub mod emulators;
+pub mod explain;
 pub mod fleet;
 pub mod identity;
 pub mod lifecycle;

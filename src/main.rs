@@ -1,4 +1,4 @@
-//! The program: `serve`, the default, and `dev`.
+//! The program: `serve`, the default, `explain`, and `dev`.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 use runner_manager::clients::google::Credentials;
 use runner_manager::clients::transport;
 use runner_manager::clock::Clock;
-use runner_manager::config::Config;
+use runner_manager::config::{Config, Problems, Routing};
+use runner_manager::explain;
 use runner_manager::state::AppState;
 use runner_manager::telemetry::{self, Style};
 use runner_manager::{routes, serve};
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Serve webhooks, callbacks and operators (the default)
     Serve,
+    /// Say what a webhook payload would do, and why, without asking anybody
+    Explain(explain::Options),
     /// Try it without an account: an embedded cloud, the real service, and one job's life
     #[cfg(feature = "dev")]
     Dev(runner_manager::dev::Options),
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, transport::BoxError> {
     match command {
         Command::Serve => serve_until_told_to_stop().await,
+        Command::Explain(options) => explain(&options),
         #[cfg(feature = "dev")]
         Command::Dev(options) => runner_manager::dev::run(options).await,
     }
@@ -61,10 +65,7 @@ async fn run(command: Command) -> Result<ExitCode, transport::BoxError> {
 async fn serve_until_told_to_stop() -> Result<ExitCode, transport::BoxError> {
     let config = match Config::from_env() {
         Ok(config) => config,
-        Err(problems) => {
-            complain(&problems.to_string());
-            return Ok(ExitCode::from(BAD_CONFIGURATION));
-        }
+        Err(problems) => return Ok(refuse(&problems)),
     };
     telemetry::init(Style::detect(&config.project))?;
     for warning in &config.warnings {
@@ -92,6 +93,23 @@ async fn serve_until_told_to_stop() -> Result<ExitCode, transport::BoxError> {
         () = app.prefetch_tokens() => serving.await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn explain(options: &explain::Options) -> Result<ExitCode, transport::BoxError> {
+    let routing = match Routing::from_env() {
+        Ok(routing) => routing,
+        Err(problems) => return Ok(refuse(&problems)),
+    };
+    for warning in &routing.warnings {
+        complain(&format!("warning: {warning}"));
+    }
+    explain::run(options, &routing)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refuse(problems: &Problems) -> ExitCode {
+    complain(&problems.to_string());
+    ExitCode::from(BAD_CONFIGURATION)
 }
 
 #[expect(clippy::print_stderr, reason = "for whoever started it; logging may not be set up yet")]

@@ -35,6 +35,7 @@
 //! * An operator asks ([`by_hand`]): the same, once, and an operator's VM must not leak either. A VM that carries
 //!   the [`hold`] label is not stopped by a stop check; once it is released, one looks that was made before.
 //! * A scheduler has the fleet swept ([`reconcile`]): what was lost on the way gets the task that it would have had.
+//! * Somebody wants to know beforehand ([`steps`]): the same, in words.
 //! * An operator looks ([`status`]): what the others would find is told, and nothing is done.
 //!
 //! # Where this gives way
@@ -57,6 +58,7 @@ pub mod registration;
 mod schedule;
 pub mod start_check;
 pub mod status;
+pub mod steps;
 pub mod stop_check;
 mod survey;
 pub mod task;

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::meaning::Unreadable;
 use super::{OUTCOME, outcome_header};
 use crate::fleet::NoSuchVm;
 use crate::lifecycle;
@@ -20,6 +21,8 @@ pub enum ApiError {
     Refused(#[from] Refused),
     #[error("{0}")]
     BadBody(String),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     #[error("the header X-GitHub-Event is missing")]
     NoEvent,
     #[error(transparent)]
@@ -52,9 +55,10 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Refused(_) => StatusCode::UNAUTHORIZED,
-            Self::BadBody(_) | Self::NoEvent | Self::NoSuchVm(NoSuchVm::Ambiguous(_)) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::BadBody(_)
+            | Self::Unreadable(_)
+            | Self::NoEvent
+            | Self::NoSuchVm(NoSuchVm::Ambiguous(_)) => StatusCode::BAD_REQUEST,
             Self::NoSuchVm(NoSuchVm::Unknown(_)) | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRegistration(_) => StatusCode::FORBIDDEN,

@@ -7,54 +7,23 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use crate::fleet::{Label, RepoName};
+use super::meaning::{self, Meaning};
 use crate::state::AppState;
 
 /// GitHub's own limit is 25 MB; a `workflow_job` has about 15 KB.
-const LARGEST_BODY: usize = 1 << 20;
+pub const LARGEST_BODY: usize = 1 << 20;
 
 /// How long it may take to arrive: whoever sends it is not known yet.
 const SLOWEST_BODY: Duration = Duration::from_secs(5);
 
 /// An event that GitHub signed with our secret.
-pub struct SignedDelivery(Event);
-
-/// What a delivery tells.
-pub(super) enum Event {
-    /// Something happened to a job.
-    WorkflowJob(Box<WorkflowJobEvent>),
-    /// Another event, by its name.
-    Other(String),
-}
-
-/// A `workflow_job` event, as far as it is read.
-/// <https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_job>
-#[derive(Deserialize)]
-pub(super) struct WorkflowJobEvent {
-    pub(super) action: String,
-    pub(super) workflow_job: WorkflowJob,
-    pub(super) repository: Repository,
-}
-
-#[derive(Deserialize)]
-pub(super) struct WorkflowJob {
-    pub(super) id: u64,
-    pub(super) labels: Vec<Label>,
-    pub(super) status: Option<String>,
-    pub(super) runner_name: Option<String>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Repository {
-    pub(super) full_name: RepoName,
-}
+pub struct SignedDelivery(Meaning);
 
 impl SignedDelivery {
-    pub(super) fn into_event(self) -> Event {
+    pub(super) fn into_meaning(self) -> Meaning {
         self.0
     }
 }
@@ -72,27 +41,17 @@ impl FromRequest<AppState> for SignedDelivery {
         let body = read(&head.headers, body).await?;
         // The signature covers the bytes as sent, so nothing is parsed before it holds.
         app.secret.verify_signature(signature, &body)?;
-        Event::parse(&head.headers, &body).map(Self)
-    }
-}
-
-impl Event {
-    fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, ApiError> {
-        let name = headers.get("x-github-event").ok_or(ApiError::NoEvent)?;
-        if name != "workflow_job" {
-            return Ok(Self::Other(String::from_utf8_lossy(name.as_bytes()).into_owned()));
-        }
-        let is_form = headers
+        let event = head.headers.get("x-github-event").ok_or(ApiError::NoEvent)?;
+        let is_form = head
+            .headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
-        // curl calls JSON a form unless it is told otherwise.
-        if !is_form || body.starts_with(b"{") {
-            return json(body).map(Self::WorkflowJob);
+        if event != meaning::WORKFLOW_JOB {
+            // Whatever it carries is not looked at.
+            return Ok(Self(Meaning::of(&String::from_utf8_lossy(event.as_bytes()), b"")?));
         }
-        let payload = form_urlencoded::parse(body).find(|(key, _)| key == "payload");
-        let (_, payload) =
-            payload.ok_or_else(|| ApiError::BadBody("the form has no field `payload`".into()))?;
-        json(payload.as_bytes()).map(Self::WorkflowJob)
+        let payload = meaning::payload(&body, is_form)?;
+        Ok(Self(Meaning::of(meaning::WORKFLOW_JOB, &payload)?))
     }
 }
 
@@ -168,7 +127,8 @@ impl FromRequest<AppState> for Bearer {
 }
 
 fn body_of<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    if body.trim_ascii().is_empty() { json(b"{}") } else { json(body) }
+    let body: &[u8] = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    Ok(meaning::json(body)?)
 }
 
 /// Reads the body, if it is not too large; where its length is announced, without reading it.
@@ -187,25 +147,5 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
         } else {
             ApiError::BadBody("the body broke off".into())
         }
-    })
-}
-
-/// Parses JSON; the error says where, and which field is missing, but repeats nothing of what was sent.
-fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| {
-        let place = format!("line {}, column {}", error.line(), error.column());
-        let text = error.to_string();
-        let missing = text
-            .starts_with("missing field")
-            .then(|| text.split(" at line").next().unwrap_or_default());
-        ApiError::BadBody(match (error.classify(), missing) {
-            (serde_json::error::Category::Data, Some(missing)) => {
-                format!("the body has a {missing}")
-            }
-            (serde_json::error::Category::Data, None) => {
-                format!("the body has a value of the wrong type at {place}")
-            }
-            _ => format!("the body is not JSON: {place}"),
-        })
     })
 }

@@ -3,6 +3,7 @@
 mod error;
 mod extract;
 mod info;
+mod meaning;
 mod observe;
 mod page;
 mod registration;
@@ -23,7 +24,8 @@ use crate::lifecycle::Outcome;
 use crate::state::AppState;
 use crate::telemetry::Origin;
 use error::ApiError;
-pub use extract::SignedDelivery;
+pub use extract::{LARGEST_BODY, SignedDelivery};
+pub use meaning::{Job, Meaning, Unreadable, WORKFLOW_JOB, payload};
 
 /// The header that says what was decided and why; GitHub shows it under Recent Deliveries.
 const OUTCOME: &str = "x-runner-manager-outcome";

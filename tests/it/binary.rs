@@ -18,7 +18,7 @@ use crate::world::{SECRET, sign};
 
 const PEM: &str = include_str!("../fixtures/app-private-key.pem");
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_runner-manager"));
     command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -108,7 +108,9 @@ fn a_bad_configuration_is_told_all_at_once_with_exit_code_2() {
 fn help_version_and_nonsense_are_answered() {
     let run = |argument: &str| program().arg(argument).output().unwrap();
     let help = String::from_utf8(run("--help").stdout).unwrap();
-    assert!(help.contains("serve") && help.contains("dev") && help.contains("README"), "{help}");
+    for word in ["serve", "explain", "dev", "README"] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
     assert!(String::from_utf8(run("--version").stdout).unwrap().starts_with("runner-manager 0."));
     let nonsense = run("nonsense");
     assert_eq!(nonsense.status.code(), Some(2));

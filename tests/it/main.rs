@@ -11,6 +11,7 @@ mod costs;
 mod deliveries;
 mod docs;
 mod endpoints;
+mod explain;
 mod promises;
 mod properties;
 mod simulation;

@@ -18,6 +18,7 @@ use runner_manager::routes;
 use runner_manager::state::AppState;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
+use tracing_subscriber::layer::SubscriberExt;
 
 /// The shared secret of every service.
 pub(crate) const SECRET: &str = "It's a Secret to Everybody";
@@ -50,6 +51,7 @@ pub(crate) fn service(runner_config: &str, cloud: &Cloud, clock: &Clock) -> Rout
 
 /// The service's state: its clients, on that cloud.
 pub(crate) fn app(runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
+    keep_ears_open();
     let config = Config::from_vars(vars(runner_config)).unwrap();
     let tokens = Credentials::new(Arc::new(HourlyTokens::new(cloud, clock)));
     AppState::new(config, in_process(cloud.router()), tokens, clock.clone())
@@ -132,6 +134,17 @@ impl TokenProvider for HourlyTokens {
     }
 }
 
+/// tracing remembers for each place in the code whether anybody listens to it. While there is a single listener it asks
+/// the thread that comes to the place first, which may have none, and then nobody hears of it any more. Where there are
+/// several it asks them all, so two are always there, which hear everything and do nothing.
+fn keep_ears_open() {
+    static EARS: OnceLock<[tracing::Dispatch; 2]> = OnceLock::new();
+    EARS.get_or_init(|| {
+        let ear = || tracing_subscriber::registry().with(tracing::level_filters::LevelFilter::INFO);
+        [tracing::Dispatch::new(ear()), tracing::Dispatch::new(ear())]
+    });
+}
+
 /// What the service logs from now on, on this thread.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
@@ -139,6 +152,7 @@ pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// Listens as long as the guard lives.
     pub(crate) fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
+        keep_ears_open();
         let log = Self::default();
         let to = log.clone();
         let subscriber = tracing_subscriber::fmt()

@@ -1,0 +1,146 @@
+//! What a delivery means before anybody is asked: a job waits, a job is over, or there is nothing to do.
+//!
+//! The webhook's handler acts on it, and `explain` tells it: one reading, so that they always agree.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::fleet::{Fleet, Label, ManagedVm, RepoName};
+
+/// The one event that says something of jobs.
+pub const WORKFLOW_JOB: &str = "workflow_job";
+
+/// What a delivery means.
+#[derive(Clone, Debug)]
+pub enum Meaning {
+    /// Nothing has to be done, for this reason.
+    Nothing(String),
+    /// A job waits for a runner.
+    Queued {
+        /// The job.
+        job: Job,
+        /// It may have to be approved first.
+        awaits_review: bool,
+    },
+    /// A job is over.
+    Completed(Job),
+}
+
+/// A job, as a delivery describes it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// GitHub's number for it.
+    pub id: u64,
+    /// Whose job it is.
+    pub repo: RepoName,
+    /// Its `runs-on`.
+    pub labels: Vec<Label>,
+    /// Who ran it, if anybody did.
+    pub runner: Option<String>,
+}
+
+/// Why a payload cannot be read. Nothing of what was sent is repeated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreadable(pub(super) String);
+
+/// A `workflow_job` event, as far as it is read.
+/// <https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_job>
+#[derive(Deserialize)]
+struct WorkflowJobEvent {
+    action: String,
+    workflow_job: WorkflowJob,
+    repository: Repository,
+}
+
+#[derive(Deserialize)]
+struct WorkflowJob {
+    id: u64,
+    labels: Vec<Label>,
+    status: Option<String>,
+    runner_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Repository {
+    full_name: RepoName,
+}
+
+impl Meaning {
+    /// Reads the payload of an event of this name.
+    ///
+    /// # Errors
+    /// If it is not what GitHub sends for a `workflow_job`. Payloads of other events are not read.
+    pub fn of(event: &str, payload: &[u8]) -> Result<Self, Unreadable> {
+        if event != WORKFLOW_JOB {
+            let name: String =
+                event.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(60).collect();
+            return Ok(Self::Nothing(format!("the event {name} is not one that needs a VM")));
+        }
+        let WorkflowJobEvent { action, workflow_job, repository } = json(payload)?;
+        let WorkflowJob { id, labels, status, runner_name: runner } = workflow_job;
+        let job = Job { id, repo: repository.full_name, labels, runner };
+        Ok(match action.as_str() {
+            "queued" => Self::Queued { job, awaits_review: status.as_deref() == Some("waiting") },
+            "completed" => Self::Completed(job),
+            _ => Self::Nothing(format!("job {id}: only queued and completed need something done")),
+        })
+    }
+
+    /// The VM that it is about.
+    pub fn vm<'a>(&self, fleet: &'a Fleet) -> Option<&'a ManagedVm> {
+        match self {
+            Self::Nothing(_) => None,
+            Self::Queued { job, .. } => fleet.route(&job.repo, &job.labels),
+            Self::Completed(job) => {
+                fleet.route_finished(&job.repo, &job.labels, job.runner.as_deref())
+            }
+        }
+    }
+}
+
+impl Job {
+    /// What is said of it if no entry matches.
+    pub fn unmatched(&self) -> String {
+        let labels = self.labels.iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
+        // They are anybody's text: a line break must not begin a line of the log.
+        let (labels, repo) = (labels.escape_default(), self.repo.as_str().escape_default());
+        format!("job {} of {repo}: no entry of RUNNER_CONFIG matches [{labels}]", self.id)
+    }
+}
+
+/// The JSON in a body of either of GitHub's content types.
+///
+/// # Errors
+/// If it is a form without the field that holds it.
+pub fn payload(body: &[u8], is_form: bool) -> Result<Cow<'_, [u8]>, Unreadable> {
+    // curl calls JSON a form unless it is told otherwise.
+    if !is_form || body.starts_with(b"{") {
+        return Ok(body.into());
+    }
+    let field = form_urlencoded::parse(body).find(|(key, _)| key == "payload");
+    let (_, payload) = field.ok_or_else(|| Unreadable("the form has no field `payload`".into()))?;
+    Ok(payload.into_owned().into_bytes().into())
+}
+
+/// Parses JSON; the error says where, and which field is missing, but repeats nothing of what was sent.
+pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
+    serde_json::from_slice(body).map_err(|error| {
+        let place = format!("line {}, column {}", error.line(), error.column());
+        let text = error.to_string();
+        let missing = text
+            .starts_with("missing field")
+            .then(|| text.split(" at line").next().unwrap_or_default());
+        Unreadable(match (error.classify(), missing) {
+            (serde_json::error::Category::Data, Some(missing)) => {
+                format!("the body has a {missing}")
+            }
+            (serde_json::error::Category::Data, None) => {
+                format!("the body has a value of the wrong type at {place}")
+            }
+            _ => format!("the body is not JSON: {place}"),
+        })
+    })
+}
