@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::google::Credentials;
-use super::transport::{Outgoing, Transport};
+use super::google::{Credentials, Held, Permissions};
+use super::transport::{Outgoing, Transport, read};
 use crate::clock::{Deadline, Timestamp};
 use crate::secret::Secret;
 
@@ -34,6 +34,30 @@ pub enum Created {
     New,
     /// One of that id is pending, or was lately executed.
     Already,
+}
+
+/// What a queue is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueState {
+    /// It dispatches tasks.
+    Running,
+    /// It takes tasks, and dispatches none.
+    Paused,
+    /// It was switched off by a queue.yaml, or has not been used for a month.
+    Disabled,
+    /// One that the reference did not have when this was written.
+    Unknown(String),
+}
+
+impl From<&str> for QueueState {
+    fn from(name: &str) -> Self {
+        match name {
+            "RUNNING" => Self::Running,
+            "PAUSED" => Self::Paused,
+            "DISABLED" => Self::Disabled,
+            other => Self::Unknown(super::tidy(other)),
+        }
+    }
 }
 
 /// One queue of Cloud Tasks; cheap to clone.
@@ -105,6 +129,38 @@ impl CloudTasks {
         }
     }
 
+    /// What the queue is doing.
+    /// <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues/get>
+    ///
+    /// # Errors
+    /// 404 if there is no such queue; else as [`Error`] says.
+    pub async fn queue_state(&self, deadline: Deadline) -> Result<QueueState, Error> {
+        let call = "queues.get";
+        let token = self.credentials.header(call, deadline).await?;
+        let request = Outgoing::get(call, format!("{}/v2/{}", self.root, self.queue));
+        let answer = self.transport.send(&request.bearer(&token), deadline).await?;
+        read::<wire::Queue>(call, &answer).map(|queue| QueueState::from(queue.state.as_str()))
+    }
+
+    /// Those of these IAM permissions that the service has on the queue: none on one that does not exist.
+    /// <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues/testIamPermissions>
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub async fn test_permissions(
+        &self,
+        permissions: &[&str],
+        deadline: Deadline,
+    ) -> Result<Vec<String>, Error> {
+        let call = "queues.testIamPermissions";
+        let token = self.credentials.header(call, deadline).await?;
+        let url = format!("{}/v2/{}:testIamPermissions", self.root, self.queue);
+        let request =
+            Outgoing::post(call, url).bearer(&token).json(&Permissions { permissions })?;
+        let answer = self.transport.send(&request, deadline).await?;
+        read::<Held>(call, &answer).map(|held| held.permissions)
+    }
+
     fn wire_task(&self, task: &Task) -> wire::Task<'_> {
         wire::Task {
             name: format!("{}/tasks/{}", self.queue, task.id),
@@ -130,7 +186,13 @@ impl CloudTasks {
 
 /// What goes over the wire.
 mod wire {
-    use super::{BTreeMap, Serialize};
+    use super::{BTreeMap, Deserialize, Serialize};
+
+    #[derive(Deserialize)]
+    pub(super) struct Queue {
+        #[serde(default)]
+        pub(super) state: String,
+    }
 
     #[derive(Serialize)]
     pub(super) struct CreateTask<'a> {

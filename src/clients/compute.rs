@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Error;
-use super::google::Credentials;
+use super::google::{Credentials, Held, Permissions};
 use super::transport::{Outgoing, Transport, read};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::Vm;
@@ -270,6 +270,24 @@ impl Compute {
             }
         }
         Ok(all)
+    }
+
+    /// Those of these IAM permissions that the service has on the instance.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/testIamPermissions>
+    ///
+    /// # Errors
+    /// 404 if there is no such instance; else as [`Error`] says.
+    pub async fn test_permissions(
+        &self,
+        vm: &Vm,
+        permissions: &[&str],
+        deadline: Deadline,
+    ) -> Result<Vec<String>, Error> {
+        let call = "instances.testIamPermissions";
+        let request = Outgoing::post(call, self.url(vm, "/testIamPermissions"))
+            .json(&Permissions { permissions })?;
+        let answer = self.send(request, call, deadline).await?;
+        read::<Held>(call, &answer).map(|held| held.permissions)
     }
 
     /// A command with a fresh request id: however often it is repeated, it takes effect once.

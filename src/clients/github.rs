@@ -385,7 +385,7 @@ impl GitHub {
         // Whoever holds it is fetching one, perhaps slowly.
         let mut cached = tokio::time::timeout(deadline.remaining() / 2, self.token.lock())
             .await
-            .map_err(|_| Error::NoToken { call, why: "out of time".into() })?;
+            .map_err(|_| Error::Unanswered { call, why: "out of time".into() })?;
         let good = |token: &&InstallationToken| {
             token.expires > self.clock.now() + TOKEN_MARGIN && refused != Some(&token.header)
         };

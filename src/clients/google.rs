@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use gcp_auth::{Token, TokenProvider};
 use http::HeaderValue;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::Error;
@@ -63,6 +64,12 @@ impl Credentials {
                 gcp_auth::Error::NoAuthMethod(..) => no_token(NOWHERE.into()),
                 // The parser's own words may quote a key file.
                 gcp_auth::Error::Json(what, _) => no_token(what.into()),
+                // Nobody was there to refuse it.
+                unanswered @ (gcp_auth::Error::Http(..)
+                | gcp_auth::Error::Other("HTTP request failed", _)) => Error::Unanswered {
+                    call,
+                    why: super::tidy(&format!("no access token: {unanswered}")),
+                },
                 error => no_token(error.to_string()),
             })?;
             match last.as_ref() {
@@ -74,8 +81,21 @@ impl Credentials {
             }
         })
         .await
-        .map_err(|_| no_token("out of time".into()))?
+        .map_err(|_| Error::Unanswered { call, why: "no access token: out of time".into() })?
     }
+}
+
+/// The IAM permissions that are asked about.
+#[derive(Serialize)]
+pub(super) struct Permissions<'a> {
+    pub(super) permissions: &'a [&'a str],
+}
+
+/// Those of them that the caller has. Where that is none, Google leaves the list out.
+#[derive(Deserialize)]
+pub(super) struct Held {
+    #[serde(default)]
+    pub(super) permissions: Vec<String>,
 }
 
 /// The credentials that the environment holds, found at first use.

@@ -89,6 +89,16 @@ impl Error {
         self.status() == Some(StatusCode::NOT_FOUND)
     }
 
+    /// It says nothing about what was asked: nobody answered, or the API has trouble of its own, or was asked too
+    /// much. Another time the answer may be another.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unanswered { .. } => true,
+            Self::Status { status, limited, .. } => *limited || status.is_server_error(),
+            Self::Unreadable { .. } | Self::NoToken { .. } => false,
+        }
+    }
+
     /// The resource's state changed between a read and the call: Compute Engine says so in several ways.
     pub fn is_stale(&self) -> bool {
         matches!(

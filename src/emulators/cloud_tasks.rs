@@ -6,7 +6,7 @@
 
 mod api;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ struct State {
     tombstones: BTreeMap<String, Timestamp>,
     tombstone: Duration,
     paused: bool,
-    create_forbidden: bool,
+    forbidden: BTreeSet<String>,
     lateness: Lateness,
     duplicates: u32,
     created: u64,
@@ -147,7 +147,7 @@ impl CloudTasks {
             tombstones: BTreeMap::new(),
             tombstone: DAY,
             paused: false,
-            create_forbidden: false,
+            forbidden: BTreeSet::new(),
             lateness: Box::new(|_| Duration::ZERO),
             duplicates: 0,
             created: 0,
@@ -170,7 +170,18 @@ impl CloudTasks {
 
     /// Whether the caller lacks the permission to create tasks.
     pub fn forbid_create(&self, forbidden: bool) {
-        self.change(|state| state.create_forbidden = forbidden);
+        let create = "cloudtasks.tasks.create";
+        if forbidden { self.forbid(create) } else { self.permit(create) }
+    }
+
+    /// Refuses what needs this IAM permission, such as `cloudtasks.queues.get`.
+    pub fn forbid(&self, permission: &str) {
+        self.change(|state| state.forbidden.insert(permission.to_owned()));
+    }
+
+    /// Grants it again.
+    pub fn permit(&self, permission: &str) {
+        self.change(|state| state.forbidden.remove(permission));
     }
 
     /// How long a name stays taken after its task is gone; 24 hours unless set.
@@ -466,6 +477,23 @@ mod tests {
             .google("POST", "/v2/projects/p/locations/l/queues/r/tasks", named("a", json!({})))
             .await;
         assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_permissions_that_a_caller_has_are_told_and_none_on_a_queue_that_is_not_there() {
+        let world = World::new().await;
+        let names = ["cloudtasks.tasks.create", "cloudtasks.queues.get"];
+        let ask = async |queue: &str| {
+            let path = format!("/v2/projects/p/locations/l/queues/{queue}:testIamPermissions");
+            world.google("POST", &path, json!({ "permissions": names })).await
+        };
+        assert_eq!(ask("q").await.1, json!({ "permissions": names }));
+        world.cloud.tasks.forbid("cloudtasks.queues.get");
+        assert_eq!(ask("q").await.1, json!({ "permissions": ["cloudtasks.tasks.create"] }));
+        let get = world.google("GET", &format!("/v2/{QUEUE}"), Value::Null).await;
+        assert_eq!(get.0, StatusCode::FORBIDDEN);
+        assert_eq!(ask("other").await, (StatusCode::OK, json!({})));
+        assert_eq!(world.google("POST", &format!("/v2/{QUEUE}"), json!({})).await.0, 404);
     }
 
     #[tokio::test(start_paused = true)]

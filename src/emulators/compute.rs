@@ -758,6 +758,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_permissions_that_a_caller_has_are_told_on_an_instance_that_exists() {
+        let world = world(Status::Running).await;
+        let ask = async |instance: &str, names: &[&str]| {
+            let path = format!("{HOME}/instances/{instance}/testIamPermissions");
+            world.google("POST", &path, json!({ "permissions": names })).await
+        };
+        let (stop, labels) = ("compute.instances.stop", "compute.instances.setLabels");
+        world.cloud.compute.forbid(labels);
+        assert_eq!(ask("gpu-1", &[stop, labels]).await.1, json!({ "permissions": [stop] }));
+        assert_eq!(ask("gpu-1", &[labels]).await.1, json!({}));
+        assert_eq!(ask("gpu-2", &[stop]).await.0.as_u16(), 404);
+        assert_eq!(ask("gpu-1", &["compute.zoneOperations.list"]).await.0.as_u16(), 400);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn every_field_that_is_shown_is_one_that_the_api_has() {
         let world = world(Status::Terminated).await;
         let (_, operation) = post(&world, "start", Value::Null).await;

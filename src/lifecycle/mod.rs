@@ -70,6 +70,7 @@ use std::time::Duration;
 
 pub use error::Error;
 pub use outcome::{Outcome, Status};
+pub use witness::{places, runners_in};
 
 use crate::clients::compute::{self, Instance};
 use crate::clock::{Deadline, Timestamp};

@@ -50,7 +50,7 @@ impl Sighting {
 
 /// Where the VM's runner may be registered: in the repositories of its entries, and in the accounts that own
 /// them, since a repository's list leaves out the organization's runners.
-pub(super) fn places(vm: &ManagedVm) -> Vec<Place> {
+pub fn places(vm: &ManagedVm) -> Vec<Place> {
     let owners: BTreeSet<&str> = vm.repos.iter().map(RepoName::owner).collect();
     let repositories = vm.repos.iter().cloned().map(Place::Repository);
     let organizations = owners.into_iter().map(|login| Place::Organization(login.to_owned()));
@@ -58,7 +58,10 @@ pub(super) fn places(vm: &ManagedVm) -> Vec<Place> {
 }
 
 /// The VM's runners that are registered in `place`.
-pub(super) async fn runners_in(
+///
+/// # Errors
+/// As for [`runners`](crate::clients::github::GitHub::runners).
+pub async fn runners_in(
     app: &AppState,
     vm: &ManagedVm,
     place: &Place,

@@ -41,6 +41,9 @@ impl CloudTasks {
             .on(delete, &task, api("tasks.delete"), self, |it, call| {
                 it.answer(call, &[], &[], State::delete)
             })
+            .on(post, QUEUE, api("queues.testIamPermissions"), self, |it, call| {
+                it.answer(call, &[], &["permissions"], State::test_permissions)
+            })
             .on(get, QUEUE, api("queues.get"), self, |it, call| {
                 it.answer(
                     call,
@@ -135,19 +138,22 @@ struct RetryConfig {
     max_doublings: Option<u32>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TestPermissions {
+    #[serde(default)]
+    permissions: Vec<String>,
+    /// As some clients repeat what the path says.
+    #[serde(rename = "resource")]
+    _resource: Option<Value>,
+}
+
 /// The methods of the API.
 impl State {
     fn create(&mut self, call: &Incoming, now: Timestamp) -> Result<Value, Problem> {
         let CreateTask { task, response_view, parent } = call.json()?;
         self.find_queue(call)?;
-        if self.create_forbidden {
-            return Err(Problem::new(
-                StatusCode::FORBIDDEN,
-                "forbidden",
-                "The principal (user or service account) lacks IAM permission \"cloudtasks.tasks.create\" \
-                 for the resource (or the resource may not exist).",
-            ));
-        }
+        self.permitted("cloudtasks.tasks.create")?;
         if parent.is_some_and(|parent| parent != self.queue) {
             return Err(Problem::invalid("The parent of the request is another queue."));
         }
@@ -347,7 +353,37 @@ impl State {
         Ok(list)
     }
 
+    fn permitted(&self, permission: &str) -> Result<(), Problem> {
+        if !self.forbidden.contains(permission) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            format!(
+                "The principal (user or service account) lacks IAM permission \"{permission}\" for the resource \
+                 (or the resource may not exist)."
+            ),
+        ))
+    }
+
+    /// Those of the permissions that the caller has on the queue: none on one that does not exist.
+    fn test_permissions(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
+        let TestPermissions { permissions, .. } = call.json()?;
+        // The method is part of the path's last element.
+        let mut of_queue = call.clone();
+        let queue = call.param("queue").strip_suffix(":testIamPermissions");
+        let queue =
+            queue.ok_or_else(|| Problem::not_found(format!("No route for {}", call.path)))?;
+        of_queue.params.insert("queue".to_owned(), queue.to_owned());
+        let exists = self.find_queue(&of_queue).is_ok();
+        let held = permissions.into_iter().filter(|name| exists && !self.forbidden.contains(name));
+        let held: Vec<String> = held.collect();
+        Ok(if held.is_empty() { json!({}) } else { json!({ "permissions": held }) })
+    }
+
     fn get_queue(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
+        self.permitted("cloudtasks.queues.get")?;
         self.find_queue(call)?;
         Ok(json!({
             "name": self.queue,

@@ -65,6 +65,16 @@ impl ComputeEngine {
                 ];
                 it.answer(call, "instances.list", &known, ALL_FIELDS, State::list_instances)
             })
+            .on(
+                post,
+                &instance("/testIamPermissions"),
+                compute("instances.testIamPermissions"),
+                self,
+                |it, call| {
+                    let method = "instances.testIamPermissions";
+                    it.answer(call, method, &[], &["permissions"], State::test_permissions)
+                },
+            )
             .on(get, &operation, compute("zoneOperations.get"), self, |it, call| {
                 it.answer(call, "zoneOperations.get", &[], OPERATION_FIELDS, State::get_operation)
             })
@@ -97,6 +107,13 @@ struct SetLabels {
     #[serde(default)]
     labels: BTreeMap<String, String>,
     label_fingerprint: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TestPermissions {
+    #[serde(default)]
+    permissions: Vec<String>,
 }
 
 /// The methods of the API.
@@ -236,6 +253,22 @@ impl State {
             state.schedule(now + timings.execute, Step::Finish { operation });
             Ok(operation)
         })
+    }
+
+    /// Those of the permissions that the caller has on the instance.
+    fn test_permissions(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
+        self.named(call)?;
+        let TestPermissions { permissions } = call.json()?;
+        if let Some(odd) = permissions.iter().find(|name| !name.starts_with("compute.instances.")) {
+            return Err(Problem::invalid(format!(
+                "Invalid value for field 'resource.permissions': '{odd}'. Permission {odd} is not valid for this \
+                 resource."
+            )));
+        }
+        let held = permissions.into_iter().filter(|name| !self.forbidden.contains(name));
+        let held: Vec<String> = held.collect();
+        // Google leaves out a list that is empty.
+        Ok(if held.is_empty() { json!({}) } else { json!({ "permissions": held }) })
     }
 
     fn get_operation(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
