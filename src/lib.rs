@@ -1,5 +1,6 @@
 //! Runner Manager starts and stops the Compute Engine VMs behind GitHub Actions self-hosted runners.
 
+pub mod check;
 pub mod clients;
 pub mod clock;
 pub mod config;

@@ -1,4 +1,4 @@
-//! The program: `serve`, the default, `explain`, and `dev`.
+//! The program: `serve`, the default, `check`, `explain`, and `dev`.
 
 use std::process::ExitCode;
 
@@ -7,9 +7,9 @@ use runner_manager::clients::google::Credentials;
 use runner_manager::clients::transport;
 use runner_manager::clock::Clock;
 use runner_manager::config::{Config, Problems, Routing};
-use runner_manager::explain;
 use runner_manager::state::AppState;
 use runner_manager::telemetry::{self, Style};
+use runner_manager::{check, explain};
 use runner_manager::{routes, serve};
 
 /// Starts the Compute Engine VM behind a GitHub Actions self-hosted runner when a job is queued, and stops it
@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Serve webhooks, callbacks and operators (the default)
     Serve,
+    /// Find what is misconfigured, at Google, at GitHub and here, without changing anything
+    Check(check::Options),
     /// Say what a webhook payload would do, and why, without asking anybody
     Explain(explain::Options),
     /// Try it without an account: an embedded cloud, the real service, and one job's life
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, transport::BoxError> {
     match command {
         Command::Serve => serve_until_told_to_stop().await,
+        Command::Check(options) => check::run(options).await,
         Command::Explain(options) => explain(&options),
         #[cfg(feature = "dev")]
         Command::Dev(options) => runner_manager::dev::run(options).await,

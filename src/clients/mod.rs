@@ -9,6 +9,7 @@ pub mod compute;
 pub mod github;
 pub mod google;
 pub mod google_keys;
+pub mod service;
 pub mod transport;
 
 use bytes::Bytes;

@@ -70,6 +70,7 @@ use std::time::Duration;
 
 pub use error::Error;
 pub use outcome::{Outcome, Status};
+pub use schedule::BOOT_ALLOWANCE;
 pub use witness::{places, runners_in};
 
 use crate::clients::compute::{self, Instance};

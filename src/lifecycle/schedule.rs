@@ -22,7 +22,7 @@ pub(super) const HOUR: Duration = Duration::from_secs(60 * 60);
 pub(super) const BUCKET: Duration = Duration::from_secs(30);
 
 /// How long a VM may take from its start until its runner has taken a job.
-pub(super) const BOOT_ALLOWANCE: Duration = Duration::from_secs(5 * 60);
+pub const BOOT_ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
 /// How often a start check looks whether its job still waits.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5 * 60);

@@ -11,7 +11,7 @@ use crate::fleet::{Entry, Label, RepoName};
 use crate::state::AppState;
 
 /// What it calls itself.
-pub(super) const SERVICE: &str = "GitHub Runner Manager";
+pub const SERVICE: &str = "GitHub Runner Manager";
 
 /// For Cloud Run's probes.
 pub(super) async fn health() -> Json<Health> {

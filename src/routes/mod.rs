@@ -25,7 +25,11 @@ use crate::state::AppState;
 use crate::telemetry::Origin;
 use error::ApiError;
 pub use extract::{LARGEST_BODY, SignedDelivery};
+pub use info::SERVICE;
 pub use meaning::{Job, Meaning, Unreadable, WORKFLOW_JOB, payload};
+
+/// Where GitHub sends its deliveries.
+pub const WEBHOOK: &str = "/github/webhook";
 
 /// The header that says what was decided and why; GitHub shows it under Recent Deliveries.
 const OUTCOME: &str = "x-runner-manager-outcome";
@@ -33,7 +37,7 @@ const OUTCOME: &str = "x-runner-manager-outcome";
 /// Every endpoint, over this state.
 pub fn router(app: AppState) -> Router {
     Router::new()
-        .route("/github/webhook", post(webhook::receive))
+        .route(WEBHOOK, post(webhook::receive))
         .route("/runner/start", post(runner::start))
         .route("/runner/stop", post(runner::stop))
         .route("/runner/hold", post(runner::hold))

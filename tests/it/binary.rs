@@ -54,7 +54,7 @@ fn free_port() -> u16 {
 }
 
 /// A running program, killed when the test is over.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

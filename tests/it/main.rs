@@ -7,6 +7,7 @@
 
 mod arrows;
 mod binary;
+mod check;
 mod costs;
 mod deliveries;
 mod docs;

@@ -53,8 +53,12 @@ pub(crate) fn service(runner_config: &str, cloud: &Cloud, clock: &Clock) -> Rout
 pub(crate) fn app(runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
     keep_ears_open();
     let config = Config::from_vars(vars(runner_config)).unwrap();
-    let tokens = Credentials::new(Arc::new(HourlyTokens::new(cloud, clock)));
-    AppState::new(config, in_process(cloud.router()), tokens, clock.clone())
+    AppState::new(config, in_process(cloud.router()), credentials(cloud, clock), clock.clone())
+}
+
+/// Who the service is to that cloud.
+pub(crate) fn credentials(cloud: &Cloud, clock: &Clock) -> Credentials {
+    Credentials::new(Arc::new(HourlyTokens::new(cloud, clock)))
 }
 
 /// The service's environment.

@@ -418,7 +418,8 @@ impl Service {
         Some((head.status, body))
     }
 
-    fn http(&self) -> HttpService {
+    /// How it is reached.
+    pub(crate) fn http(&self) -> HttpService {
         let service = self.clone();
         BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
             let service = service.clone();

@@ -1,0 +1,375 @@
+//! Google: the token, the queue, and each VM.
+
+use super::finding::{Finding, Findings};
+use crate::clients::Error;
+use crate::clients::cloud_tasks::{CloudTasks, QueueState};
+use crate::clients::compute::{Compute, Instance, Operation, Status};
+use crate::clock::Deadline;
+use crate::fleet::ManagedVm;
+use crate::lifecycle::mark::{HOLD_LABEL, MARK_LABEL};
+
+/// What the service does with an instance.
+const ON_AN_INSTANCE: [&str; 5] = [
+    "compute.instances.get",
+    "compute.instances.start",
+    "compute.instances.stop",
+    "compute.instances.resume",
+    "compute.instances.setLabels",
+];
+
+/// What it can do without.
+const RESUME: &str = "compute.instances.resume";
+
+/// What it does with the queue.
+const CREATE_TASKS: &str = "cloudtasks.tasks.create";
+
+/// Compute Engine's limit.
+const MOST_LABELS: usize = 64;
+
+pub(super) fn judge_token(token: &Result<(), Error>) -> Vec<Finding> {
+    let mut found = Findings::of("Google");
+    match token {
+        Ok(()) => found.ok("access token", "one was issued"),
+        Err(error) => found.failed(
+            "access token",
+            error,
+            "check the account: on Cloud Run --service-account, elsewhere the key file that \
+             GOOGLE_APPLICATION_CREDENTIALS names, or gcloud auth application-default login",
+        ),
+    }
+    found.done()
+}
+
+/// The queue, as it is configured.
+pub(super) struct Queue<'a> {
+    pub(super) project: &'a str,
+    pub(super) location: &'a str,
+    pub(super) id: &'a str,
+}
+
+/// What is known of the queue.
+pub(super) struct QueueFacts {
+    state: Result<QueueState, Error>,
+    permissions: Result<Vec<String>, Error>,
+}
+
+pub(super) async fn look_at_queue(tasks: &CloudTasks, deadline: Deadline) -> QueueFacts {
+    let (state, permissions) = tokio::join!(
+        tasks.queue_state(deadline),
+        tasks.test_permissions(&[CREATE_TASKS], deadline)
+    );
+    QueueFacts { state, permissions }
+}
+
+pub(super) fn judge_queue(facts: &QueueFacts, queue: &Queue<'_>) -> Vec<Finding> {
+    let Queue { project, location, id } = queue;
+    let mut found = Findings::of(format!("queue {id}"));
+    let may_create = facts
+        .permissions
+        .as_ref()
+        .is_ok_and(|held| held.iter().any(|permission| permission == CREATE_TASKS));
+    match &facts.state {
+        Ok(QueueState::Running) => found.ok("state", format!("RUNNING, in {location}")),
+        Ok(QueueState::Paused) => found.fail(
+            "state",
+            "it is paused: no VM is looked at again, started or stopped",
+            format!("gcloud tasks queues resume {id} --location {location}"),
+        ),
+        Ok(QueueState::Disabled) => found.fail(
+            "state",
+            "it is disabled",
+            format!("enable it in the console, or gcloud tasks queues resume {id} --location {location}"),
+        ),
+        Ok(QueueState::Unknown(state)) => found.not_asked("state", format!("its state is {state:?}")),
+        Err(error) if error.is_not_found() => {
+            let fix = format!(
+                "gcloud tasks queues create {id} --location {location}, or correct CLOUD_TASK_LOCATION, \
+                 CLOUD_TASK_QUEUE_NAME or GCP_PROJECT_ID"
+            );
+            found.fail("state", format!("there is no such queue in {location} of {project}"), fix);
+            return found.done();
+        }
+        // The service itself needs not read it.
+        Err(error) if error.is_forbidden() && may_create => {
+            found.not_asked("state", "without cloudtasks.queues.get, which only this check uses");
+        }
+        Err(error) => found.failed(
+            "state",
+            error,
+            "check that the Cloud Tasks API is enabled, and GCP_PROJECT_ID, CLOUD_TASK_LOCATION and \
+             CLOUD_TASK_QUEUE_NAME",
+        ),
+    }
+    let fix = format!(
+        "gcloud tasks queues add-iam-policy-binding {id} --location {location} --member \
+         serviceAccount:ACCOUNT --role roles/cloudtasks.enqueuer"
+    );
+    match &facts.permissions {
+        Ok(_) if may_create => found.ok("permissions", "tasks may be created"),
+        Ok(_) => found.fail("permissions", format!("{CREATE_TASKS} is missing"), fix),
+        Err(error) => found.failed("permissions", error, fix),
+    }
+    found.done()
+}
+
+/// What is known of a VM.
+pub(super) struct VmFacts {
+    instance: Result<Instance, Error>,
+    permissions: Result<Vec<String>, Error>,
+    operations: Result<Vec<Operation>, Error>,
+}
+
+impl VmFacts {
+    /// The instance, if it could be read.
+    pub(super) fn instance(&self) -> Option<&Instance> {
+        self.instance.as_ref().ok()
+    }
+}
+
+pub(super) async fn look_at_vm(compute: &Compute, vm: &ManagedVm, deadline: Deadline) -> VmFacts {
+    let (instance, permissions) = tokio::join!(
+        compute.get(&vm.vm, deadline),
+        compute.test_permissions(&vm.vm, &ON_AN_INSTANCE, deadline)
+    );
+    // Any number will do where the instance is not known: what counts is whether the list may be read.
+    let id = instance.as_ref().map_or("1", |instance| instance.id.as_str());
+    let operations = compute.operations(&vm.vm, id, deadline).await;
+    VmFacts { instance, permissions, operations }
+}
+
+pub(super) fn judge_vm(facts: &VmFacts, vm: &ManagedVm, project: &str) -> Vec<Finding> {
+    let mut found = Findings::of(format!("VM {}", vm.vm));
+    let VmFacts { instance, permissions, operations } = facts;
+    match instance {
+        Ok(instance) => {
+            judge_status(&mut found, &instance.status);
+            judge_instance(&mut found, instance, vm);
+        }
+        Err(error) if error.is_not_found() => {
+            let fix =
+                "correct vm_instance_name or vm_instance_zone in RUNNER_CONFIG, or GCP_PROJECT_ID";
+            found.fail("status", format!("there is no such instance in {project}"), fix);
+            return found.done();
+        }
+        Err(error) if error.is_forbidden() => {
+            found.failed("status", error, grant(project, &["compute.instances.get"]));
+        }
+        Err(error) => found.failed("status", error, "check GCP_PROJECT_ID and the zone"),
+    }
+    match permissions {
+        Ok(held) => judge_permissions(&mut found, held, project),
+        Err(error) => found.failed("permissions", error, grant(project, &ON_AN_INSTANCE)),
+    }
+    match operations {
+        Ok(_) => {}
+        Err(error) if error.is_forbidden() => found.warn(
+            "operations",
+            "they may not be listed: the log will not say why a VM went down",
+            grant(project, &["compute.zoneOperations.list"]),
+        ),
+        Err(error) => found.not_asked("operations", error),
+    }
+    found.done()
+}
+
+fn judge_status(found: &mut Findings, status: &Status) {
+    match status {
+        Status::Deprovisioning => {
+            found.warn("status", status.to_string(), "it is being deleted: take its entries out");
+        }
+        Status::Unknown(name) => found.warn(
+            "status",
+            format!("{name}, which this version does not know"),
+            "use a newer version of the service",
+        ),
+        known => found.ok("status", known.to_string()),
+    }
+}
+
+fn judge_instance(found: &mut Findings, instance: &Instance, vm: &ManagedVm) {
+    if instance.has_local_ssd && !vm.discard_local_ssd {
+        found.fail(
+            "local SSD",
+            "it has one, whose data a stop would lose, so it is never stopped",
+            r#"set "discard_local_ssd": true in its entry of RUNNER_CONFIG, or take the disk off"#,
+        );
+    }
+    let ours = [MARK_LABEL, HOLD_LABEL];
+    let others = instance.labels.keys().filter(|key| !ours.contains(&key.as_str())).count();
+    if others + ours.len() > MOST_LABELS {
+        let detail = format!("it has {others}, and no room for {MARK_LABEL} and {HOLD_LABEL}");
+        found.fail("labels", detail, format!("take some off: {MOST_LABELS} is the limit"));
+    }
+}
+
+fn judge_permissions(found: &mut Findings, held: &[String], project: &str) {
+    let missing: Vec<&str> = ON_AN_INSTANCE
+        .into_iter()
+        .filter(|name| !held.iter().any(|permission| permission == name))
+        .collect();
+    let detail = |missing: &[&str]| match missing {
+        [one] => format!("{one} is missing"),
+        several => format!("{} are missing", several.join(", ")),
+    };
+    match missing.as_slice() {
+        [] => found.ok("permissions", "it may be read, started, stopped, resumed and labelled"),
+        [RESUME] => found.warn(
+            "permissions",
+            format!("{}: it is not resumed if somebody suspends it", detail(&missing)),
+            grant(project, &missing),
+        ),
+        _ => found.fail("permissions", detail(&missing), grant(project, &missing)),
+    }
+}
+
+fn grant(project: &str, permissions: &[&str]) -> String {
+    format!(
+        "grant the service's account {}: gcloud iam roles update ROLE --project {project} --add-permissions {}",
+        if permissions.len() == 1 { "it" } else { "them" },
+        permissions.join(",")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::finding::testing::{answered, complains, limited, unanswered};
+    use super::*;
+    use crate::fleet::{RunnerNames, Vm};
+
+    #[test]
+    fn a_token_is_refused_or_could_not_be_asked_for() {
+        complains(&judge_token(&Ok(())), &[]);
+        let none = Error::NoToken { call: "check", why: "no credentials found".into() };
+        complains(&judge_token(&Err(none)), &["✗ access token: check: no access token: no cred"]);
+        complains(&judge_token(&Err(unanswered())), &["? access token: could not be asked"]);
+    }
+
+    fn queue(state: Result<QueueState, Error>, held: Result<&[&str], Error>) -> Vec<Finding> {
+        let permissions = held.map(|held| held.iter().map(|&name| name.to_owned()).collect());
+        let facts = QueueFacts { state, permissions };
+        judge_queue(&facts, &Queue { project: "p", location: "l", id: "q" })
+    }
+
+    #[test]
+    fn a_queue_has_to_run_and_to_take_tasks() {
+        let create: Result<&[&str], Error> = Ok(&[CREATE_TASKS]);
+        complains(&queue(Ok(QueueState::Running), create.clone()), &[]);
+        complains(&queue(Ok(QueueState::Paused), create.clone()), &["✗ state: it is paused"]);
+        complains(&queue(Ok(QueueState::Disabled), create.clone()), &["✗ state: it is disabled"]);
+        let odd = Ok(QueueState::Unknown("NAPPING".into()));
+        complains(
+            &queue(odd, create.clone()),
+            &["? state: could not be asked: its state is \"NAP"],
+        );
+        let missing = "✗ permissions: cloudtasks.tasks.create is missing";
+        complains(&queue(Ok(QueueState::Running), Ok(&[])), &[missing]);
+        complains(
+            &queue(Err(answered(404)), Ok(&[])),
+            &["✗ state: there is no such queue in l of p"],
+        );
+        let unread = "? state: could not be asked: without cloudtasks.queues.get";
+        complains(&queue(Err(answered(403)), create.clone()), &[unread]);
+        complains(&queue(Err(answered(403)), Ok(&[])), &["✗ state: a.call: 403", missing]);
+        complains(&queue(Err(limited()), create), &["? state: could not be asked: a.call: 403"]);
+        let neither = queue(Err(unanswered()), Err(answered(503)));
+        complains(&neither, &["? state: could not be asked", "? permissions: could not be asked"]);
+    }
+
+    fn vm() -> ManagedVm {
+        ManagedVm {
+            vm: Vm::new("gpu-1", "us-central1-a"),
+            repos: BTreeSet::new(),
+            runner_names: RunnerNames::default(),
+            discard_local_ssd: false,
+        }
+    }
+
+    fn instance() -> Instance {
+        Instance {
+            id: "1".into(),
+            status: Status::Terminated,
+            labels: [("team".to_owned(), "ml".to_owned())].into(),
+            label_fingerprint: String::new(),
+            last_start: None,
+            last_stop: None,
+            last_suspend: None,
+            has_local_ssd: false,
+        }
+    }
+
+    fn good() -> VmFacts {
+        let permissions = ON_AN_INSTANCE.map(str::to_owned).to_vec();
+        VmFacts { instance: Ok(instance()), permissions: Ok(permissions), operations: Ok(vec![]) }
+    }
+
+    #[track_caller]
+    fn judged(facts: &VmFacts, expected: &[&str]) {
+        complains(&judge_vm(facts, &vm(), "p"), expected);
+    }
+
+    #[test]
+    fn a_vm_has_to_be_there_and_to_obey() {
+        judged(&good(), &[]);
+        judged(
+            &VmFacts { instance: Err(answered(404)), permissions: Err(answered(404)), ..good() },
+            &["✗ status: there is no such instance in p"],
+        );
+        judged(
+            &VmFacts { instance: Err(answered(403)), ..good() },
+            &[
+                "✗ status: a.call: 403 Forbidden: no\n    -> grant the service's account it: gcloud iam roles",
+            ],
+        );
+        judged(&VmFacts { instance: Err(limited()), ..good() }, &["? status: could not be asked"]);
+        judged(
+            &VmFacts { operations: Err(answered(403)), ..good() },
+            &["! operations: they may not be listed"],
+        );
+        judged(&VmFacts { operations: Err(unanswered()), ..good() }, &["? operations: "]);
+        judged(&VmFacts { permissions: Err(answered(500)), ..good() }, &["? permissions: "]);
+        let deleted = Instance { status: Status::Deprovisioning, ..instance() };
+        judged(&VmFacts { instance: Ok(deleted), ..good() }, &["! status: DEPROVISIONING"]);
+    }
+
+    #[test]
+    fn what_is_not_permitted_is_named_and_only_resuming_can_be_done_without() {
+        let without = |missing: &[&str]| {
+            let held = ON_AN_INSTANCE.into_iter().filter(|name| !missing.contains(name));
+            VmFacts { permissions: Ok(held.map(str::to_owned).collect()), ..good() }
+        };
+        let labels = "compute.instances.setLabels";
+        judged(
+            &without(&[RESUME]),
+            &["! permissions: compute.instances.resume is missing: it is not"],
+        );
+        judged(&without(&[labels]), &["✗ permissions: compute.instances.setLabels is missing"]);
+        judged(
+            &without(&[RESUME, labels]),
+            &["✗ permissions: compute.instances.resume, compute.instances.setLabels are missing"],
+        );
+    }
+
+    #[test]
+    fn a_local_ssd_keeps_a_vm_from_being_stopped_unless_its_data_may_go() {
+        let facts =
+            VmFacts { instance: Ok(Instance { has_local_ssd: true, ..instance() }), ..good() };
+        judged(&facts, &["✗ local SSD: it has one"]);
+        let allowed = ManagedVm { discard_local_ssd: true, ..vm() };
+        complains(&judge_vm(&facts, &allowed, "p"), &[]);
+    }
+
+    #[test]
+    fn there_has_to_be_room_for_two_labels() {
+        let labelled = |others: usize, ours: &[&str]| {
+            let names = (0..others).map(|nth| format!("label-{nth}"));
+            let names = names.chain(ours.iter().map(|&name| name.to_owned()));
+            let labels = names.map(|name| (name, String::new())).collect();
+            VmFacts { instance: Ok(Instance { labels, ..instance() }), ..good() }
+        };
+        judged(&labelled(62, &[]), &[]);
+        judged(&labelled(62, &[MARK_LABEL, HOLD_LABEL]), &[]);
+        judged(&labelled(63, &[MARK_LABEL]), &["✗ labels: it has 63, and no room"]);
+    }
+}

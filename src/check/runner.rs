@@ -1,0 +1,308 @@
+//! The runner of each VM: is it registered where its jobs are, and does it have their labels?
+
+use super::finding::Findings;
+use crate::clients::Error;
+use crate::clients::compute::Status;
+use crate::clients::github::{Place, Runner};
+use crate::clock::Deadline;
+use crate::fleet::{Entry, Fleet, Label, ManagedVm, RepoName};
+use crate::lifecycle::{places, runners_in};
+use crate::state::AppState;
+
+/// What each place says of a VM's runners.
+pub(super) struct Facts {
+    lists: Vec<(Place, Result<Vec<Runner>, Error>)>,
+}
+
+pub(super) async fn look(app: &AppState, vm: &ManagedVm, deadline: Deadline) -> Facts {
+    let mut lists = Vec::new();
+    for place in places(vm) {
+        let list = runners_in(app, vm, &place, deadline).await;
+        lists.push((place, list));
+    }
+    Facts { lists }
+}
+
+/// How the VM is, as far as its runner depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Host {
+    /// It has been up for a while: its runner should be connected.
+    Up,
+    /// It is down.
+    Down,
+    /// It is on its way, or not known.
+    Unknown,
+}
+
+impl Host {
+    pub(super) fn of(status: &Status, up_for_a_while: bool) -> Self {
+        match status {
+            Status::Running if up_for_a_while => Self::Up,
+            Status::Terminated | Status::Stopped | Status::Suspended => Self::Down,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+pub(super) fn judge(
+    found: &mut Findings,
+    facts: &Facts,
+    vm: &ManagedVm,
+    fleet: &Fleet,
+    host: Host,
+) {
+    let all = facts.lists.iter().filter_map(|(place, list)| Some((place, list.as_ref().ok()?)));
+    for (place, runner) in
+        all.flat_map(|(place, runners)| runners.iter().map(move |runner| (place, runner)))
+    {
+        judge_runner(found, place, runner, host);
+    }
+    for repo in &vm.repos {
+        let there = facts.of_repo(repo);
+        if there.is_empty() {
+            facts.judge_absence(found, vm, repo);
+            continue;
+        }
+        let of_this = |(_, entry): &(usize, &Entry)| entry.vm == vm.vm && entry.repo == *repo;
+        for (nth, entry) in fleet.entries().iter().enumerate().filter(of_this) {
+            judge_labels(found, nth, entry, &there);
+        }
+    }
+}
+
+impl Facts {
+    /// The runners that may get a repository's jobs.
+    fn of_repo(&self, repo: &RepoName) -> Vec<&Runner> {
+        let serves = |place: &Place| match place {
+            Place::Repository(name) => name == repo,
+            Place::Organization(login) => login.eq_ignore_ascii_case(repo.owner()),
+        };
+        let heard = self.lists.iter().filter(|(place, _)| serves(place));
+        heard.filter_map(|(_, list)| list.as_ref().ok()).flatten().collect()
+    }
+
+    fn judge_absence(&self, found: &mut Findings, vm: &ManagedVm, repo: &RepoName) {
+        let mut unread = Vec::new();
+        for (place, list) in &self.lists {
+            let Err(error) = list else { continue };
+            match place {
+                Place::Repository(name) if name == repo => unread.push((place, error)),
+                // A user has no such list, and the answer is the same.
+                Place::Organization(login)
+                    if login.eq_ignore_ascii_case(repo.owner()) && !error.is_not_found() =>
+                {
+                    unread.push((place, error));
+                }
+                _ => {}
+            }
+        }
+        let name = vm.runner_names.only().unwrap_or("that runner_names names");
+        let grant = "grant the App Administration: read and, for an organization's runners, Self-hosted \
+                     runners: read";
+        match unread.first() {
+            None => found.fail(
+                "runner",
+                format!("no runner {name} is registered in {repo} or in {}", repo.owner()),
+                "register it (GitHub removes one that has not connected for 14 days), or say in runner_names \
+                 how it is called",
+            ),
+            Some((place, error)) if error.is_forbidden() => {
+                found.fail("runner", format!("the runners of {place} may not be listed"), grant);
+            }
+            Some((place, error)) if error.is_not_found() => found.fail(
+                "runner",
+                format!("{place} is hidden from the App, and with it its runners"),
+                "install the App on it, or correct repo in RUNNER_CONFIG",
+            ),
+            Some((place, error)) => {
+                found.not_asked("runner", format!("{place}: {error}"));
+            }
+        }
+    }
+}
+
+fn judge_runner(found: &mut Findings, place: &Place, runner: &Runner, host: Host) {
+    let version = runner.version.as_deref().unwrap_or("unknown");
+    let state = if runner.online { "online" } else { "offline" };
+    let seen = format!("{} of {place} is {state}, version {version}", runner.name);
+    match (host, runner.online) {
+        (Host::Up, false) => found.fail(
+            "runner",
+            format!("{seen}, though its VM is up"),
+            "look at the runner's service on the VM: is it started at boot, and not refused?",
+        ),
+        (Host::Down, true) => found.warn(
+            "runner",
+            format!("{seen}, though its VM is down"),
+            "if it stays so, another machine has this name: give each its own",
+        ),
+        (Host::Down, false) => found.ok("runner", format!("{seen}, as its VM is down")),
+        _ => found.ok("runner", seen),
+    }
+}
+
+fn judge_labels(found: &mut Findings, nth: usize, entry: &Entry, runners: &[&Runner]) {
+    let lacking = |wanted: &[Label], runner: &Runner| -> Vec<String> {
+        let lacks = |label: &&Label| !runner.labels.contains(label);
+        wanted.iter().filter(lacks).map(|label| label.as_str().to_owned()).collect()
+    };
+    let place = format!("RUNNER_CONFIG[{nth}]");
+    let exact = !entry.runner_labels.is_empty();
+    let wanted = if exact { &entry.runner_labels } else { &entry.labels };
+    let field = if exact { "runner_labels" } else { "labels" };
+    // One that has them is enough.
+    let missing = runners.iter().map(|runner| lacking(wanted, runner)).min_by_key(Vec::len);
+    let missing = missing.unwrap_or_default();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return found.fail(
+            "runner labels",
+            format!(
+                "{place}.{field} has {missing}, which its runner does not: such jobs would wait"
+            ),
+            format!("give the runner {missing} on its page, or take it out of {field}"),
+        );
+    }
+    let more = |runner: &&&Runner| {
+        runner.labels.iter().any(|label| exact && !entry.runner_labels.contains(label))
+    };
+    if let Some(runner) = runners.iter().find(more) {
+        let unknown = |label: &&Label| !entry.runner_labels.contains(label);
+        let more: Vec<&str> = runner.labels.iter().filter(unknown).map(Label::as_str).collect();
+        let more = more.join(", ");
+        return found.warn(
+            "runner labels",
+            format!(
+                "its runner also has {more}: jobs that ask for it do not wake the VM by {place}"
+            ),
+            format!("add {more} to runner_labels, or take it off the runner"),
+        );
+    }
+    found.ok("runner labels", format!("its runner has those of {place}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::testing::{answered, complains, limited, unanswered};
+    use super::*;
+    use crate::fleet::{RunnerNames, Vm};
+
+    fn entry(repo: &str, labels: &[&str], runner_labels: &[&str]) -> Entry {
+        let list = |labels: &[&str]| labels.iter().map(|&label| label.into()).collect();
+        Entry {
+            repo: repo.into(),
+            labels: list(labels),
+            runner_labels: list(runner_labels),
+            vm: Vm::new("gpu-1", "us-central1-a"),
+            runner_names: RunnerNames::parse(["gpu-1"]),
+            discard_local_ssd: false,
+            register: None,
+        }
+    }
+
+    fn runner(online: bool, labels: &[&str]) -> Runner {
+        Runner {
+            name: "gpu-1".into(),
+            busy: false,
+            online,
+            version: Some("2.330.0".into()),
+            labels: labels.iter().map(|&label| label.into()).collect(),
+        }
+    }
+
+    fn repo(name: &str) -> Place {
+        Place::Repository(name.into())
+    }
+
+    fn acme() -> Place {
+        Place::Organization("acme".into())
+    }
+
+    type Lists = Vec<(Place, Result<Vec<Runner>, Error>)>;
+
+    #[track_caller]
+    fn judged(lists: Lists, entries: Vec<Entry>, host: Host, expected: &[&str]) {
+        let fleet = Fleet::new(entries);
+        let vm = fleet.vms().next().unwrap();
+        let mut found = Findings::of("VM");
+        judge(&mut found, &Facts { lists }, vm, &fleet, host);
+        complains(&found.done(), expected);
+    }
+
+    fn in_repo(runners: Result<Vec<Runner>, Error>) -> Lists {
+        vec![(repo("acme/app"), runners), (acme(), Ok(vec![]))]
+    }
+
+    fn plain() -> Vec<Entry> {
+        vec![entry("acme/app", &["self-hosted", "gpu"], &[])]
+    }
+
+    #[test]
+    fn a_runner_is_connected_while_its_vm_is_up() {
+        let lists = |online| in_repo(Ok(vec![runner(online, &["self-hosted", "Linux", "GPU"])]));
+        for (host, online, expected) in [
+            (Host::Up, true, None),
+            (Host::Down, false, None),
+            (Host::Unknown, false, None),
+            (Host::Unknown, true, None),
+            (
+                Host::Up,
+                false,
+                Some("✗ runner: gpu-1 of acme/app is offline, version 2.330.0, though"),
+            ),
+            (
+                Host::Down,
+                true,
+                Some("! runner: gpu-1 of acme/app is online, version 2.330.0, though"),
+            ),
+        ] {
+            let expected: Vec<&str> = expected.into_iter().collect();
+            judged(lists(online), plain(), host, &expected);
+        }
+        assert_eq!(Host::of(&Status::Running, false), Host::Unknown, "it may still boot");
+        assert_eq!(Host::of(&Status::Running, true), Host::Up);
+        assert_eq!(Host::of(&Status::Suspended, true), Host::Down);
+        assert_eq!(Host::of(&Status::Stopping, true), Host::Unknown);
+    }
+
+    #[test]
+    fn a_runner_is_registered_in_each_repository_or_in_its_organization() {
+        let one = || runner(true, &["self-hosted", "gpu"]);
+        let both = || vec![entry("acme/app", &["gpu"], &[]), entry("acme/web", &["gpu"], &[])];
+        let lists =
+            |app, web, org| vec![(repo("acme/app"), app), (repo("acme/web"), web), (acme(), org)];
+        let nobody = || Ok(vec![]);
+        judged(lists(nobody(), nobody(), Ok(vec![one()])), both(), Host::Up, &[]);
+        judged(lists(Ok(vec![one()]), Ok(vec![one()]), Err(answered(404))), both(), Host::Up, &[]);
+        let missing = "✗ runner: no runner gpu-1 is registered in acme/web or in acme";
+        judged(lists(Ok(vec![one()]), nobody(), nobody()), both(), Host::Up, &[missing]);
+        // An account that is a user has no list.
+        judged(lists(Ok(vec![one()]), nobody(), Err(answered(404))), both(), Host::Up, &[missing]);
+        let hidden = "✗ runner: the runners of the organization acme may not be listed";
+        judged(lists(Ok(vec![one()]), nobody(), Err(answered(403))), both(), Host::Up, &[hidden]);
+        let unknown = "? runner: could not be asked: the organization acme: a.call";
+        judged(lists(Ok(vec![one()]), nobody(), Err(limited())), both(), Host::Up, &[unknown]);
+        let unknown = "? runner: could not be asked: acme/web: a.call";
+        judged(lists(Ok(vec![one()]), Err(unanswered()), nobody()), both(), Host::Up, &[unknown]);
+        let gone = "✗ runner: acme/web is hidden from the App";
+        judged(lists(Ok(vec![one()]), Err(answered(404)), nobody()), both(), Host::Up, &[gone]);
+    }
+
+    #[test]
+    fn a_runner_has_the_labels_of_its_entries() {
+        let with = |labels: &[&str]| in_repo(Ok(vec![runner(true, labels)]));
+        judged(with(&["self-hosted", "X64", "gpu"]), plain(), Host::Up, &[]);
+        let missing = "✗ runner labels: RUNNER_CONFIG[0].labels has gpu, which its runner does not";
+        judged(with(&["self-hosted", "X64"]), plain(), Host::Up, &[missing]);
+        let told = || vec![entry("acme/app", &["gpu"], &["self-hosted", "gpu"])];
+        judged(with(&["self-hosted", "GPU"]), told(), Host::Up, &[]);
+        let missing = "✗ runner labels: RUNNER_CONFIG[0].runner_labels has self-hosted";
+        judged(with(&["gpu"]), told(), Host::Up, &[missing]);
+        let more = "! runner labels: its runner also has X64: jobs that ask";
+        judged(with(&["self-hosted", "gpu", "X64"]), told(), Host::Up, &[more]);
+        // Of several, one that has them all is enough.
+        let several =
+            in_repo(Ok(vec![runner(true, &["gpu"]), runner(true, &["self-hosted", "gpu"])]));
+        judged(several, plain(), Host::Up, &[]);
+    }
+}

@@ -1,0 +1,141 @@
+//! Is the service at its own URL, and is it this one?
+
+use http::StatusCode;
+
+use super::finding::{Finding, Findings};
+use crate::clients::Error;
+use crate::clients::service::{Health, Info, RunnerConfig, Service};
+use crate::clock::Deadline;
+use crate::fleet::{Entry, Fleet};
+use crate::routes::SERVICE;
+
+/// What its own URL answers.
+pub(super) struct Facts {
+    health: Result<Health, Error>,
+    info: Result<Info, Error>,
+}
+
+pub(super) async fn look(service: &Service, deadline: Deadline) -> Facts {
+    let (health, info) = tokio::join!(service.health(deadline), service.info(deadline));
+    Facts { health, info }
+}
+
+/// The URL is the one that is configured, and so are the fleet and the minutes.
+pub(super) fn judge(
+    facts: &Facts,
+    url: &str,
+    fleet: &Fleet,
+    inactive_minutes: u64,
+) -> Vec<Finding> {
+    let mut found = Findings::of(format!("service {url}"));
+    match &facts.health {
+        Ok(health) if health.status == "healthy" => found.ok("/health", "healthy"),
+        Ok(_) => found.fail("/health", "answers, but not as this service does", ELSEWHERE),
+        Err(error) => {
+            let fix = match error.status() {
+                Some(StatusCode::FORBIDDEN) => NOT_OPEN,
+                _ => ELSEWHERE,
+            };
+            found.failed("/health", error, fix);
+            return found.done();
+        }
+    }
+    match &facts.info {
+        Ok(info) if info.service != SERVICE => {
+            found.fail("identity", "it calls itself something else", ELSEWHERE);
+        }
+        Ok(info) => {
+            let configured: Vec<RunnerConfig> = fleet.entries().iter().map(shown).collect();
+            if info.runner_configs != configured || info.inactive_minutes != inactive_minutes {
+                let differs =
+                    "it runs with another RUNNER_CONFIG or VM_INACTIVE_MINUTES than these";
+                found.warn(
+                    "identity",
+                    differs,
+                    "deploy this configuration, or check with the other",
+                );
+            } else {
+                found.ok("identity", format!("{SERVICE}, with this RUNNER_CONFIG"));
+            }
+        }
+        Err(error) => found.failed("identity", error, ELSEWHERE),
+    }
+    found.done()
+}
+
+const ELSEWHERE: &str = "set CLOUD_RUN_SERVICE_URL to the service's own URL: gcloud run services describe NAME --region REGION \
+     --format 'value(status.url)'";
+
+const NOT_OPEN: &str = "let GitHub and Cloud Tasks in: deploy with --allow-unauthenticated, or \
+                        --no-invoker-iam-check where a policy forbids that";
+
+fn shown(entry: &Entry) -> RunnerConfig {
+    RunnerConfig {
+        repo: entry.repo.clone(),
+        labels: entry.labels.clone(),
+        vm_instance_name: entry.vm.name.clone(),
+        vm_instance_zone: entry.vm.zone.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::testing::{answered, complains, unanswered};
+    use super::*;
+    use crate::fleet::{RunnerNames, Vm};
+
+    fn fleet() -> Fleet {
+        Fleet::new(vec![Entry {
+            repo: "acme/app".into(),
+            labels: vec!["self-hosted".into()],
+            runner_labels: Vec::new(),
+            vm: Vm::new("gpu-1", "us-central1-a"),
+            runner_names: RunnerNames::parse(["gpu-1"]),
+            discard_local_ssd: false,
+            register: None,
+        }])
+    }
+
+    fn info() -> Info {
+        let runner_configs = fleet().entries().iter().map(shown).collect();
+        Info { service: SERVICE.into(), inactive_minutes: 3, runner_configs }
+    }
+
+    fn good() -> Facts {
+        Facts { health: Ok(Health { status: "healthy".into() }), info: Ok(info()) }
+    }
+
+    #[track_caller]
+    fn judged(facts: &Facts, expected: &[&str]) {
+        complains(&judge(facts, "https://service.test", &fleet(), 3), expected);
+    }
+
+    #[test]
+    fn the_url_has_to_be_that_of_this_service() {
+        judged(&good(), &[]);
+        let health = |error| Facts { health: Err(error), ..good() };
+        judged(&health(unanswered()), &["? /health: could not be asked"]);
+        judged(&health(answered(503)), &["? /health: could not be asked"]);
+        judged(
+            &health(answered(404)),
+            &["✗ /health: a.call: 404 Not Found: no\n    -> set CLOUD_RUN"],
+        );
+        judged(
+            &health(answered(403)),
+            &["✗ /health: a.call: 403 Forbidden: no\n    -> let GitHub and"],
+        );
+        let page = Error::Unreadable { call: "GET /health", why: "Syntax error".into() };
+        judged(&health(page), &["✗ /health: GET /health: the answer cannot be read"]);
+        judged(&Facts { health: Ok(Health::default()), ..good() }, &["✗ /health: answers, but"]);
+        let other = Info { service: "Another".into(), ..info() };
+        judged(
+            &Facts { info: Ok(other), ..good() },
+            &["✗ identity: it calls itself something else"],
+        );
+        let older =
+            [Info { inactive_minutes: 5, ..info() }, Info { runner_configs: Vec::new(), ..info() }];
+        for older in older {
+            judged(&Facts { info: Ok(older), ..good() }, &["! identity: it runs with another"]);
+        }
+    }
+}
