@@ -224,7 +224,7 @@ fn judge_permissions(found: &mut Findings, held: &[String], project: &str) {
 
 fn grant(project: &str, permissions: &[&str]) -> String {
     format!(
-        "grant the service's account {}: gcloud iam roles update ROLE --project {project} --add-permissions {}",
+        "grant {} to the service's account: gcloud iam roles update ROLE --project {project} --add-permissions {}",
         if permissions.len() == 1 { "it" } else { "them" },
         permissions.join(",")
     )
@@ -319,7 +319,7 @@ mod tests {
         judged(
             &VmFacts { instance: Err(answered(403)), ..good() },
             &[
-                "✗ status: a.call: 403 Forbidden: no\n    -> grant the service's account it: gcloud iam roles",
+                "✗ status: a.call: 403 Forbidden: no\n    -> grant it to the service's account: gcloud iam roles",
             ],
         );
         judged(&VmFacts { instance: Err(limited()), ..good() }, &["? status: could not be asked"]);

@@ -57,6 +57,7 @@ pub(super) fn judge(
     {
         judge_runner(found, place, runner, host);
     }
+    facts.judge_silence(found);
     for repo in &vm.repos {
         let there = facts.of_repo(repo);
         if there.is_empty() {
@@ -114,9 +115,24 @@ impl Facts {
                 format!("{place} is hidden from the App, and with it its runners"),
                 "install the App on it, or correct repo in RUNNER_CONFIG",
             ),
+            // Told already.
+            Some((_, error)) if error.may_pass() => {}
             Some((place, error)) => {
-                found.not_asked("runner", format!("{place}: {error}"));
+                found.failed("runner", error, format!("check what GITHUB_API_URL leads to: {place}"));
             }
+        }
+    }
+
+    /// The places that did not answer.
+    fn judge_silence(&self, found: &mut Findings) {
+        let unanswered = |(place, list): &(Place, Result<_, Error>)| {
+            let error = list.as_ref().err().filter(|error| error.may_pass())?;
+            Some((place.to_string(), error.to_string()))
+        };
+        let (places, errors): (Vec<String>, Vec<String>) =
+            self.lists.iter().filter_map(unanswered).unzip();
+        if let Some(error) = errors.first() {
+            found.not_asked("runner", format!("{}: {error}", places.join(", ")));
         }
     }
 }
@@ -284,6 +300,10 @@ mod tests {
         judged(lists(Ok(vec![one()]), nobody(), Err(limited())), both(), Host::Up, &[unknown]);
         let unknown = "? runner: could not be asked: acme/web: a.call";
         judged(lists(Ok(vec![one()]), Err(unanswered()), nobody()), both(), Host::Up, &[unknown]);
+        // It may be registered there as well.
+        let elsewhere = lists(Err(limited()), Err(answered(503)), Ok(vec![one()]));
+        let unknown = "? runner: could not be asked: acme/app, acme/web: a.call: 403";
+        judged(elsewhere, both(), Host::Up, &[unknown]);
         let gone = "✗ runner: acme/web is hidden from the App";
         judged(lists(Ok(vec![one()]), Err(answered(404)), nobody()), both(), Host::Up, &[gone]);
     }

@@ -104,9 +104,10 @@ fn judge_deliveries(found: &mut Findings, deliveries: &[Delivery]) {
         );
     } else {
         let at = last.delivered_at.rfc3339();
+        let count = accepted.len();
         found.ok(
             "deliveries",
-            format!("the last {} were accepted, the newest at {at}", accepted.len()),
+            format!("the newest is of {at}, and of the last {count} none was lost"),
         );
     }
 }

@@ -137,7 +137,7 @@ impl Narrator {
              curl {service_url}/\n\
              curl {service_url}/runner/status -H 'X-Runner-Secret: {SECRET}'\n\n{}\n{}\n",
             heading(&format!("The service is at {service_url}, the embedded cloud at {cloud_url}.")),
-            heading("# the environment in which any client, or another runner-manager, is at home here"),
+            heading("# the environment in which any client is at home here, or another runner-manager: try its `check`"),
             stage.exports(),
         ));
     }

@@ -374,9 +374,8 @@ async fn where_the_installations_quota_is_used_up_what_it_cannot_ask_is_unknown(
     let world = world().await;
     world.cloud.github.rate_limited(true);
     let expected = [
-        "? VM gpu-1 in asia-northeast1-a: runner: could not be asked: acme/app: list runners",
-        "? VM runner-1 in asia-northeast1-a: runner: could not be asked: acme/app: list runners",
-        "? VM runner-1 in asia-northeast1-a: runner: could not be asked: acme/web: list runners",
+        "? VM gpu-1 in asia-northeast1-a: runner: could not be asked: acme/app, the organization acme: list",
+        "? VM runner-1 in asia-northeast1-a: runner: could not be asked: acme/app, acme/web, the organization",
         "? repository acme/app: name: could not be asked: get a repository: 403",
         "? repository acme/web: name: could not be asked: get a repository: 403",
     ];

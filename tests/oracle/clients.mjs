@@ -58,3 +58,39 @@ await expectStatus(401, wrong.actions.listSelfHostedRunnersForRepo(acme));
 
 const { data: installation } = await octokit.apps.getInstallation({ installation_id: Number(env.GITHUB_APP_INSTALLATION_ID) });
 assert.equal(installation.permissions.actions, "read");
+
+// As the App itself: its webhook, and what became of the deliveries.
+const app = new Octokit({
+  baseUrl,
+  authStrategy: createAppAuth,
+  auth: { appId: env.GITHUB_APP_ID, privateKey: env.GITHUB_APP_PRIVATE_KEY },
+  log: octokit.log,
+});
+const { data: itself } = await app.apps.getAuthenticated();
+assert.deepEqual(itself.events, ["workflow_job"]);
+const { data: covering } = await app.apps.getRepoInstallation(acme);
+assert.equal(covering.id, installation.id);
+const { data: hook } = await app.apps.getWebhookConfigForApp();
+assert.equal(hook.url, `${env.CLOUD_RUN_SERVICE_URL}/github/webhook`);
+const list = () => app.paginate("GET /app/hook/deliveries", { per_page: 1 });
+let deliveries = [];
+for (let look = 0; deliveries.length < 2; look++) {
+  assert.ok(look < 100, "deliveries of two jobs are listed");
+  await new Promise((done) => setTimeout(done, 100));
+  deliveries = await list();
+}
+assert.equal(new Set(deliveries.map((delivery) => delivery.id)).size, deliveries.length);
+const [{ id, guid }] = deliveries;
+const { status } = await app.apps.redeliverWebhookDelivery({ delivery_id: id });
+assert.equal(status, 202);
+let again;
+for (let look = 0; !again; look++) {
+  assert.ok(look < 100, "the delivery is made again");
+  await new Promise((done) => setTimeout(done, 100));
+  again = (await list()).find((delivery) => delivery.guid === guid && delivery.redelivery);
+}
+console.log(`  delivery ${guid} was made again: ${again.status}`);
+const { data: failed } = await app.apps.listWebhookDeliveries({ status: "failure" });
+assert.deepEqual(failed, []);
+await expectStatus(404, app.apps.redeliverWebhookDelivery({ delivery_id: 1 }));
+await expectStatus(401, wrong.apps.getWebhookConfigForApp());

@@ -88,11 +88,21 @@ def compute():
         lambda: operations.get(project=PROJECT, zone=ZONE, operation=operation.name).status == compute_v1.Operation.Status.DONE,
     )
 
+    def permitted(**more):
+        names = compute_v1.TestPermissionsRequest(permissions=["compute.instances.get", "compute.instances.stop"])
+        held = instances.test_iam_permissions(test_permissions_request_resource=names, **more)
+        return list(held.permissions)
+
+    resource = dict(project=PROJECT, zone=ZONE, resource="gpu-1")
+    assert permitted(**resource) == ["compute.instances.get", "compute.instances.stop"]
+    expect(exceptions.NotFound, lambda: permitted(**{**resource, "resource": "nobody"}))
+
     expect(exceptions.BadRequest, lambda: instances.resume_unary(**VM))
     expect(exceptions.NotFound, lambda: instances.get(**{**VM, "instance": "nobody"}))
     expect(exceptions.NotFound, lambda: instances.start_unary(**{**VM, "instance": "nobody"}))
     play("forbid", permission="compute.instances.stop")
     expect(exceptions.Forbidden, lambda: instances.stop_unary(**VM))
+    assert permitted(**resource) == ["compute.instances.get"]
     play("permit", permission="compute.instances.stop")
 
     request = compute_v1.StopInstanceRequest(
@@ -134,6 +144,10 @@ def tasks():
     elsewhere.name = f"{nowhere}/tasks/three"
     expect(exceptions.NotFound, lambda: client.create_task(parent=nowhere, task=elsewhere))
     assert client.get_queue(name=QUEUE).state == tasks_v2.Queue.State.RUNNING
+    names = ["cloudtasks.tasks.create"]
+    held = client.test_iam_permissions({"resource": QUEUE, "permissions": names})
+    assert list(held.permissions) == names
+    assert not client.test_iam_permissions({"resource": nowhere, "permissions": names}).permissions
 
 
 def github():

@@ -172,6 +172,9 @@ def check_google(document, request):
             continue
         known = {**document["parameters"], **method["parameters"]}
         values = {k: urllib.parse.unquote(v) for k, v in found.groupdict().items()}
+        # Methods of several resources have `{+name}` for a path: its pattern tells them apart.
+        if not all(re.fullmatch(known[name].get("pattern", ".+"), value) for name, value in values.items()):
+            continue
         given = dict(urllib.parse.parse_qsl(query, strict_parsing=True)) if query else {}
         for name, value in {**values, **given}.items():
             assert name in known, f"{method['id']} has no parameter {name}"
@@ -247,6 +250,10 @@ def main():
             except OSError:
                 time.sleep(0.05)
         drive(f"http://127.0.0.1:{port}")
+        checked = subprocess.run([PROGRAM, "check", "--json"], env=environment, stdout=subprocess.PIPE, check=True)
+        outcomes = {finding["outcome"] for finding in json.loads(checked.stdout)}
+        print(f"  check: {', '.join(sorted(outcomes))}")
+        assert "ok" in outcomes and "not_asked" not in outcomes, checked.stdout
     finally:
         service.terminate()
         assert service.wait() == 0
@@ -272,12 +279,19 @@ def main():
         "compute.instances.stop",
         "compute.instances.setLabels",
         "compute.instances.aggregatedList",
+        "compute.instances.testIamPermissions",
         "compute.zoneOperations.list",
+        "cloudtasks.projects.locations.queues.get",
+        "cloudtasks.projects.locations.queues.testIamPermissions",
         "cloudtasks.projects.locations.queues.tasks.create",
         "apps/create-installation-access-token",
         "apps/get-webhook-config-for-app",
         "apps/list-webhook-deliveries",
         "apps/redeliver-webhook-delivery",
+        "apps/get-authenticated",
+        "apps/get-installation",
+        "apps/get-repo-installation",
+        "repos/get",
         "actions/list-self-hosted-runners-for-repo",
         "actions/list-self-hosted-runners-for-org",
         "actions/list-workflow-runs-for-repo",
