@@ -152,17 +152,7 @@ impl<'a> Explanation<'a> {
             Meaning::Completed(job) => ("completed", job),
         };
         let entries = verdicts(fleet, job);
-        let first = entries.iter().find(|verdict| verdict.matches).map(|verdict| verdict.entry);
-        let because = match (vm, first) {
-            (None, _) => "no entry matches: it is acknowledged, and nothing is done".into(),
-            (Some(vm), Some(first)) if fleet.entries()[first].vm == *vm => {
-                format!("RUNNER_CONFIG[{first}] is the first that matches")
-            }
-            (Some(_), _) => format!(
-                "its runner {} ran it, which is that VM's",
-                visible(job.runner.as_deref().unwrap_or_default())
-            ),
-        };
+        let because = because(fleet, job, vm, &entries);
         let steps = match (&meaning, vm) {
             (_, None) | (Meaning::Nothing(_), _) => Vec::new(),
             (Meaning::Queued { awaits_review: true, .. }, _) => steps::of_a_job_in_review(),
@@ -191,6 +181,21 @@ impl<'a> Explanation<'a> {
             vm_instance_zone: None,
             because: format!("{why}: it is acknowledged, and nothing is done"),
             steps: Vec::new(),
+        }
+    }
+}
+
+/// Why it is that VM, or none.
+fn because(fleet: &Fleet, job: &Job, vm: Option<&Vm>, entries: &[Verdict<'_>]) -> String {
+    let first = entries.iter().find(|verdict| verdict.matches).map(|verdict| verdict.entry);
+    match (vm, first) {
+        (None, _) => "no entry matches: it is acknowledged, and nothing is done".into(),
+        (Some(vm), Some(first)) if fleet.entries()[first].vm == *vm => {
+            format!("RUNNER_CONFIG[{first}] is the first that matches")
+        }
+        (Some(_), _) => {
+            let runner = visible(job.runner.as_deref().unwrap_or_default());
+            format!("its runner {runner} ran it, which is that VM's")
         }
     }
 }

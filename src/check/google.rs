@@ -62,43 +62,13 @@ pub(super) async fn look_at_queue(tasks: &CloudTasks, deadline: Deadline) -> Que
 }
 
 pub(super) fn judge_queue(facts: &QueueFacts, queue: &Queue<'_>) -> Vec<Finding> {
-    let Queue { project, location, id } = queue;
+    let Queue { location, id, .. } = queue;
     let mut found = Findings::of(format!("queue {id}"));
-    let may_create = facts
-        .permissions
-        .as_ref()
-        .is_ok_and(|held| held.iter().any(|permission| permission == CREATE_TASKS));
-    match &facts.state {
-        Ok(QueueState::Running) => found.ok("state", format!("RUNNING, in {location}")),
-        Ok(QueueState::Paused) => found.fail(
-            "state",
-            "it is paused: no VM is looked at again, started or stopped",
-            format!("gcloud tasks queues resume {id} --location {location}"),
-        ),
-        Ok(QueueState::Disabled) => found.fail(
-            "state",
-            "it is disabled",
-            format!("enable it in the console, or gcloud tasks queues resume {id} --location {location}"),
-        ),
-        Ok(QueueState::Unknown(state)) => found.not_asked("state", format!("its state is {state:?}")),
-        Err(error) if error.is_not_found() => {
-            let fix = format!(
-                "gcloud tasks queues create {id} --location {location}, or correct CLOUD_TASK_LOCATION, \
-                 CLOUD_TASK_QUEUE_NAME or GCP_PROJECT_ID"
-            );
-            found.fail("state", format!("there is no such queue in {location} of {project}"), fix);
-            return found.done();
-        }
-        // The service itself needs not read it.
-        Err(error) if error.is_forbidden() && may_create => {
-            found.not_asked("state", "without cloudtasks.queues.get, which only this check uses");
-        }
-        Err(error) => found.failed(
-            "state",
-            error,
-            "check that the Cloud Tasks API is enabled, and GCP_PROJECT_ID, CLOUD_TASK_LOCATION and \
-             CLOUD_TASK_QUEUE_NAME",
-        ),
+    let creates = |held: &Vec<String>| held.iter().any(|permission| permission == CREATE_TASKS);
+    let may_create = facts.permissions.as_ref().is_ok_and(creates);
+    judge_state(&mut found, &facts.state, queue, may_create);
+    if facts.state.as_ref().is_err_and(Error::is_not_found) {
+        return found.done();
     }
     let fix = format!(
         "gcloud tasks queues add-iam-policy-binding {id} --location {location} --member \
@@ -110,6 +80,42 @@ pub(super) fn judge_queue(facts: &QueueFacts, queue: &Queue<'_>) -> Vec<Finding>
         Err(error) => found.failed("permissions", error, fix),
     }
     found.done()
+}
+
+fn judge_state(
+    found: &mut Findings,
+    state: &Result<QueueState, Error>,
+    Queue { project, location, id }: &Queue<'_>,
+    may_create: bool,
+) {
+    let resume = format!("gcloud tasks queues resume {id} --location {location}");
+    let names = "CLOUD_TASK_LOCATION, CLOUD_TASK_QUEUE_NAME and GCP_PROJECT_ID";
+    match state {
+        Ok(QueueState::Running) => found.ok("state", format!("RUNNING, in {location}")),
+        Ok(QueueState::Paused) => {
+            found.fail(
+                "state",
+                "it is paused: no VM is looked at again, started or stopped",
+                resume,
+            );
+        }
+        Ok(QueueState::Disabled) => found.fail("state", "it is disabled", resume),
+        Ok(QueueState::Unknown(state)) => {
+            found.not_asked("state", format!("its state is {state:?}"))
+        }
+        Err(error) if error.is_not_found() => found.fail(
+            "state",
+            format!("there is no such queue in {location} of {project}"),
+            format!("gcloud tasks queues create {id} --location {location}, or correct {names}"),
+        ),
+        // The service itself needs not read it.
+        Err(error) if error.is_forbidden() && may_create => {
+            found.not_asked("state", "without cloudtasks.queues.get, which only this check uses");
+        }
+        Err(error) => {
+            found.failed("state", error, format!("enable the Cloud Tasks API, or correct {names}"));
+        }
+    }
 }
 
 /// What is known of a VM.

@@ -28,7 +28,6 @@ pub(super) async fn look(github: &GitHub, deadline: Deadline) -> Facts {
 /// `events` are those that the App subscribes to.
 pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<Finding> {
     let mut found = Findings::of("App's webhook");
-    let expected = format!("{service_url}{WEBHOOK}");
     let hook = match &facts.hook {
         Ok(hook) => hook,
         Err(error) if error.is_not_found() => &HookConfig::default(),
@@ -37,27 +36,8 @@ pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<
             return found.done();
         }
     };
-    match hook.url.as_deref().filter(|url| !url.is_empty()) {
-        None => {
-            found.warn(
-                "URL",
-                "it has none: each repository, or the organization, needs a webhook of its own",
-                format!("or set it to {expected} on the App's page"),
-            );
-            return found.done();
-        }
-        Some(url) if !is_same(url, &expected) => {
-            found.fail(
-                "URL",
-                format!("it points to {}", without_query(url)),
-                format!(
-                    "set it to {expected} on the App's page; or, if the repositories or the organization have \
-                     webhooks of their own, take it away"
-                ),
-            );
-            return found.done();
-        }
-        Some(_) => found.ok("URL", expected),
+    if !points_here(&mut found, hook, &format!("{service_url}{WEBHOOK}")) {
+        return found.done();
     }
     if hook.secret.as_deref().is_none_or(str::is_empty) {
         let fix = "set its secret to RUNNER_MANAGER_SECRET on the App's page";
@@ -74,6 +54,30 @@ pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<
         Err(error) => found.failed("deliveries", error, "check the App's key"),
     }
     found.done()
+}
+
+/// Whether it does; else the rest does not matter.
+fn points_here(found: &mut Findings, hook: &HookConfig, expected: &str) -> bool {
+    match hook.url.as_deref().filter(|url| !url.is_empty()) {
+        None => found.warn(
+            "URL",
+            "it has none: each repository, or the organization, needs a webhook of its own",
+            format!("or set it to {expected} on the App's page"),
+        ),
+        Some(url) if !is_same(url, expected) => found.fail(
+            "URL",
+            format!("it points to {}", without_query(url)),
+            format!(
+                "set it to {expected} on the App's page; or, if the repositories or the organization have webhooks \
+                 of their own, take it away"
+            ),
+        ),
+        Some(_) => {
+            found.ok("URL", expected);
+            return true;
+        }
+    }
+    false
 }
 
 fn judge_deliveries(found: &mut Findings, deliveries: &[Delivery]) {
