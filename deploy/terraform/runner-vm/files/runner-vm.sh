@@ -420,6 +420,8 @@ run_runner() {
   ./run.sh >&3 2>&1 &
   runner=$!
   exec 3>&-
+  # A signal may have come before there was a process to hand it to.
+  if $stopping; then kill -TERM "$runner"; fi
   wait "$runner" || code=$?
   # The first wait ends with the signal, the second with the runner.
   if $stopping; then
