@@ -37,9 +37,11 @@ fi
 
 if command -v terraform >/dev/null; then
   say "terraform fmt"
-  terraform fmt -check -diff -recursive deploy
+  TF_CLI_CONFIG_FILE=/dev/null terraform fmt -check -diff -recursive deploy
+  say "terraform validate, plan and apply, against a stand-in for the google provider"
+  $python -W error -m unittest discover --start-directory $here --pattern 'test_terraform.py'
 else
-  skipped+=("terraform fmt: terraform is not on the PATH")
+  skipped+=("terraform fmt, validate, plan and apply: terraform is not on the PATH")
 fi
 
 say "Terraform files against the google provider's schema"
