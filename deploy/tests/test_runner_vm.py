@@ -77,6 +77,7 @@ class Surroundings(http.server.ThreadingHTTPServer):
         self.answers = []  # of the service, before it is fine: (status, body)
         self.registration = {"url": "https://github.com/acme/app", "name": "runner-1", "labels": ["self-hosted", "gpu"]}
         self.registrations = []
+        self.wish = {}
         self.identity_in_processes = False
         self.releases = {"latest": "2.400.0"}
         self.archive = archive("2.400.0")
@@ -132,7 +133,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         server = self.server
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != "/runner/registration" or json.loads(body) != {}:
+        if self.path != "/runner/registration" or json.loads(body) != server.wish:
             return self.answer(404)
         if self.headers["Authorization"] != f"Bearer {IDENTITY}":
             return self.answer(401)
@@ -305,6 +306,12 @@ class RunnerVm(unittest.TestCase):
         self.up()
         self.assertIn("--url https://github.com/acme --name vm-name", self.read("configured"))
         self.assertIn("--labels gpu,big --runnergroup builders\n", self.read("configured"))
+
+    def test_a_vm_of_several_repositories_says_which_one(self):
+        self.around.attributes["runner-repository"] = "acme/app"
+        self.around.wish = {"repo": "acme/app"}
+        self.up()
+        self.assertEqual(len(self.around.registrations), 1)
 
     def test_it_waits_for_a_metadata_server_that_is_late(self):
         self.around.metadata_late = 3

@@ -7,6 +7,7 @@ locals {
   # What the VM's script reads. Empty values are left out.
   settings = {
     runner-manager-url = var.runner_manager_url
+    runner-repository  = var.runner.repository
     runner-version     = var.runner.version
     runner-sha256      = var.runner.sha256
     runner-labels      = join(",", var.runner.labels)

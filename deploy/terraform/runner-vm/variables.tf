@@ -41,6 +41,7 @@ variable "runner_manager_url" {
 variable "runner" {
   description = <<-EOT
     The runner's program and registration:
+    repository which one it registers in, owner/repo, if its entries register in several.
     version    latest, or a version such as 2.330.0. A pinned runner still updates itself once it is connected.
     sha256     checksum of the pinned version's archive; by default the one that GitHub publishes for the release.
     labels     labels beside self-hosted, the system and the architecture, if the service does not tell them.
@@ -49,12 +50,13 @@ variable "runner" {
     directory  where the runner is, if not in the user's home: for a VM that has one already.
   EOT
   type = object({
-    version   = optional(string, "latest")
-    sha256    = optional(string)
-    labels    = optional(list(string), [])
-    group     = optional(string)
-    user      = optional(string)
-    directory = optional(string)
+    repository = optional(string)
+    version    = optional(string, "latest")
+    sha256     = optional(string)
+    labels     = optional(list(string), [])
+    group      = optional(string)
+    user       = optional(string)
+    directory  = optional(string)
   })
   default = {}
 

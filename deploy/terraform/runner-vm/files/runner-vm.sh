@@ -6,8 +6,9 @@
 #   runner-vm run       the runner's user: registers the runner if GitHub does not know it, then runs it
 #   runner-vm prune     root, hourly: makes room on the disk while no job runs
 #
-# Settings are attributes in the VM's metadata, all optional: runner-manager-url, runner-name, runner-labels,
-# runner-group, runner-version, runner-sha256, runner-user, runner-directory, runner-packages, runner-keep-free.
+# Settings are attributes in the VM's metadata, all optional: runner-manager-url, runner-repository, runner-name,
+# runner-labels, runner-group, runner-version, runner-sha256, runner-user, runner-directory, runner-packages,
+# runner-keep-free.
 #
 # The registration token lives in this process and in the environment of config.sh: never on a disk, in a log or in
 # a list of processes. So no here-documents around it, which bash may keep in files, and no arguments of programs.
@@ -294,8 +295,10 @@ pause() {
 
 # Gets a registration token from the service and registers the runner anew, under its old name.
 register() {
-  local service answer code=0
+  local service repository body='{}' answer code=0
   service=$(setting runner-manager-url) || return 1
+  repository=$(setting runner-repository) || return 1
+  if [[ -n $repository ]]; then body=$(jq --null-input --compact-output --arg repo "$repository" '{repo: $repo}'); fi
   service=${service%/}
   if [[ -z $service ]]; then
     tell_how_by_hand "no runner-manager-url is set"
@@ -303,7 +306,7 @@ register() {
   fi
   say "GitHub does not know this runner: asking $service to register it"
   slow_down
-  answer=$(patiently "$service" ask "$service") || code=$?
+  answer=$(patiently "$service" ask "$service" "$body") || code=$?
   if ((code != 0)); then
     if ((code == REFUSED)); then tell_how_by_hand "$service did not agree to register it"; fi
     return "$code"
@@ -327,14 +330,14 @@ slow_down() {
 
 # The service's answer, which holds the token. The VM proves which one it is by an identity token of Google's.
 ask() {
-  local service=$1 identity answer status
+  local service=$1 body=$2 identity answer status
   identity=$(metadata "instance/service-accounts/default/identity?audience=$service&format=full") || return 1
   if [[ -z $identity ]]; then
     say "the VM has no service account, so it cannot prove who it is: give it one (it needs no roles)"
     return "$REFUSED"
   fi
   answer=$(printf 'header = "Authorization: Bearer %s"\n' "$identity" |
-    curl --config - --silent --show-error --max-time 30 --header 'Content-Type: application/json' --data '{}' \
+    curl --config - --silent --show-error --max-time 30 --header 'Content-Type: application/json' --data "$body" \
       --write-out '\n%{http_code}' "$service/runner/registration") || return 1
   status=${answer##*$'\n'}
   answer=${answer%$'\n'*}
@@ -347,9 +350,11 @@ ask() {
     *)
       say "$service refused with $status$(detail "$answer")"
       case $status in
-        401) say "check that runner-manager-url is the service's CLOUD_RUN_SERVICE_URL, letter by letter" ;;
-        403) say "check that an entry of RUNNER_CONFIG names this VM and zone, and says \"register\"" ;;
-        404) say "check that the service is new enough to have /runner/registration, and that \"register\" is set" ;;
+        401 | 403)
+          say "the service's log says why; mostly no entry of RUNNER_CONFIG for this VM and zone says \"register\","
+          say "or runner-manager-url is not the service's CLOUD_RUN_SERVICE_URL, letter by letter"
+          ;;
+        404) say "check that the service is new enough to have /runner/registration" ;;
       esac
       return "$REFUSED"
       ;;
