@@ -41,6 +41,8 @@ pub struct Shared {
     pub secret: SharedSecret,
     /// The time.
     pub clock: Clock,
+    /// Where this service is reached, without a trailing slash.
+    pub service_url: String,
     /// How long a VM stays up after its last job.
     pub inactive: Duration,
     /// After how long a VM that is down is started for a while, so that its runner connects; `None`: never.
@@ -105,6 +107,7 @@ impl AppState {
             github,
             secret: config.secret,
             clock,
+            service_url: config.service_url,
             inactive: config.inactive,
             keepalive: config.keepalive,
             marks: Marks::default(),

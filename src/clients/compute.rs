@@ -256,8 +256,6 @@ impl Compute {
             let parameters = [
                 ("filter", filter.as_str()),
                 ("fields", "items,nextPageToken"),
-                // A zone that is unreachable hides no other.
-                ("returnPartialSuccess", "true"),
                 ("pageToken", token.as_str()),
             ];
             let given = parameters.into_iter().filter(|(_, value)| !value.is_empty());

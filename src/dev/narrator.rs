@@ -125,11 +125,14 @@ impl Narrator {
              # start and stop by hand; hold and release likewise\n\
              curl -X POST {service_url}/runner/start -H 'X-Runner-Secret: {SECRET}' -d '{{\"vm_instance_name\": \"gpu-1\"}}'\n\
              curl -X POST {service_url}/runner/stop -H 'X-Runner-Secret: {SECRET}' -d '{{\"vm_instance_name\": \"gpu-1\"}}'\n\n\
-             # trouble: preempt, stop; GitHub's outage on, off; a permission taken away, given back\n\
+             # trouble: preempt, stop; GitHub's outage on, off; webhooks lost; a permission taken away, given back\n\
              curl -X POST '{cloud_url}/play/vm?name=runner-1&do=preempt'\n\
              curl -X POST '{cloud_url}/play/github?outage=true'\n\
+             curl -X POST '{cloud_url}/play/lose?webhooks=1'\n\
              curl -X POST '{cloud_url}/play/forbid?permission=compute.instances.stop'\n\
              curl -X POST '{cloud_url}/play/permit?permission=compute.instances.stop'\n\n\
+             # find what was lost, and make up for it\n\
+             curl -X POST {service_url}/runner/reconcile -H 'X-Runner-Secret: {SECRET}'\n\n\
              # what the service shows to anyone, and to an operator: in a browser as a page\n\
              curl {service_url}/\n\
              curl {service_url}/runner/status -H 'X-Runner-Secret: {SECRET}'\n\n{}\n{}\n",

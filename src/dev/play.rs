@@ -17,6 +17,7 @@ pub(super) fn router(cloud: Cloud) -> Router {
         .route("/play/job", post(job))
         .route("/play/vm", post(vm))
         .route("/play/github", post(github))
+        .route("/play/lose", post(lose))
         .route("/play/forbid", post(forbid))
         .route("/play/permit", post(permit))
         .with_state(cloud)
@@ -82,6 +83,16 @@ struct Weather {
 async fn github(State(cloud): State<Cloud>, Query(weather): Query<Weather>) -> Reply {
     cloud.github.outage(weather.outage);
     Ok(format!("GitHub is {}\n", if weather.outage { "down" } else { "back" }))
+}
+
+#[derive(Deserialize)]
+struct Loss {
+    webhooks: u32,
+}
+
+async fn lose(State(cloud): State<Cloud>, Query(Loss { webhooks }): Query<Loss>) -> Reply {
+    cloud.github.lose_next_webhook(webhooks);
+    Ok(format!("the next webhooks to be lost: {webhooks}\n"))
 }
 
 #[derive(Deserialize)]

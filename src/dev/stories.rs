@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
+use tower::ServiceExt;
+
 use super::Stage;
 use crate::clock::Timestamp;
 use crate::emulators::compute::Status;
 use crate::emulators::github::{JobId, JobStatus};
+use crate::routes;
 
 /// The VM that the stories are about.
 const VM: &str = "runner-1";
@@ -74,6 +79,12 @@ pub(super) async fn tell_all(stage: &Stage) -> bool {
         "the VM did not leak",
         a_lost_completion
     );
+    tell!(
+        "A job that nobody was told of",
+        "GitHub's word that it is queued never arrives. The sweep, which a scheduler asks for, finds it waiting.",
+        "the job got its runner all the same",
+        a_lost_job
+    );
     kept
 }
 
@@ -140,6 +151,21 @@ impl Story<'_> {
         self.stage.clock.sleep(seconds(20)).await;
         self.stage.narrator.aside("the next webhook will be lost");
         self.stage.cloud.github.lose_next_webhook(1);
+        self.completed(job).await
+    }
+
+    async fn a_lost_job(&self) -> Result<(), Broken> {
+        self.stage.narrator.aside("the next webhook will be lost");
+        self.stage.cloud.github.lose_next_webhook(1);
+        let job = self.queue("acme/app", minutes(1));
+        self.stage.clock.sleep(minutes(2)).await;
+        self.stage.narrator.aside("the scheduler asks for a sweep: POST /runner/reconcile");
+        let request = Request::post("/runner/reconcile").header("X-Runner-Secret", super::SECRET);
+        let request = request.body(Body::empty()).map_err(|error| error.to_string())?;
+        let Ok(answer) = routes::router(self.stage.app.clone()).oneshot(request).await;
+        if !answer.status().is_success() {
+            return Err(format!("the sweep was answered {}", answer.status()));
+        }
         self.completed(job).await
     }
 

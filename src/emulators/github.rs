@@ -344,6 +344,7 @@ struct State {
     outbox: BTreeSet<(Timestamp, u64, String)>,
     lateness: Box<dyn FnMut(&Delivery) -> Duration + Send>,
     to_lose: u32,
+    losing: Box<dyn FnMut(&Delivery) -> bool + Send>,
     tokens: BTreeMap<String, Timestamp>,
     forbidden: BTreeSet<Permission>,
     /// What the App subscribes to.
@@ -395,6 +396,7 @@ impl GitHub {
             outbox: BTreeSet::new(),
             lateness: Box::new(|_| Duration::ZERO),
             to_lose: 0,
+            losing: Box::new(|_| false),
             tokens: BTreeMap::new(),
             forbidden: BTreeSet::new(),
             events: vec!["workflow_job".to_owned()],
@@ -572,6 +574,11 @@ impl GitHub {
     /// The next `count` deliveries are never sent.
     pub fn lose_next_webhook(&self, count: u32) {
         self.change(|state, _| state.to_lose += count);
+    }
+
+    /// Loses the first attempt at each delivery of which `lost` says so. It must not use this `GitHub`.
+    pub fn lose_webhooks_by(&self, lost: impl FnMut(&Delivery) -> bool + Send + 'static) {
+        self.change(|state, _| state.losing = Box::new(lost));
     }
 
     /// Sends each delivery later by what `late` says, so that they may overtake one another. It must not use this
@@ -1023,13 +1030,14 @@ impl State {
             attempts: Vec::new(),
             payload,
         };
-        if self.to_lose == 0 {
+        let lost = self.to_lose > 0 || (self.losing)(&delivery);
+        if !lost {
             let late = (self.lateness)(&delivery);
             self.outbox.insert((at + late, order, guid.clone()));
             self.deliveries.insert(guid, delivery);
             return;
         }
-        self.to_lose -= 1;
+        self.to_lose = self.to_lose.saturating_sub(1);
         self.deliveries.insert(guid.clone(), delivery);
         let attempt = self.attempt(&guid, at);
         if let Some(delivery) = self.deliveries.get_mut(&guid) {

@@ -52,6 +52,7 @@ pub mod mark;
 mod need;
 mod outcome;
 pub mod reconcile;
+mod redelivery;
 mod schedule;
 pub mod start_check;
 pub mod status;

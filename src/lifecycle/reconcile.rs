@@ -6,10 +6,12 @@
 //! merges with what is there already, so it may come as often as somebody likes.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
+use tracing::{error, info, warn};
 
 use super::mark::MARK_LABEL;
 use super::need::{Need, Started};
@@ -18,7 +20,7 @@ use super::survey::{OfVm, Survey, look_at_all};
 use super::task::{StartTask, StopTask, WaitingJob};
 use super::watch::Watch;
 use super::witness::JobRef;
-use super::{Error, Phase, RESERVE, Seen};
+use super::{Error, Phase, RESERVE, Seen, redelivery};
 use crate::clients::compute::Labelled;
 use crate::clients::github::{Job, Progress};
 use crate::clock::{Deadline, Timestamp};
@@ -72,7 +74,7 @@ pub struct Finding {
     level: Level,
     found: String,
     /// None if there is nothing that the service could do, or may.
-    did: Option<String>,
+    pub(super) did: Option<String>,
 }
 
 /// How bad it is.
@@ -90,8 +92,11 @@ pub enum Level {
 /// Compares the whole fleet with what Google and GitHub say, and makes up for what was lost.
 pub async fn sweep(app: &AppState, deadline: Deadline) -> Report {
     let asking = deadline.minus(RESERVE);
-    let (seen, marked) =
-        tokio::join!(look_at_all(app, asking), app.compute.labelled(MARK_LABEL, asking));
+    let (seen, marked, deliveries) = tokio::join!(
+        look_at_all(app, asking),
+        app.compute.labelled(MARK_LABEL, asking),
+        redelivery::ask_again(app, asking),
+    );
     let up = app.fleet.vms().zip(&seen).filter(|(_, seen)| is_up(seen));
     let up: Vec<&ManagedVm> = up.map(|(vm, _)| vm).collect();
     let survey = Survey::ask(app, &up, MOST_RUNS, asking).await;
@@ -120,7 +125,11 @@ pub async fn sweep(app: &AppState, deadline: Deadline) -> Report {
             not_asked.insert(format!("{error}: ask again"));
         }
     }
-    let report = Report { vms, findings: Vec::new(), not_asked: not_asked.into_iter().collect() };
+    let findings = deliveries.unwrap_or_else(|error| {
+        not_asked.insert(format!("{error}, for deliveries that failed: ask again"));
+        Vec::new()
+    });
+    let report = Report { vms, findings, not_asked: not_asked.into_iter().collect() };
     report.log();
     report
 }
@@ -357,7 +366,7 @@ fn left_until(seen: &Seen, since: Timestamp, now: Timestamp) -> Option<Timestamp
 }
 
 impl Finding {
-    fn new(level: Level, found: String) -> Self {
+    pub(super) fn new(level: Level, found: String) -> Self {
         Self { level, found, did: None }
     }
 
@@ -396,24 +405,36 @@ impl Report {
     /// One line for each finding, and one for the sweep.
     fn log(&self) {
         for report in &self.vms {
-            let vm = &report.vm;
+            let Vm { name, zone } = &report.vm;
             for finding in &report.findings {
-                let did = finding.did.as_ref().map(|did| format!("; {did}")).unwrap_or_default();
-                let line = format!("VM {}: {}{did}", vm.name, finding.found);
                 match finding.level {
-                    Level::Info => tracing::info!(vm.name = %vm.name, vm.zone = %vm.zone, "{line}"),
+                    Level::Info => info!(vm.name = %name, vm.zone = %zone, "VM {name}: {finding}"),
                     Level::Warning => {
-                        tracing::warn!(vm.name = %vm.name, vm.zone = %vm.zone, "{line}")
+                        warn!(vm.name = %name, vm.zone = %zone, "VM {name}: {finding}")
                     }
                     Level::Error => {
-                        tracing::error!(vm.name = %vm.name, vm.zone = %vm.zone, "{line}")
+                        error!(vm.name = %name, vm.zone = %zone, "VM {name}: {finding}")
                     }
                 }
             }
         }
-        for text in &self.not_asked {
-            tracing::warn!("the sweep could not ask: {text}");
+        for finding in &self.findings {
+            match finding.level {
+                Level::Info => info!("{finding}"),
+                Level::Warning => warn!("{finding}"),
+                Level::Error => error!("{finding}"),
+            }
         }
-        tracing::info!("swept: {}", self.summary());
+        for text in &self.not_asked {
+            warn!("the sweep could not ask: {text}");
+        }
+        info!("swept: {}", self.summary());
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.found)?;
+        self.did.as_ref().map_or(Ok(()), |did| write!(f, "; {did}"))
     }
 }

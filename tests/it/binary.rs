@@ -292,7 +292,7 @@ fn the_demo_keeps_every_promise() {
     let output = program().args(["dev", "--once"]).output().unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{told}");
-    assert_eq!(told.matches("\n  kept: ").count(), 6, "{told}");
+    assert_eq!(told.matches("\n  kept: ").count(), 7, "{told}");
     assert!(!told.contains('\x1b'), "no colours without a terminal");
     for step in [
         "webhook queued -> runner-1: starting",

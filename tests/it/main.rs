@@ -9,6 +9,7 @@ mod arrows;
 mod binary;
 mod costs;
 mod deliveries;
+mod docs;
 mod endpoints;
 mod promises;
 mod properties;

@@ -407,6 +407,17 @@ impl Service {
         *self.0.current.lock().unwrap() = None;
     }
 
+    /// A sweep, as a scheduler would ask for it; its answer, unless the instance vanishes.
+    pub(crate) async fn sweep(&self) -> Option<(StatusCode, Bytes)> {
+        let request = Request::post("http://service.example/runner/reconcile")
+            .header("X-Runner-Secret", SECRET)
+            .body(Full::default())
+            .unwrap();
+        let answer = self.http().oneshot(request).await.ok()?;
+        let (head, body) = answer.into_parts();
+        Some((head.status, body))
+    }
+
     fn http(&self) -> HttpService {
         let service = self.clone();
         BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {

@@ -110,6 +110,16 @@ def drive(service):
     webhook("completed", 4711)
     post("/runner/stop", {**VM, "unmarked": True}, task)
     post("/runner/stop", {**VM, "force": True}, operator)
+    # What an operator's page asks for, and a scheduler; a webhook that was lost is asked for again.
+    post("/runner/hold", VM, operator)
+    post("/runner/release", VM, operator)
+    request = urllib.request.Request(f"{service}/runner/status", headers=operator)
+    with urllib.request.urlopen(request) as answer:
+        assert len(json.loads(answer.read())["vms"]) == 2
+    play("lose?webhooks=1")
+    play("job?repo=acme/app&labels=self-hosted,gpu,nobody&seconds=5")
+    time.sleep(1)
+    post("/runner/reconcile", {}, operator)
     # Once it is stopped, a start check asks why, and starts it.
     deadline = time.monotonic() + 90
     while post("/runner/start", {**VM, "event_at": int(time.time()) - 300}, task) != "starting":
@@ -261,9 +271,13 @@ def main():
         "compute.instances.start",
         "compute.instances.stop",
         "compute.instances.setLabels",
+        "compute.instances.aggregatedList",
         "compute.zoneOperations.list",
         "cloudtasks.projects.locations.queues.tasks.create",
         "apps/create-installation-access-token",
+        "apps/get-webhook-config-for-app",
+        "apps/list-webhook-deliveries",
+        "apps/redeliver-webhook-delivery",
         "actions/list-self-hosted-runners-for-repo",
         "actions/list-self-hosted-runners-for-org",
         "actions/list-workflow-runs-for-repo",

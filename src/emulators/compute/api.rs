@@ -61,7 +61,6 @@ impl ComputeEngine {
                     "maxResults",
                     "orderBy",
                     "pageToken",
-                    "returnPartialSuccess",
                     "serviceProjectNumber",
                 ];
                 it.answer(call, "instances.list", &known, ALL_FIELDS, State::list_instances)
@@ -70,8 +69,7 @@ impl ComputeEngine {
                 it.answer(call, "zoneOperations.get", &[], OPERATION_FIELDS, State::get_operation)
             })
             .on(get, &operations, compute("zoneOperations.list"), self, |it, call| {
-                let known =
-                    ["filter", "maxResults", "orderBy", "pageToken", "returnPartialSuccess"];
+                let known = ["filter", "maxResults", "orderBy", "pageToken"];
                 it.answer(call, "zoneOperations.list", &known, LIST_FIELDS, State::list_operations)
             })
     }
@@ -288,7 +286,6 @@ impl State {
 
     /// The instances of all zones that have any, by zone.
     fn list_instances(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
-        call.flag("returnPartialSuccess")?;
         let limit = page_size(call)?;
         let filter = filter(call, INSTANCE_FIELDS)?;
         let mut found: Vec<(&str, Value)> = self

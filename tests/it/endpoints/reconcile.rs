@@ -1,11 +1,11 @@
 use http::{Method, StatusCode};
 use runner_manager::emulators::compute::{Instance, Status};
-use runner_manager::emulators::github::{Permission, Timings};
+use runner_manager::emulators::github::{Hook, Permission, Timings};
 use runner_manager::emulators::{ErrorBody, Fault};
 use serde_json::{Value, json};
 
 use super::detail;
-use crate::world::{INACTIVE, World, ZONE, minutes, seconds};
+use crate::world::{INACTIVE, SECRET, World, ZONE, minutes, seconds};
 
 const DAY: u64 = 24 * 60;
 
@@ -75,6 +75,51 @@ async fn a_job_whose_webhook_was_lost_gets_its_vm() {
     assert_eq!(did.unwrap(), "a start check looks at 2026-11-24T09:02:00Z");
     world.pass_until(minutes(2), |world| world.is_started(job)).await;
     world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_failed_is_asked_for_again_once_in_a_while() {
+    // Where jobs may not be read, a delivery is the only word of them.
+    let mut world = World::new();
+    world.cloud.github.forbid(Permission::Actions);
+    world.cloud.github.lose_next_webhook(1);
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass(minutes(1)).await;
+    let swept = world.sweep().await;
+    let told = &swept["findings"][0];
+    let found =
+        "1 delivery of the App's webhook failed, the last at 2026-11-24T09:00:07Z, answered 502";
+    assert_eq!((&told["found"], &told["level"]), (&json!(found), &json!("warning")), "{swept:#}");
+    assert_eq!(told["did"], "asked GitHub to send 1 delivery again");
+    world.pass_until(minutes(1), |world| world.is_started(job)).await;
+    world.pass(seconds(5)).await;
+    world.cloud.github.lose_next_webhook(1);
+    world.pass_until(minutes(10), |world| world.is_completed(job)).await;
+    let swept = world.sweep().await;
+    assert_eq!(
+        swept["findings"].as_array().unwrap().len(),
+        1,
+        "that it is over was lost too: {swept:#}"
+    );
+    world.pass(minutes(5)).await;
+    assert_eq!(world.sweep().await["findings"], json!([]));
+    let asked = world.count("apps.redeliverWebhookDelivery");
+    assert_eq!(asked, 2, "{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn deliveries_of_a_webhook_that_leads_elsewhere_are_left_alone() {
+    let mut world = World::new();
+    world.cloud.github.webhook(Hook {
+        url: "http://elsewhere.example/github/webhook".into(),
+        secret: SECRET.into(),
+        form: false,
+    });
+    world.cloud.github.lose_next_webhook(1);
+    world.queue_job("acme/app", "nobody-has-this", minutes(1));
+    world.pass(minutes(1)).await;
+    assert_eq!(world.sweep().await["findings"], json!([]));
+    assert_eq!(world.count("apps.listWebhookDeliveries"), 0);
 }
 
 #[tokio::test(start_paused = true)]

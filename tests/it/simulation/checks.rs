@@ -48,6 +48,8 @@ pub(super) struct Bounds {
     pub(super) nothing_fails: bool,
     /// Both witnesses may be heard, so no stop comes while an accepted job waits.
     pub(super) both_witnesses: bool,
+    /// The fleet is swept, so a job is promised its VM whether its webhook was accepted or not.
+    pub(super) swept: bool,
 }
 
 impl Bounds {
@@ -59,13 +61,15 @@ impl Bounds {
             Profile::Outage | Profile::Permission => minutes(7),
             // A check that fails or comes late: another interval or two.
             Profile::Loss | Profile::All => minutes(17),
+            // And a sweep or two, of which one may see nothing.
+            Profile::Swept => minutes(30),
         };
         let idling = match profile {
             // A lease, and the looks after it: a job that never came to a runner.
             Profile::None | Profile::Stale => INACTIVE + minutes(10),
             // The chain looks every ten minutes, give or take half of that, and confirms.
             Profile::Outage | Profile::Permission => INACTIVE + minutes(25),
-            Profile::Loss | Profile::All => INACTIVE + minutes(60),
+            Profile::Loss | Profile::All | Profile::Swept => INACTIVE + minutes(60),
         };
         Self {
             waiting,
@@ -74,6 +78,7 @@ impl Bounds {
             marks_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
             nothing_fails: matches!(profile, Profile::None | Profile::Stale),
             both_witnesses: profile != Profile::Permission,
+            swept: profile == Profile::Swept,
         }
     }
 }
@@ -144,8 +149,7 @@ pub(super) fn accepted(history: &[Happening]) -> BTreeMap<JobId, Timestamp> {
 #[derive(Default)]
 struct Watched {
     status: Option<Status>,
-    /// Jobs that wait for it, whether their webhook arrived or not.
-    /// Jobs that wait for it, since when.
+    /// Jobs that wait for it, since when, whether their webhook arrived or not.
     waiting: BTreeMap<JobId, Timestamp>,
     /// Those of them that had a runner before: only GitHub knows that they wait again.
     requeued: BTreeSet<JobId>,
@@ -262,7 +266,10 @@ impl Review<'_> {
         self.now = self.now.max(time);
         for (name, vm) in &mut self.vms {
             let can_be_known = |job: &JobId| self.github_down == 0 || !vm.requeued.contains(job);
-            let is_promised = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
+            let is_accepted = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
+            // A sweep finds the others, if GitHub can be asked.
+            let is_found = self.bounds.swept && self.github_down == 0;
+            let is_promised = |job: &JobId| is_found || is_accepted(job);
             let waits = vm.waiting.keys().any(|job| is_promised(job) && can_be_known(job));
             let stranded = waits && !vm.is_up() && self.stockout == 0 && vm.unconfigured == 0;
             vm.down_for = if stranded { vm.down_for + span } else { Duration::ZERO };

@@ -54,22 +54,31 @@ pub(crate) enum Profile {
     Stale,
     /// All of it, but for the permission.
     All,
+    /// All of it, three in ten webhooks are lost, and the fleet is swept every five minutes.
+    Swept,
 }
 
 impl Profile {
-    pub(crate) const EACH: [Self; 6] =
-        [Self::None, Self::Loss, Self::Outage, Self::Permission, Self::Stale, Self::All];
+    pub(crate) const EACH: [Self; 7] = [
+        Self::None,
+        Self::Loss,
+        Self::Outage,
+        Self::Permission,
+        Self::Stale,
+        Self::All,
+        Self::Swept,
+    ];
 
     pub(crate) fn loses(self) -> bool {
-        matches!(self, Self::Loss | Self::All)
+        matches!(self, Self::Loss | Self::All | Self::Swept)
     }
 
     pub(crate) fn breaks_down(self) -> bool {
-        matches!(self, Self::Outage | Self::All)
+        matches!(self, Self::Outage | Self::All | Self::Swept)
     }
 
     pub(crate) fn is_stale(self) -> bool {
-        matches!(self, Self::Stale | Self::All)
+        matches!(self, Self::Stale | Self::All | Self::Swept)
     }
 }
 

@@ -254,6 +254,7 @@ fn bounds(play: &Play) -> Bounds {
         marks_hold: !call_broke,
         nothing_fails: !call_broke && play.trouble != Trouble::NoCompleted,
         both_witnesses: true,
+        swept: false,
     }
 }
 

@@ -107,3 +107,8 @@ fn days_of_stale_words() {
 fn days_of_everything() {
     days(Profile::All);
 }
+
+#[test]
+fn days_of_everything_with_a_sweep() {
+    days(Profile::Swept);
+}

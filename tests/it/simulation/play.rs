@@ -12,7 +12,7 @@ use runner_manager::emulators::{Api, ErrorBody, Fault, compute, github};
 
 use super::checks::{self, Bounds, Excuse, Figures, MISTYPED};
 use super::day::{Day, Dice, Op, Profile, RunnerIs};
-use crate::world::{World, ZONE, fleet, minutes, runner, seconds};
+use crate::world::{SECRET, World, ZONE, fleet, minutes, runner, seconds};
 
 /// The same twice if the day is: everything that could be seen, and what was broken.
 pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
@@ -23,7 +23,9 @@ pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
     }
     stage.finish().await;
     let story = stage.world.story();
-    (story, checks::check(&stage.world, Bounds::of(day.profile), &stage.excuses, stage.most_tasks))
+    let Stage { world, excuses, most_tasks, broken_sweep, .. } = stage;
+    let result = checks::check(&world, Bounds::of(day.profile), &excuses, most_tasks);
+    (story, broken_sweep.map_or(result, Err))
 }
 
 /// What ends an operation that lasts.
@@ -37,6 +39,10 @@ struct Stage {
     order: usize,
     excuses: Vec<(Timestamp, Excuse)>,
     most_tasks: usize,
+    /// When the fleet is swept next; never, unless the profile says so.
+    next_sweep: Option<Timestamp>,
+    /// What a sweep should not have answered.
+    broken_sweep: Option<String>,
     /// How many API calls are left until the service vanishes; below zero: it does not.
     crash: Arc<AtomicI64>,
     crash_with_effect: Arc<AtomicBool>,
@@ -63,6 +69,8 @@ impl Stage {
             order: 0,
             excuses,
             most_tasks: 0,
+            next_sweep: (day.profile == Profile::Swept).then(|| begun + minutes(1)),
+            broken_sweep: None,
             crash,
             crash_with_effect: Arc::default(),
         };
@@ -78,6 +86,8 @@ impl Stage {
         let dice = Mutex::new(dice);
         let compute = self.world.cloud.compute.clone();
         let quicker = Mutex::new(0);
+        // The webhook is not the App's own: its deliveries cannot be asked for again.
+        let not_the_apps = profile == Profile::Swept && dice.lock().unwrap().chance(50);
         self.world.cloud.faults.on(move |call| {
             let mut dice = dice.lock().unwrap();
             if profile.is_stale() && call.method == "instances.setLabels" {
@@ -86,6 +96,9 @@ impl Stage {
                 if let (1.., Some(vm)) = (*in_a_row, call.target.rsplit('/').nth(1)) {
                     compute.label_by_hand(vm, "team", Some(&dice.roll().to_string()));
                 }
+            }
+            if not_the_apps && call.method == "apps.getWebhookConfigForApp" {
+                return Some(Fault::Before(StatusCode::NOT_FOUND, ErrorBody::Api));
             }
             if crash.load(Ordering::Relaxed) >= 0 && crash.fetch_sub(1, Ordering::Relaxed) == 0 {
                 service.vanish();
@@ -110,7 +123,7 @@ impl Stage {
             let stop = next.unwrap_or(time);
             while self.world.clock.now() < stop {
                 let left = stop.since(self.world.clock.now());
-                self.world.pass(left.min(minutes(1))).await;
+                self.pass(left.min(minutes(1))).await;
                 self.most_tasks = self.most_tasks.max(most_tasks_of_a_vm(&self.world));
             }
             match next {
@@ -120,6 +133,23 @@ impl Stage {
                     }
                 }
                 None => return,
+            }
+        }
+    }
+
+    /// Lets time pass, and the fleet be swept if that is due.
+    async fn pass(&mut self, span: Duration) {
+        let now = self.world.clock.now();
+        let Some(due) = self.next_sweep.filter(|due| *due <= now) else {
+            return self.world.pass(span).await;
+        };
+        self.next_sweep = Some(due + minutes(5));
+        let service = self.world.service();
+        let (answer, ()) = tokio::join!(service.sweep(), self.world.pass(span));
+        if let Some((status, body)) = answer {
+            let body = String::from_utf8_lossy(&body);
+            if status != StatusCode::OK || body.contains(SECRET) {
+                self.broken_sweep = Some(format!("{now}: a sweep was answered {status}: {body}"));
             }
         }
     }
@@ -264,16 +294,27 @@ impl Stage {
         self.world.cloud.faults.off();
         self.world.cloud.tasks.lateness(Duration::ZERO);
         self.world.cloud.github.lateness_by(|_| Duration::ZERO);
-        // Jobs whose webhook was lost are nobody's promise; a person would start them again.
-        let accepted = checks::accepted(&self.world.history());
-        for job in self.world.cloud.github.jobs() {
-            if job.status != JobStatus::Completed && !accepted.contains_key(&job.id) {
-                self.world.cloud.github.cancel_job(job.id);
+        self.world.cloud.github.lose_webhooks_by(|_| false);
+        let swept = self.next_sweep.is_some();
+        if !swept {
+            // Jobs whose webhook was lost are nobody's promise; a person would start them again.
+            let accepted = checks::accepted(&self.world.history());
+            for job in self.world.cloud.github.jobs() {
+                if job.status != JobStatus::Completed && !accepted.contains_key(&job.id) {
+                    self.world.cloud.github.cancel_job(job.id);
+                }
             }
         }
         let end = self.world.clock.now() + minutes(40 * 60);
-        while !self.world.is_quiet() && self.world.clock.now() < end {
-            self.world.pass(minutes(5)).await;
+        let is_over = |world: &World| {
+            let waits = |world: &World| {
+                let jobs = world.cloud.github.jobs();
+                jobs.iter().any(|job| job.status != JobStatus::Completed)
+            };
+            world.is_quiet() && !(swept && waits(world))
+        };
+        while !is_over(&self.world) && self.world.clock.now() < end {
+            self.pass(minutes(5)).await;
         }
     }
 }
@@ -325,6 +366,10 @@ fn set_the_scene(world: &World, profile: Profile, dice: &mut Dice) {
         // They overtake one another.
         let (slowest, mut late) = (dice.between(0, 60), dice.clone());
         cloud.github.lateness_by(move |_| seconds(late.between(0, slowest)));
+        if profile == Profile::Swept {
+            let mut lost = dice.clone();
+            cloud.github.lose_webhooks_by(move |_| lost.chance(30));
+        }
         let mut late = dice.clone();
         cloud.tasks.lateness_by(move |_| {
             seconds(if late.chance(5) { late.between(10, 180) } else { late.between(0, 2) })

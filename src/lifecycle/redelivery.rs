@@ -1,0 +1,209 @@
+//! Deliveries that nobody took. GitHub sends each once, and again only if somebody asks within three days.
+//!
+//! Only the GitHub App's own webhook can be asked about, and only where it leads to this service. Jobs that still wait
+//! are found by the [sweep](super::reconcile) anyhow, and completions by the stop checks that are there already; a
+//! delivery tells the same sooner, and where jobs may not be read it is the only word there is.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+
+use super::reconcile::{Finding, Level};
+use super::schedule::{HOUR, MINUTE, doubled};
+use crate::clients::Error;
+use crate::clients::github::app::{Delivery, DeliveryFilter};
+use crate::clock::{Deadline, Timestamp};
+use crate::state::AppState;
+
+/// How long GitHub keeps a delivery.
+const KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+/// How long a job waits before GitHub drops it: an older `queued` would only start its VM for nothing.
+const QUEUED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Pages of 100 attempts that are read at most, newest first: enough to see what became of those that failed.
+const MOST_PAGES: usize = 20;
+
+/// Deliveries that are asked for in one sweep at most; the others are there for the next one.
+const MOST: usize = 50;
+
+/// GitHub asks for no more than a few requests at a time.
+const AT_A_TIME: usize = 4;
+
+/// Asks for those that no attempt has delivered, and tells what came of it.
+///
+/// # Errors
+/// If GitHub could not be asked which there are.
+pub(super) async fn ask_again(app: &AppState, deadline: Deadline) -> Result<Vec<Finding>, Error> {
+    let hook = app.github.hook_config(deadline).await?;
+    let here = format!("{}/github/webhook", app.service_url);
+    if hook.url.is_none_or(|url| url.trim_end_matches('/') != here) {
+        return Ok(Vec::new());
+    }
+    let now = app.clock.now();
+    let failed = app.github.deliveries(DeliveryFilter::Failed, None, deadline).await?;
+    if undelivered(&failed.items, now).is_empty() {
+        return Ok(Vec::new());
+    }
+    let lost = undelivered(&attempts(app, now, deadline).await?, now);
+    let Some(first) = lost.first() else { return Ok(Vec::new()) };
+    let found = format!(
+        "{} of the App's webhook failed, the last at {}, answered {}",
+        deliveries(lost.len()),
+        first.at.rfc3339(),
+        first.answered,
+    );
+    let due: Vec<&Lost> = lost.iter().filter(|lost| lost.is_due(now)).take(MOST).collect();
+    let asked = due.iter().map(|lost| app.github.redeliver(lost.attempt, deadline));
+    let asked: Vec<_> = stream::iter(asked.collect::<Vec<_>>()).buffered(AT_A_TIME).collect().await;
+    // GitHub may have dropped one since it listed it.
+    let sent = asked.iter().filter(|asked| asked.is_ok()).count();
+    let error = asked.into_iter().filter_map(Result::err).find(|error| !error.is_not_found());
+    let mut findings = vec![Finding::new(Level::Warning, found)];
+    if sent > 0 {
+        findings[0].did = Some(format!("asked GitHub to send {} again", deliveries(sent)));
+    }
+    if let Some(error) = error {
+        let found = format!("not all could be asked for again: {error}");
+        findings.push(Finding::new(Level::Error, found));
+    }
+    Ok(findings)
+}
+
+fn deliveries(count: usize) -> String {
+    format!("{count} deliver{}", if count == 1 { "y" } else { "ies" })
+}
+
+/// All attempts that GitHub still has, as far as they are read.
+async fn attempts(
+    app: &AppState,
+    now: Timestamp,
+    deadline: Deadline,
+) -> Result<Vec<Delivery>, Error> {
+    let mut all = Vec::new();
+    let mut cursor: Option<String> = None;
+    for _ in 0..MOST_PAGES {
+        let page = app.github.deliveries(DeliveryFilter::All, cursor.as_deref(), deadline).await?;
+        let old = page.items.last().is_none_or(|last| now.since(last.delivered_at) >= KEPT);
+        all.extend(page.items);
+        cursor = page.next;
+        if old || cursor.is_none() {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+/// A delivery that no attempt has brought here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lost {
+    /// The latest attempt: its number, when it was, and what it was answered.
+    attempt: u64,
+    at: Timestamp,
+    answered: u16,
+    /// How many there were.
+    attempts: u32,
+}
+
+impl Lost {
+    /// The first time at once, then with growing pauses: what fails for a reason of its own fails each time.
+    fn is_due(&self, now: Timestamp) -> bool {
+        let pause = match self.attempts {
+            0 | 1 => Duration::ZERO,
+            more => doubled(5 * MINUTE, more - 2, 6 * HOUR),
+        };
+        now.since(self.at) >= pause
+    }
+}
+
+/// What matters to a VM and was not delivered, by its latest attempt, newest first.
+fn undelivered(attempts: &[Delivery], now: Timestamp) -> Vec<Lost> {
+    let mut by_guid = BTreeMap::<&str, Vec<&Delivery>>::new();
+    for attempt in attempts {
+        by_guid.entry(attempt.guid.as_str()).or_default().push(attempt);
+    }
+    let lost = by_guid.into_values().filter_map(|attempts| {
+        let first = attempts.iter().min_by_key(|attempt| attempt.id)?;
+        let last = attempts.iter().max_by_key(|attempt| attempt.id)?;
+        let delivered = attempts.iter().any(|attempt| attempt.was_accepted());
+        (!delivered && matters(first, now)).then(|| Lost {
+            attempt: last.id,
+            at: last.delivered_at,
+            answered: last.status_code,
+            attempts: u32::try_from(attempts.len()).unwrap_or(u32::MAX),
+        })
+    });
+    let mut lost: Vec<Lost> = lost.collect();
+    lost.sort_by_key(|lost| std::cmp::Reverse(lost.attempt));
+    lost
+}
+
+fn matters(first: &Delivery, now: Timestamp) -> bool {
+    let age = now.since(first.delivered_at);
+    first.event == "workflow_job"
+        && match first.action.as_deref() {
+            Some("queued") => age < QUEUED,
+            Some("completed") => age < KEPT,
+            _ => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(minutes: u64) -> Timestamp {
+        Timestamp::from_unix_seconds(60 * minutes)
+    }
+
+    fn attempt(id: u64, guid: &str, action: &str, status_code: u16, minutes: u64) -> Delivery {
+        Delivery {
+            id,
+            guid: guid.into(),
+            event: "workflow_job".into(),
+            action: Some(action.into()),
+            status: String::new(),
+            status_code,
+            delivered_at: at(minutes),
+            redelivery: false,
+        }
+    }
+
+    #[test]
+    fn a_delivery_is_lost_if_no_attempt_brought_it_here() {
+        let attempts = [
+            attempt(9, "a", "queued", 502, 90),
+            attempt(8, "b", "queued", 200, 80),
+            attempt(7, "c", "in_progress", 502, 70),
+            attempt(6, "b", "queued", 502, 60),
+            attempt(5, "a", "queued", 504, 50),
+            attempt(4, "d", "completed", 0, 40),
+            Delivery { event: "ping".into(), ..attempt(3, "e", "queued", 502, 30) },
+        ];
+        let lost = undelivered(&attempts, at(100));
+        let told = lost.iter().map(|lost| (lost.attempt, lost.answered, lost.attempts));
+        assert_eq!(told.collect::<Vec<_>>(), [(9, 502, 2), (4, 0, 1)]);
+    }
+
+    #[test]
+    fn a_job_that_github_has_dropped_is_not_queued_again_but_its_end_still_counts() {
+        let day = 24 * 60;
+        let of = |action| undelivered(&[attempt(1, "a", action, 502, 0)], at(day)).len();
+        assert_eq!((of("queued"), of("completed")), (0, 1));
+        assert!(undelivered(&[attempt(1, "a", "completed", 502, 0)], at(3 * day)).is_empty());
+        let again = [attempt(2, "a", "queued", 502, day - 1), attempt(1, "a", "queued", 502, 0)];
+        assert!(undelivered(&again, at(day)).is_empty());
+    }
+
+    #[test]
+    fn what_fails_again_and_again_is_asked_for_less_and_less_often() {
+        let due = |attempts, minutes| {
+            Lost { attempt: 1, at: at(0), answered: 502, attempts }.is_due(at(minutes))
+        };
+        assert!(due(1, 0));
+        assert!(!due(2, 4) && due(2, 5));
+        assert!(!due(3, 9) && due(3, 10));
+        assert!(!due(20, 359) && due(20, 360));
+    }
+}
