@@ -73,6 +73,16 @@ cargo build --locked --quiet
 PROGRAM=${CARGO_TARGET_DIR:-target}/debug/runner-manager $python -W error -m unittest discover \
   --start-directory $here --pattern 'test_service.py'
 
+# -- documentation --------------------------------------------------------------------------------------------------
+
+if command -v gcloud >/dev/null; then
+  say "the documentation's gcloud commands, as gcloud's linter sees them"
+  CLOUDSDK_CORE_DISABLE_PROMPTS=1 CLOUDSDK_CORE_DISABLE_USAGE_REPORTING=1 $python -W error -m unittest discover \
+    --start-directory $here --pattern 'test_commands.py'
+else
+  skipped+=("the documentation's gcloud commands: gcloud is not on the PATH")
+fi
+
 # -- workflows ------------------------------------------------------------------------------------------------------
 
 say "actionlint"
