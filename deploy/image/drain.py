@@ -1,6 +1,6 @@
 """A signed delivery whose second half is sent only after the service was told to stop: it has to be answered.
 
-    drain.py URL SECRET        prints `half` when the service has the first half
+drain.py URL SECRET        prints `half` when the service has the first half
 """
 
 import hashlib
@@ -20,7 +20,9 @@ head = (
     f"X-Hub-Signature-256: sha256={signature}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
 )
 
-whole = urllib.request.Request(f"{url}/github/webhook", body, {"X-GitHub-Event": "ping", "Content-Type": "application/json"})
+whole = urllib.request.Request(
+    f"{url}/github/webhook", body, {"X-GitHub-Event": "ping", "Content-Type": "application/json"}
+)
 whole.add_header("X-Hub-Signature-256", f"sha256={signature}")
 with urllib.request.urlopen(whole, timeout=5) as reply:
     assert reply.status == 200 and reply.read() == b'{"status":"ok"}', reply.status

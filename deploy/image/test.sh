@@ -4,8 +4,8 @@
 #   deploy/image/test.sh             the whole Dockerfile, with its release build: several minutes
 #   deploy/image/test.sh PROGRAM     only its last stage, around a program that was built elsewhere
 #
-# With Docker where there is an engine. Else with buildah, as root; and where no registry can be reached either, on bases
-# made here: Debian's packages and this machine's Rust.
+# With Docker where there is an engine. Else with buildah, as root; and where no registry can be reached either, on
+# bases made here: Debian's packages and this machine's Rust.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -80,8 +80,8 @@ engine_buildah() {
   # What changed since the start, but for what buildah itself puts there for its run.
   nothing_written() {
     local files
-    files=$(find "$root" -xdev -newer "$work/before" ! -type d ! -path "$root/etc/*" ! -path "$root/run/*" ! -path "$root/dev/*" \
-      ! -path "$root/proc/*" ! -path "$root/sys/*")
+    files=$(find "$root" -xdev -newer "$work/before" ! -type d ! -path "$root/etc/*" ! -path "$root/run/*" \
+      ! -path "$root/dev/*" ! -path "$root/proc/*" ! -path "$root/sys/*")
     if [[ -n $files ]]; then printf 'it wrote %s\n' "$files" >>"$work/log" && return 1; fi
   }
 }
@@ -109,7 +109,7 @@ local_build_base() {
 
 # What distroless/cc has: the C library, its unwinder, certificates and a user; no shell.
 local_run_base() {
-  local root=$work/run-base library container
+  local root=$work/run-base library loader=lib64/ld-linux-x86-64.so.2 container
   rm -rf "$root"
   mkdir -p "$root/etc/ssl/certs" "$root/tmp" "$root/lib64" "$root/usr/local/bin"
   chmod 1777 "$root/tmp"
@@ -118,9 +118,9 @@ local_run_base() {
     mkdir -p "$root/$(dirname "$library")"
     cp --dereference "$library" "$root/$library"
   done
-  library=$(readlink --canonicalize /lib64/ld-linux-x86-64.so.2 2>/dev/null || readlink --canonicalize /lib/ld-linux-aarch64.so.1)
+  [[ -e /$loader ]] || loader=lib/ld-linux-aarch64.so.1
   mkdir -p "$root/lib"
-  cp "$library" "$root/$(if [[ $library == *x86-64* ]]; then echo lib64/ld-linux-x86-64.so.2; else echo lib/ld-linux-aarch64.so.1; fi)"
+  cp --dereference "/$loader" "$root/$loader"
   cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
   echo 'nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' >"$root/etc/passwd"
   echo 'nonroot:x:65532:' >"$root/etc/group"
@@ -164,7 +164,10 @@ if [[ -n $program ]]; then
   } >"$dockerfile"
 fi
 say "building"
-build "${arguments[@]}" --file "$dockerfile" "$context" >"$work/build.log" 2>&1 || { tail -n 40 "$work/build.log" && fail "the build: $work/build.log"; }
+if ! build "${arguments[@]}" --file "$dockerfile" "$context" >"$work/build.log" 2>&1; then
+  tail -n 40 "$work/build.log"
+  fail "the build: $work/build.log"
+fi
 bytes=$(size)
 say "the image has $((bytes / 1000000)) MB"
 
@@ -177,11 +180,12 @@ finish
 grep --quiet 'RUNNER_CONFIG' "$work/log" || fail "it does not name RUNNER_CONFIG"
 
 secret=deploy-image-test-secret
+entries='[{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"vm-1","vm_instance_zone":"us-central1-a"}]'
 start GCP_PROJECT_ID=my-project CLOUD_TASK_LOCATION=us-central1 CLOUD_TASK_QUEUE_NAME=runner-manager \
   CLOUD_RUN_SERVICE_URL=https://runner-manager-1.us-central1.run.app RUNNER_MANAGER_SECRET=$secret \
   GITHUB_APP_ID=1 GITHUB_APP_INSTALLATION_ID=2 "GITHUB_APP_PRIVATE_KEY=$(cat tests/fixtures/app-private-key.pem)" \
   COMPUTE_API_URL=http://127.0.0.1:9 CLOUD_TASKS_API_URL=http://127.0.0.1:9 GITHUB_API_URL=http://127.0.0.1:9 \
-  'RUNNER_CONFIG=[{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"vm-1","vm_instance_zone":"us-central1-a"}]'
+  "RUNNER_CONFIG=$entries"
 url=http://127.0.0.1:$port
 export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
 

@@ -146,7 +146,9 @@ class Check:
         where = f"module.{name}"
         called = self.called(module, body)
         if called is None:
-            return self.problem(module, where, f"its source {body.get('source')} is not among the directories that are checked")
+            return self.problem(
+                module, where, f"its source {body.get('source')} is not among the directories that are checked"
+            )
         given = {key for key in body if key != "__is_block__"} - MODULE_META
         for each in sorted(given - set(called.variables)):
             self.problem(module, where, f"the module has no variable {each}")
@@ -203,7 +205,9 @@ def main():
     for problem in problems:
         print(problem, file=sys.stderr)
     state = f"{len(problems)} problems" if problems else "no problems"
-    print(f"google provider {provider.version()}: {check.checked} things checked in {len(directories)} directories, {state}")
+    print(
+        f"google provider {provider.version()}: {check.checked} things checked in {len(directories)} directories, {state}"
+    )
     return 1 if problems else 0
 
 

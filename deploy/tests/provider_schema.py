@@ -61,7 +61,9 @@ class Provider:
         if not name.startswith("google_") or not folder.is_dir():
             return None
         interfaces = dict(INTERFACE.findall((folder / "index.d.ts").read_text()))
-        config = next(name for name in interfaces if name.endswith("Config") and "TerraformMeta" in self.head(folder, name))
+        config = next(
+            name for name in interfaces if name.endswith("Config") and "TerraformMeta" in self.head(folder, name)
+        )
         body = read_body(interfaces, config)
         computed = {first or second for first, second in ATTRIBUTE.findall((folder / "index.js").read_text())}
         return Resource(body, frozenset(computed | set(body.arguments) | set(body.blocks) | {"id"}))

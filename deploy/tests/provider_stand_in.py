@@ -55,7 +55,13 @@ def attribute(name, type_, **how):
 
 def block_of(body, computed=()):
     attributes = [
-        attribute(name, type_of(its.type), required=its.required, optional=not its.required, computed=not its.required and not name.endswith("_wo"))
+        attribute(
+            name,
+            type_of(its.type),
+            required=its.required,
+            optional=not its.required,
+            computed=not its.required and not name.endswith("_wo"),
+        )
         for name, its in body.arguments.items()
     ]
     attributes += [attribute(name, type_, computed=True) for name, type_ in computed]
@@ -142,14 +148,19 @@ class StandIn(pb_grpc.ProviderServicer):
     def ReadDataSource(self, request, context):
         config = unpack(request.config)
         state = {
-            name: made_up(request.type_name, name, config) if value is None and (request.type_name, name) in ANSWERS else value
+            name: made_up(request.type_name, name, config)
+            if value is None and (request.type_name, name) in ANSWERS
+            else value
             for name, value in config.items()
         }
         return pb.ReadDataSource.Response(state=pack(state))
 
 
 def made_up(type_, name, values):
-    named = next((values[key] for key in ("name", "account_id", "secret_id", "role_id") if isinstance(values.get(key), str)), type_)
+    named = next(
+        (values[key] for key in ("name", "account_id", "secret_id", "role_id") if isinstance(values.get(key), str)),
+        type_,
+    )
     return ANSWERS.get((type_, name), f"{name}-of-{named}")
 
 
@@ -158,7 +169,11 @@ def without_write_only(values):
 
 
 def unpack(value):
-    return msgpack.unpackb(value.msgpack, ext_hook=msgpack.ExtType, strict_map_key=False) if value.msgpack else json.loads(value.json or b"null")
+    return (
+        msgpack.unpackb(value.msgpack, ext_hook=msgpack.ExtType, strict_map_key=False)
+        if value.msgpack
+        else json.loads(value.json or b"null")
+    )
 
 
 def pack(value):

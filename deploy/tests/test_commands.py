@@ -1,4 +1,4 @@
-"""The gcloud commands of the documentation are commands that gcloud understands, as its own linter says, without a cloud."""
+"""The gcloud commands of the documentation are commands that gcloud understands, as its own linter says."""
 
 import json
 import pathlib
@@ -34,7 +34,9 @@ def lint(all_commands):
         file.write_text(json.dumps([{"command_string": each} for each in all_commands]))
         command = ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={file}"]
         done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
-    return [f"{each['command_string']}: {each['error_message']}" for each in json.loads(done.stdout) if not each["success"]]
+    return [
+        f"{each['command_string']}: {each['error_message']}" for each in json.loads(done.stdout) if not each["success"]
+    ]
 
 
 class Commands(unittest.TestCase):
@@ -52,7 +54,11 @@ class Commands(unittest.TestCase):
         self.assertEqual(lint([re.sub(r"\$\{[^}]*\}", "60", sweep)]), [])
 
     def test_mistakes_are_found(self):
-        for mistake in ("gcloud secret versions list x", "gcloud secrets versions list x --nope", "gcloud tasks queues create --location a"):
+        for mistake in (
+            "gcloud secret versions list x",
+            "gcloud secrets versions list x --nope",
+            "gcloud tasks queues create --location a",
+        ):
             self.assertEqual(len(lint([mistake])), 1, mistake)
 
 

@@ -488,6 +488,16 @@ class RunnerVm(unittest.TestCase):
             self.assertIn(line + "\n", unit)
         self.assertIn("systemctl start --no-block runner-vm.service runner-vm-prune.timer", self.read("commands"))
 
+    @unittest.skipUnless(shutil.which("systemd-analyze"), "systemd-analyze is not on the PATH")
+    def test_systemd_understands_the_units(self):
+        self.assertEqual(self.script("boot"), 0, self.log)
+        units = sorted((self.root / "etc/systemd/system").iterdir())
+        self.assertEqual(len(units), 3)
+        # Only what it has against these units: others of this machine are not our business.
+        done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+        about = [line for line in done.stderr.splitlines() if "runner-vm" in line]
+        self.assertEqual(about, [])
+
     def old(self, path):
         file = self.runner / path
         file.parent.mkdir(parents=True, exist_ok=True)

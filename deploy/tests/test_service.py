@@ -26,7 +26,9 @@ PROGRAM = pathlib.Path(os.environ["PROGRAM"]).resolve()
 
 def terraform(file):
     with (MODULE / file).open() as text:
-        return hcl2.load(text, serialization_options=hcl2.SerializationOptions(with_comments=False, strip_string_quotes=True))
+        return hcl2.load(
+            text, serialization_options=hcl2.SerializationOptions(with_comments=False, strip_string_quotes=True)
+        )
 
 
 def local(file, name):
@@ -58,7 +60,11 @@ class Written(unittest.TestCase):
         # What is listed in all zones is listed; what one may do may be asked by anyone.
         calls = {call.replace("aggregatedList", "list") for call in calls} - {"instances.testIamPermissions"}
         needed = {("cloudtasks." if call.startswith(("tasks", "queues")) else "compute.") + call for call in calls}
-        granted = [each for role in resources("permissions.tf", "google_project_iam_custom_role").values() for each in role["permissions"]]
+        granted = [
+            each
+            for role in resources("permissions.tf", "google_project_iam_custom_role").values()
+            for each in role["permissions"]
+        ]
         self.assertEqual(sorted(granted), sorted(needed))
 
     def test_the_environment_is_the_services(self):
@@ -93,7 +99,11 @@ class Logged(unittest.TestCase):
             exports += line
             if line.startswith("export GOOGLE_APPLICATION_CREDENTIALS"):
                 break
-        shell = subprocess.run(["bash", "-c", f"{re.sub('^(?!export ).*$', '', exports, flags=re.M)}\nenv -0"], capture_output=True, text=True)
+        shell = subprocess.run(
+            ["bash", "-c", f"{re.sub('^(?!export ).*$', '', exports, flags=re.M)}\nenv -0"],
+            capture_output=True,
+            text=True,
+        )
         environment = dict(each.split("=", 1) for each in shell.stdout.split("\0") if "=" in each)
         cls.cloud, cls.secret = environment["COMPUTE_API_URL"], environment["RUNNER_MANAGER_SECRET"]
         port = free_port()
@@ -106,7 +116,9 @@ class Logged(unittest.TestCase):
     @classmethod
     def start(cls, environment, *arguments):
         environment = {**os.environ, **environment, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        process = subprocess.Popen([PROGRAM, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            [PROGRAM, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
 
         def end():
             process.kill()
@@ -197,7 +209,9 @@ def free_port():
 
 
 def ask(url, method="POST", body=b"", secret=None):
-    request = urllib.request.Request(url, body if method == "POST" else None, {"X-Runner-Secret": secret} if secret else {}, method=method)
+    request = urllib.request.Request(
+        url, body if method == "POST" else None, {"X-Runner-Secret": secret} if secret else {}, method=method
+    )
     try:
         with urllib.request.urlopen(request, timeout=30) as reply:
             return reply.read().decode()

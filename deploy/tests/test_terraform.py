@@ -53,7 +53,9 @@ class Terraform(unittest.TestCase):
         cls.addClassCleanup(root.cleanup)
         cls.root = pathlib.Path(root.name)
         for each in DIRECTORIES:
-            shutil.copytree(DEPLOY / each, cls.root / each, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars"))
+            shutil.copytree(
+                DEPLOY / each, cls.root / each, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars")
+            )
             done = cls.terraform(each, "init", "-backend=false")
             if done.returncode != 0:
                 raise RuntimeError(done.stdout + done.stderr)
@@ -86,7 +88,9 @@ class Terraform(unittest.TestCase):
         shown = self.run_terraform(directory, "show", "-json", f"{place}/plan")
         self.assertNotIn("nobody-keeps", shown)
         plan = json.loads(shown)
-        return {each["address"]: each["change"]["after"] for each in plan["resource_changes"]}, plan["planned_values"].get("outputs", {})
+        return {each["address"]: each["change"]["after"] for each in plan["resource_changes"]}, plan[
+            "planned_values"
+        ].get("outputs", {})
 
     def refused(self, directory, variables, text):
         arguments, _ = self.with_variables(variables)
@@ -111,7 +115,11 @@ class Terraform(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         steps = self.run_terraform("example", "output", "-raw", f"-state={place}/terraform.tfstate", "next_steps")
         self.assertEqual(subprocess.run(["bash", "-n"], input=steps, text=True).returncode, 0, steps)
-        for command in ("versions access 1 --secret runner-manager-secret", "repos/acme/app/hooks", '"vm_instance_name": "github-runner"'):
+        for command in (
+            "versions access 1 --secret runner-manager-secret",
+            "repos/acme/app/hooks",
+            '"vm_instance_name": "github-runner"',
+        ):
             self.assertIn(command, steps)
 
     # -- the service -----------------------------------------------------------------------------------------------
@@ -123,7 +131,9 @@ class Terraform(unittest.TestCase):
     def test_the_service_knows_its_own_url(self):
         plan, outputs = self.planned("terraform/runner-manager", MANAGER)
         environment, _ = self.environment(plan)
-        self.assertEqual(environment["CLOUD_RUN_SERVICE_URL"], "https://runner-manager-123456789012.us-central1.run.app")
+        self.assertEqual(
+            environment["CLOUD_RUN_SERVICE_URL"], "https://runner-manager-123456789012.us-central1.run.app"
+        )
         self.assertEqual(outputs["webhook_url"]["value"], environment["CLOUD_RUN_SERVICE_URL"] + "/github/webhook")
 
     def test_runner_config_has_what_was_given_and_no_more(self):
@@ -164,7 +174,11 @@ class Terraform(unittest.TestCase):
         plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"secrets": secrets})
         self.assertFalse([address for address in plan if address.startswith("google_secret_manager_secret_version")])
         _, container = self.environment(plan)
-        taken = {each["name"]: each["value_source"][0]["secret_key_ref"][0] for each in container["env"] if each["value_source"]}
+        taken = {
+            each["name"]: each["value_source"][0]["secret_key_ref"][0]
+            for each in container["env"]
+            if each["value_source"]
+        }
         self.assertEqual(taken["RUNNER_MANAGER_SECRET"], {"secret": "mine", "version": "3"})
         self.assertEqual(taken["RUNNER_MANAGER_SECRET_PREVIOUS"], {"secret": "mine", "version": "2"})
         self.assertIn("versions access 3 --secret mine", outputs["next_steps"]["value"])
@@ -172,14 +186,22 @@ class Terraform(unittest.TestCase):
     def test_an_image_on_ghcr_is_fetched_by_artifact_registry(self):
         plan, _ = self.planned("terraform/runner-manager", MANAGER | {"image": "ghcr.io/acme/runner-manager:1.0.0"})
         _, container = self.environment(plan)
-        self.assertEqual(container["image"], "us-central1-docker.pkg.dev/my-project/runner-manager-ghcr/acme/runner-manager:1.0.0")
+        self.assertEqual(
+            container["image"], "us-central1-docker.pkg.dev/my-project/runner-manager-ghcr/acme/runner-manager:1.0.0"
+        )
 
     def test_the_sweep_is_made_by_a_command_or_by_terraform(self):
-        secrets = {"create": False, "runner_manager_secret": {"version": "1"}, "github_app_private_key": {"version": "1"}}
+        secrets = {
+            "create": False,
+            "runner_manager_secret": {"version": "1"},
+            "github_app_private_key": {"version": "1"},
+        }
         plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"secrets": secrets})
         self.assertNotIn("google_cloud_scheduler_job.reconcile[0]", plan)
         self.assertIn("gcloud scheduler jobs create http runner-manager-reconcile", outputs["next_steps"]["value"])
-        plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"reconcile": {"managed": True}, "secrets": secrets})
+        plan, outputs = self.planned(
+            "terraform/runner-manager", MANAGER | {"reconcile": {"managed": True}, "secrets": secrets}
+        )
         (target,) = plan["google_cloud_scheduler_job.reconcile[0]"]["http_target"]
         self.assertEqual(target["headers"], {"X-Runner-Secret": "the-value-in-secret-manager"})
         self.assertNotIn("gcloud scheduler", outputs["next_steps"]["value"])
@@ -187,7 +209,9 @@ class Terraform(unittest.TestCase):
     def test_alerts_are_there_if_somebody_is_to_be_told(self):
         plan, _ = self.planned("terraform/runner-manager", MANAGER)
         self.assertFalse([address for address in plan if "google_monitoring" in address])
-        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL], "vm_up_hours": 6}})
+        plan, _ = self.planned(
+            "terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL], "vm_up_hours": 6}}
+        )
         policies = [each for address, each in plan.items() if address.startswith("google_monitoring_alert_policy")]
         self.assertEqual(len(policies), 6)
         self.assertTrue(all(each["notification_channels"] == [CHANNEL] for each in policies))
@@ -211,7 +235,16 @@ class Terraform(unittest.TestCase):
             ({"vm_inactive_minutes": 0}, "whole number from 1 to 1440"),
             ({"environment": {"PORT": "1"}}, "do not belong into environment"),
             ({"secrets": {"create": False}}, "Give the version of each secret"),
-            ({"secrets": {"create": False, "runner_manager_secret": {"version": "latest"}, "github_app_private_key": {"version": "1"}}}, "A version is a number"),
+            (
+                {
+                    "secrets": {
+                        "create": False,
+                        "runner_manager_secret": {"version": "latest"},
+                        "github_app_private_key": {"version": "1"},
+                    }
+                },
+                "A version is a number",
+            ),
             ({"alerts": {"notification_channels": ["me@example.com"]}}, "A notification channel looks like"),
             ({"public_access": "yes"}, "public_access is no_check"),
         ]:
@@ -228,7 +261,9 @@ class Terraform(unittest.TestCase):
         runner = {"version": "2.330.0", "sha256": "0" * 64, "labels": ["gpu", "big"]}
         vm, _ = self.vm(runner=runner, packages=["docker.io"], runner_manager_url="https://service.run.app")
         metadata = vm["metadata"]
-        self.assertEqual(metadata.pop("startup-script"), (DEPLOY / "terraform/runner-vm/files/runner-vm.sh").read_text())
+        self.assertEqual(
+            metadata.pop("startup-script"), (DEPLOY / "terraform/runner-vm/files/runner-vm.sh").read_text()
+        )
         expected = {
             "enable-oslogin": "TRUE",
             "runner-manager-url": "https://service.run.app",
@@ -242,7 +277,9 @@ class Terraform(unittest.TestCase):
 
     def test_every_setting_is_one_that_the_script_knows(self):
         script = (DEPLOY / "terraform/runner-vm/files/runner-vm.sh").read_text()
-        settings = set(re.findall(r"^    (runner-[a-z0-9-]+) +=", (DEPLOY / "terraform/runner-vm/main.tf").read_text(), re.M))
+        settings = set(
+            re.findall(r"^    (runner-[a-z0-9-]+) +=", (DEPLOY / "terraform/runner-vm/main.tf").read_text(), re.M)
+        )
         self.assertGreater(len(settings), 7)
         self.assertEqual(settings - set(re.findall(r"setting (runner-[a-z0-9-]+)", script)), set())
 

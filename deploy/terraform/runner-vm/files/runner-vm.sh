@@ -407,7 +407,7 @@ tell_how_by_hand() {
   say "not registered: $1. By hand, on this VM, with a token from"
   say "  gh api -X POST repos/OWNER/REPO/actions/runners/registration-token --jq .token"
   say "  sudo -u $user bash; cd $DIRECTORY; ./config.sh remove --local"
-  say "  read -rs ACTIONS_RUNNER_INPUT_TOKEN; export ACTIONS_RUNNER_INPUT_TOKEN   # paste it: no list of processes shows it"
+  say "  read -rs ACTIONS_RUNNER_INPUT_TOKEN; export ACTIONS_RUNNER_INPUT_TOKEN   # paste it: no list shows it"
   say "  ./config.sh --unattended --replace --url https://github.com/OWNER/REPO --name $name; exit"
   say "  sudo rm -f $STATE/unknown-to-github; sudo systemctl restart runner-vm"
 }
