@@ -83,6 +83,15 @@ else
   skipped+=("the documentation's gcloud commands: gcloud is not on the PATH")
 fi
 
+# -- the image --------------------------------------------------------------------------------------------------------
+
+if docker info >/dev/null 2>&1 || { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }; then
+  say "the image's last stage, built and run around the program (all of it: deploy/image/test.sh)"
+  deploy/image/test.sh "${CARGO_TARGET_DIR:-target}/debug/runner-manager"
+else
+  skipped+=("the image: neither a Docker engine nor root for buildah")
+fi
+
 # -- workflows ------------------------------------------------------------------------------------------------------
 
 say "actionlint"

@@ -2,7 +2,8 @@
 # Builds the image and runs it: as a user without rights, writing nothing, until SIGTERM.
 #
 #   deploy/image/test.sh             the whole Dockerfile, with its release build: several minutes
-#   deploy/image/test.sh PROGRAM     only its last stage, around a program that was built elsewhere
+#   deploy/image/test.sh PROGRAM     only its last stage, around a program that was built on this machine, on a base of
+#                                    this machine's libraries
 #
 # With Docker where there is an engine. Else with buildah, as root; and where no registry can be reached either, on
 # bases made here: Debian's packages and this machine's Rust.
@@ -20,6 +21,7 @@ fail() { printf 'failed: %s\n' "$*" >&2 && exit 1; }
 # -- engines: each can build, tell the size, start with an environment, tell the user, signal SIGTERM, and finish ----
 
 engine_docker() {
+  import() { tar --create --directory "$1" . | docker import - "$2" >/dev/null; }
   build() { docker build --tag "$name" "$@"; }
   size() { docker image inspect --format '{{.Size}}' "$name"; }
   start() {
@@ -34,11 +36,19 @@ engine_docker() {
   finish() {
     code=$(docker wait "$container")
     docker logs "$container" >"$work/log" 2>&1
-    docker rm "$container" >/dev/null
+    remove
   }
+  remove() { docker rm --force "$container" >/dev/null && container=; }
 }
 
 engine_buildah() {
+  import() {
+    local container
+    container=$(buildah from scratch)
+    buildah add --quiet "$container" "$1" / >/dev/null
+    buildah commit --quiet "$container" "$2" >/dev/null
+    buildah rm "$container" >/dev/null
+  }
   build() { buildah bud --isolation chroot --tag "$name" "$@"; }
   size() {
     buildah inspect --type image --format '{{.Manifest}}' "$name" |
@@ -74,8 +84,12 @@ engine_buildah() {
     code=0
     wait "$runner" || code=$?
     nothing_written || code=written
+    remove
+  }
+  remove() {
+    kill -KILL "$(pid)" 2>/dev/null || true
     buildah umount "$container" >/dev/null
-    buildah rm "$container" >/dev/null
+    buildah rm "$container" >/dev/null && container=
   }
   # What changed since the start, but for what buildah itself puts there for its run.
   nothing_written() {
@@ -90,7 +104,7 @@ engine_buildah() {
 
 # Debian with this machine's toolchain.
 local_build_base() {
-  local root=$work/build-base toolchain container
+  local root=$work/build-base toolchain
   if buildah inspect --type image localhost/rust-here >/dev/null 2>&1; then return 0; fi
   say "a base with this machine's $(rustc --version)"
   command -v debootstrap >/dev/null || apt-get install --quiet --quiet --yes debootstrap
@@ -100,16 +114,13 @@ local_build_base() {
   cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
   toolchain=$(rustc --print sysroot)
   cp --recursive "$toolchain/bin" "$toolchain/lib" "$root/usr/local/"
-  container=$(buildah from scratch)
-  buildah add --quiet "$container" "$root" / >/dev/null
-  buildah commit --quiet "$container" localhost/rust-here >/dev/null
-  buildah rm "$container" >/dev/null
+  import "$root" localhost/rust-here
   rm -rf "$root"
 }
 
 # What distroless/cc has: the C library, its unwinder, certificates and a user; no shell.
 local_run_base() {
-  local root=$work/run-base library loader=lib64/ld-linux-x86-64.so.2 container
+  local root=$work/run-base library loader=lib64/ld-linux-x86-64.so.2
   rm -rf "$root"
   mkdir -p "$root/etc/ssl/certs" "$root/tmp" "$root/lib64" "$root/usr/local/bin"
   chmod 1777 "$root/tmp"
@@ -124,13 +135,14 @@ local_run_base() {
   cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
   echo 'nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' >"$root/etc/passwd"
   echo 'nonroot:x:65532:' >"$root/etc/group"
-  container=$(buildah from scratch)
-  buildah add --quiet "$container" "$root" / >/dev/null
-  buildah commit --quiet "$container" localhost/cc-here >/dev/null
-  buildah rm "$container" >/dev/null
+  import "$root" localhost/cc-here
 }
 
 # -- build ----------------------------------------------------------------------------------------------------------
+
+# Whatever fails, nothing stays behind.
+container=
+trap '[[ -z $container ]] || remove' EXIT
 
 arguments=()
 if docker info >/dev/null 2>&1; then
@@ -139,19 +151,18 @@ else
   [[ $(id -u) == 0 ]] || fail "no Docker engine, and buildah needs root here: run it as root, or start Docker"
   command -v buildah >/dev/null || { apt-get update --quiet --quiet && apt-get install --quiet --quiet --yes buildah; }
   engine_buildah
-  if ! timeout 30 buildah pull --quiet gcr.io/distroless/cc-debian12:nonroot >/dev/null 2>&1; then
+  if [[ -z $program ]] && ! timeout 30 buildah pull --quiet gcr.io/distroless/cc-debian12:nonroot >/dev/null 2>&1; then
     say "no registry can be reached: bases made here"
     local_run_base
-    arguments+=(--build-arg BASE_IMAGE=localhost/cc-here)
-    if [[ -z $program ]]; then
-      local_build_base
-      arguments+=(--build-arg BUILD_IMAGE=localhost/rust-here)
-    fi
+    local_build_base
+    arguments+=(--build-arg BASE_IMAGE=localhost/cc-here --build-arg BUILD_IMAGE=localhost/rust-here)
   fi
 fi
 
 dockerfile=Dockerfile context=.
 if [[ -n $program ]]; then
+  local_run_base
+  arguments+=(--build-arg BASE_IMAGE=localhost/cc-here)
   # The same last stage; what comes before it is replaced by the program.
   context=$work/context dockerfile=$work/Dockerfile
   rm -rf "$context" && mkdir -p "$context"
