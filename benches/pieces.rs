@@ -96,6 +96,7 @@ fn fleet(entries: usize) -> (Fleet, RepoName, Vec<Label>) {
             runner_names: RunnerNames::parse([name.as_str()]),
             runner_labels: Vec::new(),
             discard_local_ssd: false,
+            register: None,
         }
     };
     let labels = ["self-hosted", "linux", "x64", "gpu"].map(Label::from).to_vec();

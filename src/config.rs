@@ -12,7 +12,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::fleet::{Entry, Fleet, Label, RunnerNames, Vm};
+use crate::fleet::{Entry, Fleet, Label, Registers, RunnerNames, Vm};
 use crate::secret::{Secret, SharedSecret};
 
 /// All that the service is told from outside.
@@ -73,6 +73,8 @@ pub struct ApiRoots {
     pub cloud_tasks: String,
     /// GitHub's REST paths are appended to this; on Enterprise Server `https://HOST/api/v3`.
     pub github: String,
+    /// `/oauth2/v3/certs` is appended to this: the keys that Google signs identity tokens with.
+    pub google_keys: String,
 }
 
 impl Default for ApiRoots {
@@ -81,6 +83,7 @@ impl Default for ApiRoots {
             compute: "https://compute.googleapis.com".into(),
             cloud_tasks: "https://cloudtasks.googleapis.com".into(),
             github: "https://api.github.com".into(),
+            google_keys: "https://www.googleapis.com".into(),
         }
     }
 }
@@ -105,10 +108,11 @@ struct Raw {
     compute_api_url: Option<String>,
     cloud_tasks_api_url: Option<String>,
     github_api_url: Option<String>,
+    google_keys_api_url: Option<String>,
 }
 
 /// The variables' names.
-pub const VARIABLES: [&str; 16] = [
+pub const VARIABLES: [&str; 17] = [
     "GCP_PROJECT_ID",
     "CLOUD_TASK_LOCATION",
     "CLOUD_TASK_QUEUE_NAME",
@@ -125,6 +129,7 @@ pub const VARIABLES: [&str; 16] = [
     "COMPUTE_API_URL",
     "CLOUD_TASKS_API_URL",
     "GITHUB_API_URL",
+    "GOOGLE_KEYS_API_URL",
 ];
 
 /// All that is wrong with the environment, one line each.
@@ -206,6 +211,7 @@ impl Config {
         let compute = check.optional("COMPUTE_API_URL", raw.compute_api_url, url);
         let cloud_tasks = check.optional("CLOUD_TASKS_API_URL", raw.cloud_tasks_api_url, url);
         let github = check.optional("GITHUB_API_URL", raw.github_api_url, url);
+        let google_keys = check.optional("GOOGLE_KEYS_API_URL", raw.google_keys_api_url, url);
 
         let config = || {
             Some(Self {
@@ -227,6 +233,7 @@ impl Config {
                     compute: compute.unwrap_or(default.compute),
                     cloud_tasks: cloud_tasks.unwrap_or(default.cloud_tasks),
                     github: github.unwrap_or(default.github),
+                    google_keys: google_keys.unwrap_or(default.google_keys),
                 },
                 warnings,
             })
@@ -336,6 +343,7 @@ impl Problems {
             "runner_names",
             "runner_labels",
             "discard_local_ssd",
+            "register",
         ];
         for field in fields.keys().filter(|field| !known.contains(&field.as_str())) {
             let field: String = field.chars().take(40).flat_map(char::escape_default).collect();
@@ -366,6 +374,22 @@ impl Problems {
                 None
             }
         };
+        let register = match fields.get("register") {
+            None | Some(Value::Null) => Some(None),
+            Some(Value::String(place)) if place == "repository" => {
+                Some(Some(Registers::Repository))
+            }
+            Some(Value::String(place)) if place == "organization" => {
+                Some(Some(Registers::Organization))
+            }
+            Some(_) => {
+                self.add(
+                    format_args!("RUNNER_CONFIG[{nth}].register"),
+                    "is neither \"repository\" nor \"organization\"",
+                );
+                None
+            }
+        };
         let labels: Vec<Label> = labels?.into_iter().map(Into::into).collect();
         let runner_labels: Vec<Label> = runner_labels?.into_iter().map(Into::into).collect();
         let known = |label: &&Label| runner_labels.is_empty() || runner_labels.contains(label);
@@ -381,6 +405,7 @@ impl Problems {
             vm: Vm::new(name?, zone?),
             runner_names: RunnerNames::parse(runner_names?.iter().map(String::as_str)),
             discard_local_ssd: discard_local_ssd?,
+            register: register?,
         })
     }
 
@@ -628,6 +653,7 @@ mod tests {
         let changes = [
             ("VM_INACTIVE_MINUTES", "15"),
             ("VM_KEEPALIVE_DAYS", "0"),
+            ("GOOGLE_KEYS_API_URL", "http://127.0.0.1:4"),
             ("PORT", "9000"),
             ("COMPUTE_API_URL", "http://127.0.0.1:1"),
             ("CLOUD_TASKS_API_URL", "http://127.0.0.1:2/"),
@@ -639,6 +665,7 @@ mod tests {
         let config = Config::from_vars(vars(&changes)).unwrap();
         assert_eq!((config.inactive, config.port), (Duration::from_secs(900), 9000));
         assert_eq!(config.keepalive, None);
+        assert_eq!(config.roots.google_keys, "http://127.0.0.1:4");
         assert_eq!(config.roots.cloud_tasks, "http://127.0.0.1:2");
         assert_eq!(config.roots.github, "https://github.example.com/api/v3");
         assert_eq!(config.secret.verify_secret(Some(b"earlier")), Ok(()));
@@ -676,7 +703,7 @@ mod tests {
         let config = r#"[
             {"repo": "acme", "labels": [], "vm_instance_name": "Runner", "vm_instance_zone": 7},
             "nothing",
-            {"repo": "acme/app", "labels": ["self-hosted", 5], "runner_names": ["a*b"], "runner_labels": [], "discard_local_ssd": "yes"}
+            {"repo": "acme/app", "labels": ["self-hosted", 5], "runner_names": ["a*b"], "runner_labels": [], "discard_local_ssd": "yes", "register": "here"}
         ]"#;
         let found = problems(&[("RUNNER_CONFIG", config)]);
         let places: Vec<&str> = found.iter().map(|line| line.split(": ").next().unwrap()).collect();
@@ -692,6 +719,7 @@ mod tests {
             "RUNNER_CONFIG[2].runner_names[0]",
             "RUNNER_CONFIG[2].runner_labels",
             "RUNNER_CONFIG[2].discard_local_ssd",
+            "RUNNER_CONFIG[2].register",
         ];
         assert_eq!(places, expected);
         complains("RUNNER_CONFIG", "[]", "is an empty array");

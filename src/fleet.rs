@@ -132,6 +132,15 @@ impl RunnerNames {
         }
     }
 
+    /// What the runner of a VM of this name is called, where it can be told: the one exact name, or the VM's.
+    pub fn for_vm(&self, vm: &str) -> String {
+        let exact = self.0.iter().find_map(|pattern| match pattern {
+            Pattern::Exactly(name) => Some(name.as_str()),
+            Pattern::StartsWith(_) => None,
+        });
+        if self.contain(vm) { vm } else { exact.unwrap_or(vm) }.to_owned()
+    }
+
     fn extend(&mut self, more: &Self) {
         for pattern in &more.0 {
             if !self.0.contains(pattern) {
@@ -157,6 +166,17 @@ pub struct Entry {
     pub runner_names: RunnerNames,
     /// A stop may throw away what the VM's local SSDs hold; without it, such a VM is not stopped.
     pub discard_local_ssd: bool,
+    /// Whether the VM may register its runner by itself, and where.
+    pub register: Option<Registers>,
+}
+
+/// Where a VM registers its runner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registers {
+    /// In the entry's repository.
+    Repository,
+    /// In the organization that owns it.
+    Organization,
 }
 
 fn are_among(some: &[Label], all: &[Label]) -> bool {
@@ -337,6 +357,7 @@ mod tests {
             vm: Vm::new(vm, "asia-northeast1-a"),
             runner_names: RunnerNames::parse([vm]),
             discard_local_ssd: false,
+            register: None,
         }
     }
 

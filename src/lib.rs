@@ -8,6 +8,7 @@ pub mod dev;
 #[cfg(feature = "dev")]
 pub mod emulators;
 pub mod fleet;
+pub mod identity;
 pub mod lifecycle;
 pub mod routes;
 pub mod secret;

@@ -10,6 +10,7 @@ use crate::clients::cloud_tasks::{CloudTasks, Queue};
 use crate::clients::compute::Compute;
 use crate::clients::github::GitHub;
 use crate::clients::google::Credentials;
+use crate::clients::google_keys::GoogleKeys;
 use crate::clients::transport::{HttpService, Transport};
 use crate::clock::{Clock, Deadline};
 use crate::config::Config;
@@ -17,6 +18,7 @@ use crate::fleet::Fleet;
 use crate::lifecycle::WEBHOOK_TIME;
 use crate::lifecycle::in_flight::InFlight;
 use crate::lifecycle::mark::Marks;
+use crate::lifecycle::registration::Tokens;
 use crate::lifecycle::status::Remembered;
 use crate::secret::SharedSecret;
 
@@ -41,6 +43,8 @@ pub struct Shared {
     pub secret: SharedSecret,
     /// The time.
     pub clock: Clock,
+    /// The project of the VMs.
+    pub project: String,
     /// Where this service is reached, without a trailing slash.
     pub service_url: String,
     /// How long a VM stays up after its last job.
@@ -51,6 +55,10 @@ pub struct Shared {
     pub marks: Marks,
     /// What deliveries that overlap share.
     pub in_flight: InFlight,
+    /// The keys of the tokens by which VMs show who they are.
+    pub google_keys: GoogleKeys,
+    /// What VMs registered their runners with lately.
+    pub registrations: Tokens,
     /// What GitHub said last to whoever looked at the fleet.
     pub remembered: Remembered,
     /// Whether the service is shutting down.
@@ -94,6 +102,7 @@ impl AppState {
             secret: config.secret.current(),
         };
         let roots = &config.roots;
+        let google_keys = GoogleKeys::new(transport.clone(), &roots.google_keys, clock.clone());
         let compute =
             Compute::new(transport.clone(), credentials.clone(), &roots.compute, &config.project);
         let tasks =
@@ -107,11 +116,14 @@ impl AppState {
             github,
             secret: config.secret,
             clock,
+            project: config.project,
             service_url: config.service_url,
             inactive: config.inactive,
             keepalive: config.keepalive,
             marks: Marks::default(),
             in_flight: InFlight::default(),
+            google_keys,
+            registrations: Tokens::default(),
             remembered: Remembered::default(),
             draining: Draining::default(),
         }))

@@ -23,6 +23,7 @@ use super::transport::{Outgoing, Transport, bearer, read};
 use crate::clock::{Clock, Deadline, Timestamp};
 use crate::config::GitHubApp;
 use crate::fleet::{Label, RepoName};
+use crate::secret::Secret;
 
 /// What a list gives at most at a time.
 const PER_PAGE: usize = 100;
@@ -137,6 +138,15 @@ pub struct Repository {
     pub private: bool,
 }
 
+/// What a runner is registered with, once or several times, for an hour.
+#[derive(Clone, Debug)]
+pub struct RegistrationToken {
+    /// The token itself.
+    pub token: Secret,
+    /// When it ends, RFC 3339.
+    pub expires_at: String,
+}
+
 /// A page of a list, and whether there are more.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
@@ -214,6 +224,41 @@ impl GitHub {
             }
         }
         Ok(all)
+    }
+
+    /// Makes a token with which a runner can be registered in `place`.
+    /// <https://docs.github.com/en/rest/actions/self-hosted-runners#create-a-registration-token-for-a-repository>
+    ///
+    /// # Errors
+    /// 403 or 404 if the installation may not: it needs *Administration: write*, or for an organization *Self-hosted
+    /// runners: write*; else as [`Error`] says.
+    pub async fn registration_token(
+        &self,
+        place: &Place,
+        deadline: Deadline,
+    ) -> Result<RegistrationToken, Error> {
+        let call = "create a registration token";
+        let path = match place {
+            Place::Repository(repo) => format!("/repos/{repo}/actions/runners/registration-token"),
+            Place::Organization(login) => {
+                format!("/orgs/{login}/actions/runners/registration-token")
+            }
+        };
+        let request = || Outgoing::post(call, format!("{}{path}", self.root));
+        let token: wire::Token = self.send(call, request, deadline).await?;
+        Ok(RegistrationToken { token: Secret::new(token.token), expires_at: token.expires_at })
+    }
+
+    /// The page of `place`, as a person or a runner opens it.
+    pub fn page_url(&self, place: &Place) -> String {
+        let host = match self.root.strip_suffix("/api/v3") {
+            Some(enterprise_server) => enterprise_server.to_owned(),
+            None => self.root.replacen("://api.", "://", 1),
+        };
+        match place {
+            Place::Repository(repo) => format!("{host}/{repo}"),
+            Place::Organization(login) => format!("{host}/{login}"),
+        }
     }
 
     /// Reads a repository.
@@ -305,10 +350,21 @@ impl GitHub {
         query: &[(&str, &str)],
         deadline: Deadline,
     ) -> Result<T, Error> {
-        let request = |token: &HeaderValue| {
+        let request = || {
             let url = format!("{}{path}", self.root);
-            versioned(Outgoing::get(call, url).query(query.iter().copied())).bearer(token)
+            Outgoing::get(call, url).query(query.iter().copied())
         };
+        self.send(call, request, deadline).await
+    }
+
+    /// Sends what the installation may ask, if need be with another token.
+    async fn send<T: DeserializeOwned>(
+        &self,
+        call: &'static str,
+        request: impl Fn() -> Outgoing,
+        deadline: Deadline,
+    ) -> Result<T, Error> {
+        let request = |token: &HeaderValue| versioned(request()).bearer(token);
         let token = self.installation_token(None, deadline).await?;
         let mut answer = self.transport.send(&request(&token), deadline).await;
         if answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED)) {
@@ -456,6 +512,24 @@ mod wire {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_has_its_page_where_its_api_is() {
+        let page = |root: &str, place: &Place| {
+            let app = GitHubApp {
+                id: "1".into(),
+                private_key: jsonwebtoken::EncodingKey::from_secret(b""),
+                installation_id: 1,
+            };
+            let http = crate::clients::transport::over_tls().unwrap();
+            GitHub::new(Transport::new(http), root, app, Clock::system()).page_url(place)
+        };
+        let (repo, organization) =
+            (Place::Repository("acme/app".into()), Place::Organization("acme".into()));
+        assert_eq!(page("https://api.github.com", &repo), "https://github.com/acme/app");
+        assert_eq!(page("https://api.acme.ghe.com", &organization), "https://acme.ghe.com/acme");
+        assert_eq!(page("https://git.example/api/v3", &repo), "https://git.example/acme/app");
+    }
 
     #[test]
     fn an_answer_is_read_leniently() {

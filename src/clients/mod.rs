@@ -8,6 +8,7 @@ pub mod cloud_tasks;
 pub mod compute;
 pub mod github;
 pub mod google;
+pub mod google_keys;
 pub mod transport;
 
 use bytes::Bytes;

@@ -210,6 +210,7 @@ fn environment(service_url: &str, cloud_url: &str, inactive: &str) -> Vec<(&'sta
         ("COMPUTE_API_URL", cloud_url.into()),
         ("CLOUD_TASKS_API_URL", cloud_url.into()),
         ("GITHUB_API_URL", cloud_url.into()),
+        ("GOOGLE_KEYS_API_URL", cloud_url.into()),
         ("RUNNER_CONFIG", FLEET.into()),
     ]
 }

@@ -88,6 +88,8 @@ pub struct Runner {
     pub instance: Option<String>,
     /// Whether it is connected at once, if it lives on no instance.
     pub online: bool,
+    /// Whether it updates its software when it connects.
+    pub updates: bool,
 }
 
 impl Runner {
@@ -103,6 +105,7 @@ impl Runner {
             labels: labels.into_iter().map(Into::into).collect(),
             instance: Some(name.to_owned()),
             online: false,
+            updates: true,
         }
     }
 
@@ -111,6 +114,12 @@ impl Runner {
         Self { instance: Some(instance.to_owned()), ..self }
     }
 }
+
+/// How long a runner that does not connect stays registered.
+const FORGOTTEN: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// How long a runner gets jobs whose software is not the newest.
+const OUTDATED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Where deliveries go.
 #[derive(Clone, PartialEq, Eq)]
@@ -149,6 +158,8 @@ pub enum Permission {
     Administration,
     /// An organization's runners: *Self-hosted runners: read*.
     OrgRunners,
+    /// To register runners: *write* for either of the two above. Not granted at first.
+    Registration,
 }
 
 /// How long things take.
@@ -290,6 +301,10 @@ struct RunnerState {
     /// The job that it runs or is about to.
     job: Option<JobId>,
     glitch: bool,
+    /// When it was last connected, or registered.
+    seen: Timestamp,
+    /// When its software was last the newest.
+    updated: Timestamp,
 }
 
 #[derive(Clone, Debug)]
@@ -346,6 +361,8 @@ struct State {
     to_lose: u32,
     losing: Box<dyn FnMut(&Delivery) -> bool + Send>,
     tokens: BTreeMap<String, Timestamp>,
+    /// What runners are registered with: where, and until when.
+    registrations: BTreeMap<String, (Scope, Timestamp)>,
     forbidden: BTreeSet<Permission>,
     /// What the App subscribes to.
     events: Vec<String>,
@@ -366,6 +383,7 @@ enum Event {
     Online(u64),
     Pickup(JobId),
     Drop(JobId),
+    Forget(u64),
 }
 
 /// The emulated GitHub. Cheap to clone; all clones agree. Where a method names a repository, runner or job
@@ -398,7 +416,8 @@ impl GitHub {
             to_lose: 0,
             losing: Box::new(|_| false),
             tokens: BTreeMap::new(),
-            forbidden: BTreeSet::new(),
+            registrations: BTreeMap::new(),
+            forbidden: BTreeSet::from([Permission::Registration]),
             events: vec!["workflow_job".to_owned()],
             suspended: None,
             rate_limited: false,
@@ -450,7 +469,9 @@ impl GitHub {
             }
             let id = 20 + state.next();
             let online = spec.online && spec.instance.is_none();
-            let runner = RunnerState { spec, online, up: None, job: None, glitch: false };
+            let (seen, updated) = (now, now);
+            let runner =
+                RunnerState { spec, online, up: None, job: None, glitch: false, seen, updated };
             state.runners.insert(id, runner);
             id
         })
@@ -464,6 +485,28 @@ impl GitHub {
                 state.runners.remove(&id);
             }
         });
+    }
+
+    /// Registers a runner with a registration token, in place of one of the same name; whether the token was good.
+    pub fn register(&self, token: &str, runner: impl FnOnce(Scope) -> Runner) -> bool {
+        let scope = self.change(|state, now| {
+            state.registrations.get(token).filter(|(_, ends)| now < *ends).map(|it| it.0.clone())
+        });
+        let Some(spec) = scope.map(runner) else { return false };
+        self.change(|state, _| {
+            let same = |known: &Runner| known.name == spec.name && known.scope == spec.scope;
+            state.runners.retain(|_, known| !same(&known.spec));
+        });
+        self.add_runner(spec);
+        true
+    }
+
+    /// Whether a runner that lives on this instance is registered anywhere.
+    pub fn has_runner_on(&self, instance: &str) -> bool {
+        self.change(|state, _| {
+            let mut runners = state.runners.values();
+            runners.any(|runner| runner.spec.instance.as_deref() == Some(instance))
+        })
     }
 
     /// Connects or disconnects the runners of this name that live on no instance.
@@ -793,8 +836,13 @@ impl State {
                 let gone = compute.down_since(instance).or(runner.up).unwrap_or_default();
                 return Some((gone, Event::Offline(*id)));
             }
-            let connects = up.filter(|_| !runner.online)? + self.timings.connect;
-            Some((connects, Event::Online(*id)))
+            if runner.online {
+                return None;
+            }
+            let forgotten = (runner.seen + FORGOTTEN, Event::Forget(*id));
+            let connects = up.map(|up| (up + self.timings.connect, Event::Online(*id)));
+            // Whoever is forgotten does not connect any more, however long ago it came up.
+            connects.into_iter().chain([forgotten]).min()
         });
         let jobs = self.active.iter().filter_map(|id| {
             let job = &self.jobs[id];
@@ -830,6 +878,7 @@ impl State {
                 Event::Finish(job) => self.complete(job, "success", time),
                 Event::Requeue(job) => self.requeue(job, time),
                 Event::Drop(job) => self.complete(job, "failure", time),
+                Event::Forget(id) => _ = self.runners.remove(&id),
             }
             self.assign(time);
         }
@@ -840,6 +889,9 @@ impl State {
         runner.up = up;
         if !runner.online {
             runner.online = true;
+            if runner.spec.updates {
+                runner.updated = at;
+            }
             let name = runner.spec.name.clone();
             self.happenings.push(Happening::Runner { at, name, online: true });
         }
@@ -848,6 +900,7 @@ impl State {
     fn offline(&mut self, id: u64, at: Timestamp) {
         let Some(runner) = self.runners.get_mut(&id).filter(|runner| runner.online) else { return };
         runner.online = false;
+        runner.seen = at;
         let (name, job) = (runner.spec.name.clone(), runner.job.take());
         self.happenings.push(Happening::Runner { at, name, online: false });
         if let Some(job) = job.and_then(|job| self.jobs.get_mut(&job)) {
@@ -869,7 +922,8 @@ impl State {
         for (_, id) in waiting {
             let job = &self.jobs[&id];
             let idle = |(_, runner): &(&u64, &RunnerState)| {
-                runner.online && runner.job.is_none() && self.fits(runner, job)
+                let current = now.since(runner.updated) < OUTDATED;
+                runner.online && current && runner.job.is_none() && self.fits(runner, job)
             };
             let Some((runner, _)) = self.runners.iter().find(idle) else { continue };
             let runner = *runner;

@@ -11,6 +11,8 @@ pub mod compute;
 mod driver;
 pub mod faults;
 pub mod github;
+mod guests;
+mod identities;
 mod wire;
 
 use std::fmt;
@@ -39,6 +41,8 @@ pub use compute::ComputeEngine;
 pub use driver::{BoxError, Driver, HttpService};
 pub use faults::{CallInfo, ErrorBody, Fault, Faults};
 pub use github::GitHub;
+pub use guests::Guests;
+pub use identities::Identities;
 
 use self::wire::{Incoming, Problem, Routes};
 use crate::clock::{Clock, Timestamp};
@@ -129,7 +133,7 @@ pub enum Api {
     Tasks,
     /// GitHub's REST API.
     GitHub,
-    /// Google's token endpoint.
+    /// Google's token endpoint, and its public keys.
     Token,
 }
 
@@ -138,7 +142,7 @@ impl Api {
         match path.split('/').nth(1) {
             Some("compute") => Self::Compute,
             Some("v2") => Self::Tasks,
-            Some("token") => Self::Token,
+            Some("token" | "oauth2") => Self::Token,
             _ => Self::GitHub,
         }
     }
@@ -285,6 +289,7 @@ pub struct Ticket(Sender);
 enum Sender {
     Webhook { delivery: String, attempt: u64 },
     Callback { task: cloud_tasks::TaskView, scheduled: Timestamp, dispatched: Timestamp },
+    Boot { vm: String },
 }
 
 /// All four APIs. Cheap to clone; all clones agree.
@@ -298,6 +303,10 @@ pub struct Cloud {
     pub github: GitHub,
     /// The token endpoint.
     pub accounts: Accounts,
+    /// Who a VM is.
+    pub identities: Identities,
+    /// What runs on the VMs.
+    pub guests: Guests,
     /// What goes wrong.
     pub faults: Faults,
     shared: Arc<Shared>,
@@ -313,9 +322,15 @@ impl Cloud {
             changed: Notify::new(),
         });
         let compute = ComputeEngine::new(&setup, Arc::clone(&shared));
+        let github = GitHub::new(&setup, Arc::clone(&shared), compute.clone());
+        let identities = Identities::new(&setup.project, clock.clone());
+        let guests =
+            Guests::new(Arc::clone(&shared), compute.clone(), github.clone(), identities.clone());
         Self {
             tasks: CloudTasks::new(&setup, Arc::clone(&shared)),
-            github: GitHub::new(&setup, Arc::clone(&shared), compute.clone()),
+            github,
+            identities,
+            guests,
             accounts: Accounts::new(setup.keys, clock),
             faults: Faults::default(),
             journal: Arc::default(),
@@ -332,6 +347,13 @@ impl Cloud {
             (Api::Token, "token"),
             &self.accounts,
             Accounts::token,
+        );
+        let routes = routes.on(
+            MethodFilter::GET,
+            "/oauth2/v3/certs",
+            (Api::Token, "oauth2.certs"),
+            &self.identities,
+            Identities::certs,
         );
         let routes = self.compute.routes(routes);
         let routes = self.tasks.routes(routes);
@@ -355,7 +377,12 @@ impl Cloud {
 
     /// The earliest time at which something is due of its own accord; it may be past.
     pub fn next_event(&self) -> Option<Timestamp> {
-        let events = [self.compute.next_event(), self.github.next_event(), self.tasks.next_event()];
+        let events = [
+            self.compute.next_event(),
+            self.github.next_event(),
+            self.tasks.next_event(),
+            self.guests.next_event(),
+        ];
         events.into_iter().flatten().min()
     }
 
@@ -364,6 +391,7 @@ impl Cloud {
         self.advance();
         let mut outgoing = self.github.due();
         outgoing.extend(self.tasks.due());
+        outgoing.extend(self.guests.due());
         outgoing
     }
 
@@ -376,6 +404,7 @@ impl Cloud {
             Sender::Callback { task, scheduled, dispatched } => {
                 self.tasks.answered(task, (scheduled, dispatched), reply);
             }
+            Sender::Boot { vm } => self.guests.answered(&vm, &reply),
         }
     }
 

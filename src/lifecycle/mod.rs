@@ -53,6 +53,7 @@ mod need;
 mod outcome;
 pub mod reconcile;
 mod redelivery;
+pub mod registration;
 mod schedule;
 pub mod start_check;
 pub mod status;

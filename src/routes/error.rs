@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{OUTCOME, outcome_header};
 use crate::fleet::NoSuchVm;
 use crate::lifecycle;
+use crate::lifecycle::registration::Refusal;
 use crate::secret::Refused;
 
 /// Every way in which a request can fail. The replies have FastAPI's shape, `{"detail": "…"}`.
@@ -35,6 +36,12 @@ pub enum ApiError {
     /// For Cloud Tasks, which repeats the task by itself.
     #[error("{0}; Cloud Tasks repeats it")]
     Repeat(lifecycle::Error),
+    /// For a VM, which is told nothing of why: the log is.
+    #[error("no registration token is given for this; the service's log says why")]
+    NoRegistration(Refusal),
+    /// For a VM, which asks again.
+    #[error("{0}: ask again later")]
+    NotNow(Refusal),
     #[error("shutting down: ask again")]
     ShuttingDown,
     #[error("an internal error; the log says more")]
@@ -50,12 +57,13 @@ impl ApiError {
             }
             Self::NoSuchVm(NoSuchVm::Unknown(_)) | Self::NoSuchPath => StatusCode::NOT_FOUND,
             Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoRegistration(_) => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Lifecycle(lifecycle::Error::WouldLoseLocalSsd(_)) => StatusCode::CONFLICT,
             Self::Lifecycle(_) => StatusCode::BAD_GATEWAY,
             // Not 503, which would slow the whole queue down.
             Self::Repeat(_) | Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ShuttingDown | Self::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -78,6 +86,15 @@ fn warn_now_and_then(status: StatusCode, detail: &str) {
     }
 }
 
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            refusal @ (Refusal::Upstream(_) | Refusal::MayNot { .. }) => Self::NotNow(refusal),
+            refusal => Self::NoRegistration(refusal),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
@@ -86,6 +103,9 @@ impl IntoResponse for ApiError {
             // Anybody can cause these, as often as they like.
             Self::NoSuchPath | Self::NoSuchMethod => tracing::debug!("{status}: {detail}"),
             Self::Refused(_) => warn_now_and_then(status, &detail),
+            Self::NoRegistration(why) => {
+                warn_now_and_then(status, &format!("a registration was refused: {why}"));
+            }
             _ if status.is_client_error() => tracing::warn!("{status}: {detail}"),
             _ => tracing::error!("{status}: {detail}"),
         }

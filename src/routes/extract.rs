@@ -119,7 +119,7 @@ impl Authorized {
 
     /// The command's body, which may be left out: then it is the value without any fields.
     pub(super) fn body<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        if self.body.trim_ascii().is_empty() { json(b"{}") } else { json(&self.body) }
+        body_of(&self.body)
     }
 }
 
@@ -134,6 +134,41 @@ impl FromRequest<AppState> for Authorized {
         let caller = if scheduled { Caller::CloudTasks } else { Caller::Operator };
         Ok(Self { caller, body: read(&head.headers, body).await? })
     }
+}
+
+/// A request by a VM: the token that says who it is, not looked at yet, and what it says.
+pub(super) struct Bearer {
+    token: Option<String>,
+    body: Bytes,
+}
+
+impl Bearer {
+    /// What stands in `Authorization: Bearer …`.
+    pub(super) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// The body, which may be left out: then it is the value without any fields.
+    pub(super) fn body<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        body_of(&self.body)
+    }
+}
+
+impl FromRequest<AppState> for Bearer {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+        let (head, body) = request.into_parts();
+        let bearer = head.headers.get(header::AUTHORIZATION).and_then(|value| {
+            let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim().to_owned())
+        });
+        Ok(Self { token: bearer, body: read(&head.headers, body).await? })
+    }
+}
+
+fn body_of<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    if body.trim_ascii().is_empty() { json(b"{}") } else { json(body) }
 }
 
 /// Reads the body, if it is not too large; where its length is announced, without reading it.

@@ -5,6 +5,7 @@ mod extract;
 mod info;
 mod observe;
 mod page;
+mod registration;
 mod runner;
 mod webhook;
 
@@ -36,6 +37,7 @@ pub fn router(app: AppState) -> Router {
         .route("/runner/hold", post(runner::hold))
         .route("/runner/release", post(runner::release))
         .route("/runner/status", get(observe::status))
+        .route("/runner/registration", post(registration::registration))
         .route("/runner/reconcile", post(observe::reconcile))
         .route("/health", get(info::health))
         .route("/", get(info::root))

@@ -3,6 +3,7 @@
 //! <https://docs.github.com/en/rest/actions>
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodFilter;
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::emulators::wire::{Incoming, Routes, json_response};
-use crate::emulators::{Api, lock};
+use crate::emulators::{Api, hash, lock};
 
 /// An answer, or a refusal.
 pub(super) type Answer = Result<Response, Refusal>;
@@ -40,6 +41,13 @@ impl GitHub {
                 self,
                 |it, call| it.answer(call, State::org_runners),
             )
+            .on(
+                MethodFilter::POST,
+                "/orgs/{org}/actions/runners/registration-token",
+                api("actions.createRegistrationTokenForOrg"),
+                self,
+                |it, call| it.answer(call, State::org_registration),
+            )
             .on(get, "/rate_limit", api("rateLimit.get"), self, |it, call| {
                 it.answer(call, State::rate_limit)
             });
@@ -63,6 +71,13 @@ impl GitHub {
                     api("actions.listSelfHostedRunnersForRepo"),
                     self,
                     |it, call| it.answer(call, State::repo_runners),
+                )
+                .on(
+                    MethodFilter::POST,
+                    &under("/actions/runners/registration-token"),
+                    api("actions.createRegistrationTokenForRepo"),
+                    self,
+                    |it, call| it.answer(call, State::repo_registration),
                 )
                 .on(
                     get,
@@ -196,6 +211,30 @@ impl State {
         self.permitted(Permission::OrgRunners)?;
         let here = |scope: &Scope| matches!(scope, Scope::Organization(login) if login.eq_ignore_ascii_case(org));
         self.runners_page(call, now, here)
+    }
+
+    fn repo_registration(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let name = self.find_repo(call)?.full_name();
+        self.permitted(Permission::Administration)?;
+        self.registration(Scope::Repository(name), now)
+    }
+
+    fn org_registration(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let org = call.param("org");
+        if !self.owner(org).is_some_and(|owner| owner.organization) {
+            return Err(not_found());
+        }
+        self.permitted(Permission::OrgRunners)?;
+        self.registration(Scope::Organization(org.to_owned()), now)
+    }
+
+    fn registration(&mut self, scope: Scope, now: Timestamp) -> Answer {
+        self.permitted(Permission::Registration)?;
+        let token = format!("A{:016X}{:08X}", hash(&self.next().to_be_bytes()), self.count);
+        let ends = now + Duration::from_secs(3600);
+        self.registrations.insert(token.clone(), (scope, ends));
+        let answer = json!({ "token": token, "expires_at": payloads::seconds(ends) });
+        Ok(json_response(StatusCode::CREATED, &answer))
     }
 
     fn runners_page(
@@ -378,9 +417,11 @@ impl State {
             (Permission::Administration, "administration"),
             (Permission::OrgRunners, "organization_self_hosted_runners"),
         ];
+        let registers = self.permitted(Permission::Registration).is_ok();
         for (permission, name) in all {
             if !self.forbidden.contains(&permission) {
-                permissions[name] = json!("read");
+                let writes = registers && permission != Permission::Actions;
+                permissions[name] = json!(if writes { "write" } else { "read" });
             }
         }
         permissions

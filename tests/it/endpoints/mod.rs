@@ -4,6 +4,7 @@ mod hold;
 mod info;
 mod page;
 mod reconcile;
+mod registration;
 mod runner;
 mod status;
 mod webhook;

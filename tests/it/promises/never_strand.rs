@@ -2,10 +2,11 @@
 
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status, Timings};
-use runner_manager::emulators::{ErrorBody, Fault};
+use runner_manager::emulators::github::Permission;
+use runner_manager::emulators::{CallInfo, ErrorBody, Fault};
 
 use crate::stand::Log;
-use crate::world::{World, ZONE, minutes, runner, seconds};
+use crate::world::{World, ZONE, fleet, minutes, runner, seconds};
 
 /// One job on a VM that is in this status when the job is queued.
 async fn a_job_on_a_vm_that_is(status: Status) -> World {
@@ -499,4 +500,58 @@ async fn a_start_check_whose_job_is_over_goes_on_for_the_one_that_runs() {
     assert_eq!(next["job"]["id"], runs.0);
     // An entry names the VM again, and nothing has been waiting for a VM that is free.
     assert_eq!((next.get("unconfigured_since"), next.get("waiting")), (None, None));
+}
+
+/// A world in which the GPU machine's start-up script registers its runner if GitHub has forgotten it.
+fn a_vm_that_registers_by_itself() -> World {
+    let world = World::with_config(fleet("").replacen(
+        r#""vm_instance_name": "gpu-1""#,
+        r#""vm_instance_name": "gpu-1", "register": "repository""#,
+        1,
+    ));
+    world.cloud.github.permit(Permission::Registration);
+    world.cloud.guests.register_at_boot("gpu-1", ZONE, "http://service.example");
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_slept_for_months_serves_its_next_job() {
+    let mut world = a_vm_that_registers_by_itself();
+    let first = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(20), |world| world.is_completed(first)).await;
+    world.settle().await;
+    assert_eq!(world.count("actions.createRegistrationTokenForRepo"), 0, "it was known");
+    world.pass(minutes(90 * 24 * 60)).await;
+    let known = |world: &World| world.cloud.github.runners().iter().any(|one| one.name == "gpu-1");
+    assert!(!known(&world), "GitHub has forgotten its runner");
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    assert_eq!(world.count("actions.createRegistrationTokenForRepo"), 1);
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_cannot_register_at_once_asks_until_it_can() {
+    let mut world = a_vm_that_registers_by_itself();
+    world.cloud.github.remove_runner("gpu-1");
+    let down = |call: &CallInfo<'_>| {
+        let down = matches!(call.method, "oauth2.certs" | "actions.createRegistrationTokenForRepo");
+        down.then_some(Fault::Hang)
+    };
+    world.cloud.faults.on(down);
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass(minutes(10)).await;
+    assert!(!world.is_started(job));
+    world.cloud.faults.off();
+    world.pass_until(minutes(10), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_registration_a_vm_that_slept_too_long_does_not_get_its_job() {
+    let mut world = World::new();
+    world.pass(minutes(15 * 24 * 60)).await;
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass(minutes(30)).await;
+    assert!(world.status("gpu-1") == Status::Running && !world.is_started(job));
 }

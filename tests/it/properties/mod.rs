@@ -195,7 +195,7 @@ fn no_callback_stops_a_vm_that_works_or_puts_the_next_look_off() {
 fn every_runner_config_is_taken_or_refused_with_places_and_reasons() {
     let entry = json!({ "repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1",
         "vm_instance_zone": "asia-northeast1-a", "runner_names": ["gpu-1", "gpu-1-*"], "runner_labels": ["self-hosted", "gpu"],
-        "discard_local_ssd": false });
+        "discard_local_ssd": false, "register": "repository" });
     let fields = vec![
         "",
         "/0",
@@ -209,6 +209,7 @@ fn every_runner_config_is_taken_or_refused_with_places_and_reasons() {
         "/1/runner_labels",
         "/1/runner_labels/1",
         "/1/discard_local_ssd",
+        "/1/register",
         "/2/sender",
     ];
     let other = json!({ "repo": "Acme/App", "labels": ["Self-Hosted"], "vm_instance_name": "runner-1",

@@ -125,6 +125,8 @@ pub(crate) enum Op {
     SuspendInConsole { vm: &'static str },
     /// The runner of `runner-1` is not registered for a while.
     RunnerGone { span: Duration },
+    /// GitHub has forgotten the runner of `gpu-1`, if that is down: at its next boot it registers by itself.
+    Forgotten,
     /// The zone has no machines for a while.
     Stockout { span: Duration },
     /// GitHub's API answers 503 for a while.
@@ -259,6 +261,7 @@ fn trouble(dice: &mut Dice, profile: Profile) -> Option<Op> {
         of.push(Op::SuspendInConsole { vm });
         of.push(Op::Misdeploy { span: minutes(dice.between(1, 60)) });
         of.push(Op::RunnerGone { span: minutes(dice.between(1, 30)) });
+        of.push(Op::Forgotten);
         of.push(Op::Stockout { span: minutes(dice.between(1, 60)) });
         of.push(Op::GitHubDown { span: minutes(dice.between(1, 60)) });
         of.push(Op::RateLimit { span: minutes(dice.between(1, 30)) });

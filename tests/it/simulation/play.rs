@@ -262,6 +262,12 @@ impl Stage {
                     self.later(*span, move |world| is.register(world));
                 }
             }
+            Op::Forgotten => {
+                let down = cloud.compute.status("gpu-1") == compute::Status::Terminated;
+                if down && is_registered(&self.world, "gpu-1") {
+                    cloud.github.remove_runner("gpu-1");
+                }
+            }
             Op::Stockout { span } => {
                 cloud.compute.stockout(ZONE, true);
                 self.excuse(*span, Excuse::Stockout);
@@ -341,18 +347,22 @@ impl RunnerIs {
     }
 
     fn config(self) -> String {
+        let gpu = r#""vm_instance_name": "gpu-1""#;
+        let fleet = fleet("").replace(gpu, &format!(r#"{gpu}, "register": "repository""#));
         match self {
             Self::NamedInTheEntries => {
                 let entry = r#""vm_instance_name": "runner-1""#;
-                fleet("").replace(entry, &format!(r#"{entry}, "runner_names": ["build-*"]"#))
+                fleet.replace(entry, &format!(r#"{entry}, "runner_names": ["build-*"]"#))
             }
-            _ => fleet(""),
+            _ => fleet,
         }
     }
 }
 
 fn set_the_scene(world: &World, profile: Profile, dice: &mut Dice) {
     let cloud = &world.cloud;
+    cloud.github.permit(Permission::Registration);
+    cloud.guests.register_at_boot("gpu-1", ZONE, "http://service.example");
     let slow = profile.breaks_down() && dice.chance(10);
     let boot = seconds(if slow { 240 } else { dice.between(15, 90) });
     cloud.compute.timings(compute::Timings {

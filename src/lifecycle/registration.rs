@@ -1,0 +1,245 @@
+//! A VM asks for a token to register its runner with.
+//!
+//! GitHub forgets a runner that has not connected for 14 days, which a VM that is stopped most of the time does not. Such
+//! a VM shows at its boot who it is, and gets a registration token for the one place where its entries say that it
+//! registers. With it, it can do what its runner can do anyway: register a runner there, under any name and label.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use crate::clients;
+use crate::clients::github::{Place, RegistrationToken};
+use crate::clock::{Deadline, Timestamp};
+use crate::fleet::{Entry, Label, Registers, RepoName, Vm};
+use crate::identity::{self, Untrusted};
+use crate::state::AppState;
+
+/// How long a token is given to whoever asks again: a VM that asks in a loop has GitHub make a few in an hour.
+const SHARED: Duration = Duration::from_secs(10 * 60);
+
+/// What a VM needs to register its runner.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// What `config.sh` takes as `--url`.
+    pub url: String,
+    /// What it takes as `--token`.
+    pub token: RegistrationToken,
+    /// What the runner is called.
+    pub name: String,
+    /// The labels that it gets besides those that every runner has.
+    pub labels: Vec<Label>,
+}
+
+/// Why there is no token.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refusal {
+    /// It was not shown who asks.
+    #[error("{0}")]
+    Untrusted(#[from] Untrusted),
+    /// It is an instance, but none that may register.
+    #[error("the instance {instance} in {zone} of project {project} {why}")]
+    NotOurs {
+        /// The instance's name, as Google says.
+        instance: String,
+        /// Its zone.
+        zone: String,
+        /// Its project.
+        project: String,
+        /// What it is not.
+        why: &'static str,
+    },
+    /// Its entries leave a choice, and it did not make one.
+    #[error("VM {0} registers in several repositories: it has to name one as `repo` in the body")]
+    Ambiguous(Vm),
+    /// No entry of any VM says that it registers.
+    #[error("no entry of RUNNER_CONFIG has \"register\"")]
+    TurnedOff,
+    /// GitHub does not let the App make one.
+    #[error("{error}: grant the GitHub App {}", write_permission(.place))]
+    MayNot {
+        /// Where it was to register.
+        place: Place,
+        /// What GitHub said.
+        error: clients::Error,
+    },
+    /// Google or GitHub did not answer as they should.
+    #[error("{0}")]
+    Upstream(clients::Error),
+}
+
+fn write_permission(place: &Place) -> String {
+    match place {
+        Place::Repository(repo) => format!("Administration: write on {repo}"),
+        Place::Organization(login) => format!("Self-hosted runners: write in {login}"),
+    }
+}
+
+/// The tokens that GitHub made lately, by place. Held while one is made, so that a flood makes one.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens(Arc<Mutex<BTreeMap<String, (Timestamp, RegistrationToken)>>>);
+
+/// Gives the VM that this token was made for what it needs to register its runner.
+///
+/// # Errors
+/// As [`Refusal`] says.
+pub async fn register(
+    app: &AppState,
+    token: Option<&str>,
+    repo: Option<&RepoName>,
+    deadline: Deadline,
+) -> Result<Grant, Refusal> {
+    if app.fleet.entries().iter().all(|entry| entry.register.is_none()) {
+        return Err(Refusal::TurnedOff);
+    }
+    let token = token.ok_or(Untrusted::Missing)?;
+    let key = app.google_keys.key(&identity::key_id(token)?, deadline).await;
+    let key = key.map_err(Refusal::Upstream)?.ok_or(Untrusted::UnknownKey)?;
+    let now = app.clock.now();
+    let identity = identity::verify(token, &key, &app.service_url, now)?;
+    let not_ours = |why| Refusal::NotOurs {
+        instance: identity.instance.clone(),
+        zone: identity.zone.clone(),
+        project: identity.project.clone(),
+        why,
+    };
+    if identity.project != app.project {
+        return Err(not_ours("is not of this project"));
+    }
+    let vm = Vm::new(&identity.instance, &identity.zone);
+    let managed = app.fleet.vm(&vm).ok_or_else(|| not_ours("has no entry"))?;
+    let (place, entries) =
+        choose(app.fleet.entries(), &vm, repo).map_err(|choice| match choice {
+            Choice::None => not_ours("has no entry that registers there"),
+            Choice::Several => Refusal::Ambiguous(vm.clone()),
+        })?;
+    let token = app.registrations.token(app, &place, now, deadline).await?;
+    Ok(Grant {
+        url: app.github.page_url(&place),
+        token,
+        name: managed.runner_names.for_vm(&vm.name),
+        labels: labels(&entries),
+    })
+}
+
+/// Why there is not one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    None,
+    Several,
+}
+
+/// Where the VM registers, of the repository that it names if it does, and the entries that say so.
+fn choose<'a>(
+    entries: &'a [Entry],
+    vm: &Vm,
+    repo: Option<&RepoName>,
+) -> Result<(Place, Vec<&'a Entry>), Choice> {
+    let place = |entry: &Entry| match entry.register? {
+        Registers::Repository => Some(Place::Repository(entry.repo.clone())),
+        Registers::Organization => Some(Place::Organization(entry.repo.owner().to_owned())),
+    };
+    let of_vm = entries.iter().filter(|entry| entry.vm == *vm);
+    let mut found: Option<(Place, Vec<&Entry>)> = None;
+    for entry in of_vm.filter(|entry| repo.is_none_or(|repo| entry.repo == *repo)) {
+        match (place(entry), &mut found) {
+            (None, _) => {}
+            (Some(place), None) => found = Some((place, vec![entry])),
+            (Some(place), Some((known, entries))) if place == *known => entries.push(entry),
+            (Some(_), Some(_)) => return Err(Choice::Several),
+        }
+    }
+    found.ok_or(Choice::None)
+}
+
+/// All labels that the entries speak of, each once.
+fn labels(entries: &[&Entry]) -> Vec<Label> {
+    let mut all = Vec::new();
+    for entry in entries {
+        let told = &entry.runner_labels;
+        for label in if told.is_empty() { &entry.labels } else { told } {
+            if !all.contains(label) {
+                all.push(label.clone());
+            }
+        }
+    }
+    all
+}
+
+impl Tokens {
+    async fn token(
+        &self,
+        app: &AppState,
+        place: &Place,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<RegistrationToken, Refusal> {
+        let out_of_time = || {
+            Refusal::Upstream(clients::Error::Unanswered {
+                call: "create a registration token",
+                why: "out of time".into(),
+            })
+        };
+        let locked = tokio::time::timeout(deadline.remaining() / 2, self.0.lock());
+        let mut tokens = locked.await.map_err(|_| out_of_time())?;
+        let lately = |(at, _): &&(Timestamp, RegistrationToken)| now.since(*at) < SHARED;
+        if let Some((_, token)) = tokens.get(&place.to_string()).filter(lately) {
+            return Ok(token.clone());
+        }
+        let token = app.github.registration_token(place, deadline).await;
+        let token = token.map_err(|error| match error {
+            error if error.is_forbidden() || error.is_not_found() => {
+                Refusal::MayNot { place: place.clone(), error }
+            }
+            error => Refusal::Upstream(error),
+        })?;
+        tokens.insert(place.to_string(), (now, token.clone()));
+        Ok(token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::RunnerNames;
+
+    fn entry(repo: &str, vm: &str, register: Option<Registers>) -> Entry {
+        Entry {
+            repo: repo.into(),
+            labels: vec!["self-hosted".into(), repo.into()],
+            runner_labels: Vec::new(),
+            vm: Vm::new(vm, "z"),
+            runner_names: RunnerNames::parse([vm]),
+            discard_local_ssd: false,
+            register,
+        }
+    }
+
+    #[test]
+    fn a_vm_registers_in_the_one_place_that_its_entries_name() {
+        use Registers::{Organization, Repository};
+        let entries = [
+            entry("acme/app", "one", Some(Repository)),
+            entry("acme/web", "one", None),
+            entry("acme/app", "two", Some(Repository)),
+            entry("acme/web", "two", Some(Repository)),
+            entry("acme/app", "three", Some(Organization)),
+            entry("acme/web", "three", Some(Organization)),
+            entry("acme/web", "none", None),
+        ];
+        let place = |vm: &str, repo: Option<&str>| {
+            let repo: Option<RepoName> = repo.map(Into::into);
+            let chosen = choose(&entries, &Vm::new(vm, "z"), repo.as_ref());
+            chosen.map(|(place, entries)| (place.to_string(), labels(&entries).len()))
+        };
+        assert_eq!(place("one", None), Ok(("acme/app".into(), 2)));
+        assert_eq!(place("one", Some("acme/web")), Err(Choice::None));
+        assert_eq!(place("two", None), Err(Choice::Several));
+        assert_eq!(place("two", Some("ACME/web")), Ok(("acme/web".into(), 2)));
+        assert_eq!(place("three", None), Ok(("the organization acme".into(), 3)));
+        assert_eq!(place("none", None), Err(Choice::None));
+        assert_eq!(place("unknown", None), Err(Choice::None));
+    }
+}

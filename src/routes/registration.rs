@@ -1,0 +1,50 @@
+//! `POST /runner/registration`: a VM that boots, and shows who it is, gets a token to register its runner with.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use serde::{Deserialize, Serialize};
+
+use super::error::ApiError;
+use super::extract::Bearer;
+use crate::clock::Deadline;
+use crate::fleet::{Label, RepoName};
+use crate::lifecycle::CALLBACK_TIME;
+use crate::lifecycle::registration::{Grant, register};
+use crate::state::AppState;
+
+/// What a VM may say.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Wish {
+    /// Which of several repositories it registers in.
+    repo: Option<RepoName>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Answer {
+    url: String,
+    token: String,
+    expires_at: String,
+    name: String,
+    labels: Vec<Label>,
+}
+
+pub(super) async fn registration(
+    State(app): State<AppState>,
+    request: Bearer,
+) -> Result<([(header::HeaderName, HeaderValue); 1], Json<Answer>), ApiError> {
+    let wish: Wish = request.body()?;
+    let deadline = Deadline::after(CALLBACK_TIME);
+    let grant = register(&app, request.token(), wish.repo.as_ref(), deadline).await?;
+    let Grant { url, token, name, labels } = grant;
+    tracing::info!("VM {name}: it may register its runner in {url} until {}", token.expires_at);
+    let answer = Answer {
+        url,
+        token: token.token.expose().to_owned(),
+        expires_at: token.expires_at,
+        name,
+        labels,
+    };
+    Ok(([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(answer)))
+}
