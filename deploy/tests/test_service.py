@@ -82,8 +82,7 @@ class Written(unittest.TestCase):
         # The table of RUNNER_CONFIG's fields.
         table = re.search(r"\| `repo` \|.*?\n\n", (ROOT / "README.md").read_text(), re.S).group(0)
         documented = re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.strip().split("\n")))
-        # A service that registers runners documents `register` as well; another one only warns of it.
-        self.assertEqual(sorted({*fields} - {"register"}), sorted({*documented} - {"register"}))
+        self.assertEqual(sorted(fields), sorted(documented))
 
 
 class Logged(unittest.TestCase):

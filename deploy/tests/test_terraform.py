@@ -275,6 +275,12 @@ class Terraform(unittest.TestCase):
         }
         self.assertEqual(metadata, expected)
 
+    def test_what_is_not_set_is_not_in_the_metadata(self):
+        vm, _ = self.vm()
+        self.assertEqual(
+            sorted(vm["metadata"]), ["enable-oslogin", "runner-keep-free", "runner-version", "startup-script"]
+        )
+
     def test_every_setting_is_one_that_the_script_knows(self):
         script = (DEPLOY / "terraform/runner-vm/files/runner-vm.sh").read_text()
         settings = set(
