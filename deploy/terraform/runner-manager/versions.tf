@@ -1,0 +1,11 @@
+terraform {
+  # Write-only arguments and ephemeral variables keep the secrets out of the state.
+  required_version = ">= 1.11"
+
+  required_providers {
+    google = {
+      source  = "hashicorp/google"
+      version = "~> 6.50"
+    }
+  }
+}

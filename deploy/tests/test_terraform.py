@@ -1,0 +1,327 @@
+"""The modules in Terraform itself, against a stand-in for the google provider: validated, planned, applied.
+
+PROVIDER names the package with the provider's declarations.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+from check_terraform import Module
+from provider_stand_in import Running
+
+DEPLOY = pathlib.Path(__file__).parents[1]
+DIRECTORIES = ["terraform/runner-manager", "terraform/runner-vm", "example"]
+SECRET = "the-secret-that-nobody-keeps"
+KEY = "-----BEGIN RSA PRIVATE KEY-----\nthe-key-that-nobody-keeps\n-----END RSA PRIVATE KEY-----\n"
+
+ENTRY = {"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "vm-1", "vm_instance_zone": "us-central1-a"}
+MANAGER = {
+    "project": "my-project",
+    "region": "us-central1",
+    "image": "us-central1-docker.pkg.dev/my-project/images/runner-manager:1.0.0",
+    "github_app": {"id": "123456", "installation_id": "12345678"},
+    "runner_config": [ENTRY],
+}
+CHANNEL = "projects/my-project/notificationChannels/1"
+VM = {"project": "my-project", "name": "vm-1", "zone": "us-central1-a"}
+EXAMPLE = {
+    "project": "my-project",
+    "repository": "acme/app",
+    "image": "ghcr.io/acme/runner-manager:1.0.0",
+    "github_app": {"id": "123456", "installation_id": "12345678"},
+    "notification_channels": [CHANNEL],
+}
+
+
+class Terraform(unittest.TestCase):
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls):
+        modules = [Module(DEPLOY / each) for each in DIRECTORIES]
+        types = {(kind, type_) for module in modules for kind, type_, _ in module.resources}
+        cls.provider = Running(os.environ["PROVIDER"], types)
+        cls.addClassCleanup(cls.provider.close)
+        # Terraform writes beside the files that it reads: a copy of them, initialized once.
+        root = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(root.cleanup)
+        cls.root = pathlib.Path(root.name)
+        for each in DIRECTORIES:
+            shutil.copytree(
+                DEPLOY / each, cls.root / each, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars")
+            )
+            done = cls.terraform(each, "init", "-backend=false")
+            if done.returncode != 0:
+                raise RuntimeError(done.stdout + done.stderr)
+
+    @classmethod
+    def terraform(cls, directory, *arguments, secrets=True):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+        environment |= cls.provider.environment | {"TF_CLI_CONFIG_FILE": os.devnull, "CHECKPOINT_DISABLE": "1"}
+        if secrets:
+            environment |= {"TF_VAR_runner_manager_secret": SECRET, "TF_VAR_github_app_private_key": KEY}
+        command = ["terraform", f"-chdir={cls.root / directory}", arguments[0], "-no-color", *arguments[1:]]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    def run_terraform(self, directory, *arguments):
+        done = self.terraform(directory, *arguments)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout
+
+    def with_variables(self, variables):
+        """What leads Terraform to these variables and to a state of its own."""
+        directory = tempfile.mkdtemp(dir=self.root)
+        file = pathlib.Path(directory) / "variables.tfvars.json"
+        file.write_text(json.dumps(variables))
+        return [f"-var-file={file}", f"-state={directory}/terraform.tfstate", "-input=false"], pathlib.Path(directory)
+
+    def planned(self, directory, variables):
+        """Every planned resource by its address, and the outputs."""
+        arguments, place = self.with_variables(variables)
+        self.run_terraform(directory, "plan", *arguments, f"-out={place}/plan")
+        shown = self.run_terraform(directory, "show", "-json", f"{place}/plan")
+        self.assertNotIn("nobody-keeps", shown)
+        plan = json.loads(shown)
+        return {each["address"]: each["change"]["after"] for each in plan["resource_changes"]}, plan[
+            "planned_values"
+        ].get("outputs", {})
+
+    def refused(self, directory, variables, text):
+        arguments, _ = self.with_variables(variables)
+        done = self.terraform(directory, "plan", *arguments)
+        self.assertEqual(done.returncode, 1, f"{variables} was accepted")
+        self.assertIn(text, " ".join(re.sub(r"[│╷╵]", " ", done.stderr).split()), done.stderr)
+
+    # -- all of them -----------------------------------------------------------------------------------------------
+
+    def test_terraform_finds_them_valid(self):
+        for each in DIRECTORIES:
+            with self.subTest(each):
+                self.run_terraform(each, "validate")
+
+    def test_the_example_is_applied_changes_nothing_more_and_keeps_no_secret(self):
+        arguments, place = self.with_variables(EXAMPLE)
+        self.run_terraform("example", "apply", "-auto-approve", *arguments)
+        for file in place.rglob("*"):
+            self.assertNotIn("nobody-keeps", file.read_text(), file)
+        # Later, without the secrets at hand.
+        done = self.terraform("example", "plan", "-detailed-exitcode", *arguments, secrets=False)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        steps = self.run_terraform("example", "output", "-raw", f"-state={place}/terraform.tfstate", "next_steps")
+        self.assertEqual(subprocess.run(["bash", "-n"], input=steps, text=True).returncode, 0, steps)
+        for command in (
+            "versions access 1 --secret runner-manager-secret",
+            "repos/acme/app/hooks",
+            '"vm_instance_name": "github-runner"',
+        ):
+            self.assertIn(command, steps)
+
+    # -- the service -----------------------------------------------------------------------------------------------
+
+    def environment(self, plan):
+        (container,) = plan["google_cloud_run_v2_service.this"]["template"][0]["containers"]
+        return {each["name"]: each.get("value") for each in container["env"]}, container
+
+    def test_the_service_knows_its_own_url(self):
+        plan, outputs = self.planned("terraform/runner-manager", MANAGER)
+        environment, _ = self.environment(plan)
+        self.assertEqual(
+            environment["CLOUD_RUN_SERVICE_URL"], "https://runner-manager-123456789012.us-central1.run.app"
+        )
+        self.assertEqual(outputs["webhook_url"]["value"], environment["CLOUD_RUN_SERVICE_URL"] + "/github/webhook")
+
+    def test_runner_config_has_what_was_given_and_no_more(self):
+        entries = [
+            ENTRY | {"runner_labels": ["self-hosted", "gpu"], "register": "organization", "discard_local_ssd": True},
+            ENTRY | {"repo": "acme/web", "runner_names": ["vm-*"]},
+        ]
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"runner_config": entries})
+        environment, _ = self.environment(plan)
+        self.assertEqual(json.loads(environment["RUNNER_CONFIG"]), entries)
+
+    def test_it_scales_to_zero_and_takes_a_burst_in_one_instance(self):
+        plan, _ = self.planned("terraform/runner-manager", MANAGER)
+        service = plan["google_cloud_run_v2_service.this"]
+        template = service["template"][0]
+        _, container = self.environment(plan)
+        self.assertEqual(template["max_instance_request_concurrency"], 80)
+        self.assertEqual(template["scaling"][0]["min_instance_count"], 0)
+        self.assertEqual(container["resources"][0]["limits"]["cpu"], "1")
+        self.assertIs(container["resources"][0]["cpu_idle"], True)
+        self.assertEqual(container["startup_probe"][0]["http_get"][0]["path"], "/health")
+        self.assertIs(service["invoker_iam_disabled"], True)
+        self.assertNotIn("google_cloud_run_v2_service_iam_member.all_users[0]", plan)
+
+    def test_the_account_may_act_on_each_vm_once_and_on_no_other(self):
+        entries = [ENTRY, ENTRY | {"repo": "acme/web"}, ENTRY | {"vm_instance_name": "vm-2"}]
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"runner_config": entries})
+        bound = sorted(address for address in plan if address.startswith("google_compute_instance_iam_member"))
+        self.assertEqual(bound, [f'google_compute_instance_iam_member.service["us-central1-a/vm-{i}"]' for i in (1, 2)])
+        self.assertFalse([address for address in plan if address.startswith("google_project_iam_member.vms")])
+
+    def test_existing_secrets_are_taken_by_their_names_and_versions(self):
+        secrets = {
+            "create": False,
+            "runner_manager_secret": {"id": "mine", "version": "3", "previous_version": "2"},
+            "github_app_private_key": {"version": "1"},
+        }
+        plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"secrets": secrets})
+        self.assertFalse([address for address in plan if address.startswith("google_secret_manager_secret_version")])
+        _, container = self.environment(plan)
+        taken = {
+            each["name"]: each["value_source"][0]["secret_key_ref"][0]
+            for each in container["env"]
+            if each["value_source"]
+        }
+        self.assertEqual(taken["RUNNER_MANAGER_SECRET"], {"secret": "mine", "version": "3"})
+        self.assertEqual(taken["RUNNER_MANAGER_SECRET_PREVIOUS"], {"secret": "mine", "version": "2"})
+        self.assertIn("versions access 3 --secret mine", outputs["next_steps"]["value"])
+
+    def test_an_image_on_ghcr_is_fetched_by_artifact_registry(self):
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"image": "ghcr.io/acme/runner-manager:1.0.0"})
+        _, container = self.environment(plan)
+        self.assertEqual(
+            container["image"], "us-central1-docker.pkg.dev/my-project/runner-manager-ghcr/acme/runner-manager:1.0.0"
+        )
+
+    def test_the_sweep_is_made_by_a_command_or_by_terraform(self):
+        secrets = {
+            "create": False,
+            "runner_manager_secret": {"version": "1"},
+            "github_app_private_key": {"version": "1"},
+        }
+        plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"secrets": secrets})
+        self.assertNotIn("google_cloud_scheduler_job.reconcile[0]", plan)
+        self.assertIn("gcloud scheduler jobs create http runner-manager-reconcile", outputs["next_steps"]["value"])
+        plan, outputs = self.planned(
+            "terraform/runner-manager", MANAGER | {"reconcile": {"managed": True}, "secrets": secrets}
+        )
+        (target,) = plan["google_cloud_scheduler_job.reconcile[0]"]["http_target"]
+        self.assertEqual(target["headers"], {"X-Runner-Secret": "the-value-in-secret-manager"})
+        self.assertNotIn("gcloud scheduler", outputs["next_steps"]["value"])
+
+    def test_alerts_are_there_if_somebody_is_to_be_told(self):
+        plan, _ = self.planned("terraform/runner-manager", MANAGER)
+        self.assertFalse([address for address in plan if "google_monitoring" in address])
+        plan, _ = self.planned(
+            "terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL], "vm_up_hours": 6}}
+        )
+        policies = [each for address, each in plan.items() if address.startswith("google_monitoring_alert_policy")]
+        self.assertEqual(len(policies), 6)
+        self.assertTrue(all(each["notification_channels"] == [CHANNEL] for each in policies))
+        threshold = plan["google_monitoring_alert_policy.up[0]"]["conditions"][0]["condition_threshold"][0]
+        self.assertEqual(threshold["threshold_value"], 6 * 3600)
+        self.assertIn('one_of("vm-1")', threshold["filter"])
+
+    def test_what_the_service_would_refuse_is_refused_before(self):
+        for change, text in [
+            ({"region": "us-central1-a"}, "A region looks like us-central1"),
+            ({"image": "gcr.io/x/y"}, "Name a tag or digest"),
+            ({"image": "gcr.io/x/y:latest"}, "Name a tag or digest"),
+            ({"runner_config": []}, "runner_config needs an entry"),
+            ({"runner_config": [ENTRY | {"labels": []}]}, "labels needs at least one label"),
+            ({"runner_config": [ENTRY | {"repo": "https://github.com/acme/app"}]}, "repo looks like owner/repo"),
+            ({"runner_config": [ENTRY | {"vm_instance_zone": "us-central1"}]}, "vm_instance_zone looks like"),
+            ({"runner_config": [ENTRY | {"vm_instance_name": "VM"}]}, "vm_instance_name is a VM's name"),
+            ({"runner_config": [ENTRY | {"register": "enterprise"}]}, "register is repository or organization"),
+            ({"runner_config": [ENTRY, ENTRY | {"repo": "other/app"}]}, "same owner"),
+            ({"github_app": {"id": "1", "installation_id": "acme"}}, "installation_id is the number"),
+            ({"vm_inactive_minutes": 0}, "whole number from 1 to 1440"),
+            ({"environment": {"PORT": "1"}}, "do not belong into environment"),
+            ({"secrets": {"create": False}}, "Give the version of each secret"),
+            (
+                {
+                    "secrets": {
+                        "create": False,
+                        "runner_manager_secret": {"version": "latest"},
+                        "github_app_private_key": {"version": "1"},
+                    }
+                },
+                "A version is a number",
+            ),
+            ({"alerts": {"notification_channels": ["me@example.com"]}}, "A notification channel looks like"),
+            ({"public_access": "yes"}, "public_access is no_check"),
+        ]:
+            with self.subTest(change=change):
+                self.refused("terraform/runner-manager", MANAGER | change, text)
+
+    # -- the VM ----------------------------------------------------------------------------------------------------
+
+    def vm(self, **variables):
+        plan, _ = self.planned("terraform/runner-vm", VM | variables)
+        return plan["google_compute_instance.vm"], plan
+
+    def test_a_vm_has_what_its_script_reads(self):
+        runner = {"version": "2.330.0", "sha256": "0" * 64, "labels": ["gpu", "big"]}
+        vm, _ = self.vm(runner=runner, packages=["docker.io"], runner_manager_url="https://service.run.app")
+        metadata = vm["metadata"]
+        self.assertEqual(
+            metadata.pop("startup-script"), (DEPLOY / "terraform/runner-vm/files/runner-vm.sh").read_text()
+        )
+        expected = {
+            "enable-oslogin": "TRUE",
+            "runner-manager-url": "https://service.run.app",
+            "runner-version": "2.330.0",
+            "runner-sha256": "0" * 64,
+            "runner-labels": "gpu,big",
+            "runner-packages": "docker.io",
+            "runner-keep-free": "20",
+        }
+        self.assertEqual(metadata, expected)
+
+    def test_what_is_not_set_is_not_in_the_metadata(self):
+        vm, _ = self.vm()
+        self.assertEqual(
+            sorted(vm["metadata"]), ["enable-oslogin", "runner-keep-free", "runner-version", "startup-script"]
+        )
+
+    def test_every_setting_is_one_that_the_script_knows(self):
+        script = (DEPLOY / "terraform/runner-vm/files/runner-vm.sh").read_text()
+        settings = set(
+            re.findall(r"^    (runner-[a-z0-9-]+) +=", (DEPLOY / "terraform/runner-vm/main.tf").read_text(), re.M)
+        )
+        self.assertGreater(len(settings), 7)
+        self.assertEqual(settings - set(re.findall(r"setting (runner-[a-z0-9-]+)", script)), set())
+
+    def test_nothing_limits_how_long_a_vm_runs_or_says_that_it_has_to(self):
+        vm, _ = self.vm()
+        self.assertEqual(vm["scheduling"][0]["max_run_duration"], [])
+        self.assertIsNone(vm["desired_status"])
+        self.assertEqual(vm["scratch_disk"], [])
+
+    def test_options_of_a_vm(self):
+        vm, plan = self.vm(spot=True, data_disk={"size_gb": 100}, network={"external_ip": "static"})
+        self.assertEqual(vm["scheduling"][0]["provisioning_model"], "SPOT")
+        self.assertEqual(vm["scheduling"][0]["instance_termination_action"], "STOP")
+        self.assertEqual(vm["attached_disk"][0]["device_name"], "runner-data")
+        self.assertIn("google_compute_address.vm[0]", plan)
+        vm, _ = self.vm(gpu={"type": "nvidia-tesla-t4"}, network={"external_ip": "none", "subnetwork": "private"})
+        self.assertEqual(vm["guest_accelerator"][0]["count"], 1)
+        self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
+        self.assertEqual(vm["network_interface"][0]["access_config"], [])
+        self.assertIsNone(vm["network_interface"][0]["network"])
+
+    def test_a_vm_that_would_not_work_is_refused(self):
+        for change, text in [
+            ({"name": "VM"}, "A VM's name has"),
+            ({"zone": "us-central1"}, "A zone looks like"),
+            ({"runner_manager_url": "https://service.run.app/"}, "no slash at its end"),
+            ({"runner": {"version": "v2.330.0"}}, "without a v"),
+            ({"runner": {"sha256": "0" * 64}}, "needs a runner.version"),
+            ({"machine_type": "c4-standard-8-lssd"}, "local SSDs"),
+            ({"labels": {"runner-manager-hold": "x"}}, "the service's own"),
+            ({"network": {"external_ip": "yes"}}, "ephemeral, static or none"),
+            ({"data_disk": {"size_gb": 1}}, "at least 10 GB"),
+        ]:
+            with self.subTest(change=change):
+                self.refused("terraform/runner-vm", VM | change, text)
+
+
+if __name__ == "__main__":
+    unittest.main()
