@@ -7,7 +7,7 @@ use crate::clients::Error;
 use crate::clients::github::app::{App, Installation, Permissions};
 use crate::clients::github::{GitHub, Repository};
 use crate::clock::Deadline;
-use crate::fleet::RepoName;
+use crate::fleet::{Entry, Registers, RepoName};
 
 /// What is known of the App.
 pub(super) struct AppFacts {
@@ -32,7 +32,7 @@ pub(super) async fn look_at_app(github: &GitHub, deadline: Deadline) -> AppFacts
     AppFacts { app, installation }
 }
 
-pub(super) fn judge_app(facts: &AppFacts, installation_id: u64) -> Vec<Finding> {
+pub(super) fn judge_app(facts: &AppFacts, installation_id: u64, entries: &[Entry]) -> Vec<Finding> {
     let mut found = Findings::of("GitHub App");
     let app = match &facts.app {
         Ok(app) => {
@@ -59,8 +59,8 @@ pub(super) fn judge_app(facts: &AppFacts, installation_id: u64) -> Vec<Finding> 
         ),
         Ok(installation) => {
             found.ok("installation", format!("{installation_id}"));
-            for permission in [ACTIONS, ADMINISTRATION] {
-                judge_permission(&mut found, &permission, &app.permissions, installation);
+            for permission in needed(entries) {
+                judge_permission(&mut found, permission, &app.permissions, installation);
             }
         }
         Err(error) => found.failed(
@@ -78,6 +78,8 @@ struct Permission {
     key: &'static str,
     /// As the App's page does.
     name: &'static str,
+    /// Reading is not enough.
+    writes: bool,
     /// What is missing without it.
     without: &'static str,
 }
@@ -85,14 +87,49 @@ struct Permission {
 const ACTIONS: Permission = Permission {
     key: "actions",
     name: "Actions: read",
+    writes: false,
     without: "nobody can see which jobs wait and run, and the runner's word alone decides",
 };
 
 const ADMINISTRATION: Permission = Permission {
     key: "administration",
     name: "Administration: read",
+    writes: false,
     without: "nobody can see whether a repository's runner is busy, and the jobs alone decide",
 };
+
+const REGISTERS_IN_REPOSITORY: Permission = Permission {
+    key: "administration",
+    name: "Administration: write",
+    writes: true,
+    without: "an entry has \"register\": \"repository\", and no VM can register its runner",
+};
+
+const REGISTERS_IN_ORGANIZATION: Permission = Permission {
+    key: "organization_self_hosted_runners",
+    name: "Self-hosted runners: write",
+    writes: true,
+    without: "an entry has \"register\": \"organization\", and no VM can register its runner",
+};
+
+/// What the entries need.
+fn needed(entries: &[Entry]) -> Vec<&'static Permission> {
+    let register = |place| entries.iter().any(|entry| entry.register == Some(place));
+    let mut needed = vec![&ACTIONS, &ADMINISTRATION];
+    if register(Registers::Repository) {
+        needed[1] = &REGISTERS_IN_REPOSITORY;
+    }
+    if register(Registers::Organization) {
+        needed.push(&REGISTERS_IN_ORGANIZATION);
+    }
+    needed
+}
+
+impl Permission {
+    fn is_among(&self, granted: &Permissions) -> bool {
+        granted.get(self.key).is_some_and(|level| !self.writes || level != "read")
+    }
+}
 
 fn judge_permission(
     found: &mut Findings,
@@ -100,13 +137,13 @@ fn judge_permission(
     asked_for: &Permissions,
     installation: &Installation,
 ) {
-    let Permission { key, name, without } = permission;
-    if installation.permissions.contains_key(*key) {
+    let Permission { name, without, .. } = permission;
+    if permission.is_among(&installation.permissions) {
         found.ok("permission", format!("{name} is granted"));
         return;
     }
     let page = installation.html_url.as_deref().unwrap_or("the installation's settings");
-    let fix = if asked_for.contains_key(*key) {
+    let fix = if permission.is_among(asked_for) {
         format!("accept the App's new permissions: {page}")
     } else {
         format!("add {name} to the App's permissions, and accept it: {page}")
@@ -190,6 +227,7 @@ fn judge_repository(found: &mut Findings, repository: &Repository, repo: &RepoNa
 mod tests {
     use super::super::finding::testing::{answered, complains, limited, unanswered};
     use super::*;
+    use crate::fleet::{RunnerNames, Vm};
 
     fn granted(names: &[&str]) -> Permissions {
         names.iter().map(|&name| (name.to_owned(), "read".to_owned())).collect()
@@ -216,7 +254,7 @@ mod tests {
         installation: Result<Installation, Error>,
         expected: &[&str],
     ) {
-        complains(&judge_app(&AppFacts { app, installation }, 7), expected);
+        complains(&judge_app(&AppFacts { app, installation }, 7, &[]), expected);
     }
 
     #[test]
@@ -243,7 +281,7 @@ mod tests {
         judged(Ok(app()), Ok(without.clone()), &[actions]);
         let fix = |app: App| {
             let facts = AppFacts { app: Ok(app), installation: Ok(without.clone()) };
-            judge_app(&facts, 7).into_iter().find_map(|finding| finding.fix).unwrap()
+            judge_app(&facts, 7, &[]).into_iter().find_map(|finding| finding.fix).unwrap()
         };
         assert_eq!(fix(app()), "accept the App's new permissions: https://github.test/7");
         let never = App { permissions: granted(&[]), ..app() };
@@ -256,6 +294,30 @@ mod tests {
         let neither = Installation { permissions: granted(&[]), ..installation() };
         let administration = "✗ permission: Administration: read is missing";
         judged(Ok(app()), Ok(neither), &[actions, administration]);
+    }
+
+    #[test]
+    fn an_entry_that_registers_needs_more_than_reading() {
+        let entry = |register| Entry {
+            repo: "acme/app".into(),
+            labels: vec!["self-hosted".into()],
+            runner_labels: Vec::new(),
+            vm: Vm::new("a", "z"),
+            runner_names: RunnerNames::default(),
+            discard_local_ssd: false,
+            register,
+        };
+        let lacks = |register, permissions: Permissions| -> Vec<&str> {
+            let needed = needed(&[entry(None), entry(register)]);
+            let lacking = needed.into_iter().filter(|it| !it.is_among(&permissions));
+            lacking.map(|permission| permission.name).collect()
+        };
+        let reads = || granted(&["actions", "administration", "organization_self_hosted_runners"]);
+        let writes = || Permissions::from([("administration".to_owned(), "write".to_owned())]);
+        assert_eq!(lacks(None, reads()), [""; 0]);
+        assert_eq!(lacks(Some(Registers::Repository), reads()), ["Administration: write"]);
+        assert_eq!(lacks(Some(Registers::Repository), writes()), ["Actions: read"]);
+        assert_eq!(lacks(Some(Registers::Organization), reads()), ["Self-hosted runners: write"]);
     }
 
     #[track_caller]

@@ -75,7 +75,7 @@ pub async fn check(
     let service = checks.service();
     let ((google, is_google_there), app, service) = tokio::join!(google, app, service);
     told.add(google);
-    told.add(app::judge_app(&app, checks.app.github.installation_id()));
+    told.add(app::judge_app(&app, checks.app.github.installation_id(), checks.app.fleet.entries()));
     told.add(service);
 
     let mut answers = stream::iter(checks.questions(is_google_there, &app)).buffered(AT_A_TIME);
