@@ -73,6 +73,12 @@ cargo build --locked --quiet
 PROGRAM=${CARGO_TARGET_DIR:-target}/debug/runner-manager $python -W error -m unittest discover \
   --start-directory $here --pattern 'test_service.py'
 
+if command -v jq >/dev/null; then
+  say "the runner VM's script against the service, on the embedded cloud"
+  PROGRAM=${CARGO_TARGET_DIR:-target}/debug/runner-manager $python -W error -m unittest discover \
+    --start-directory $here --pattern 'test_registration.py'
+fi
+
 # -- documentation --------------------------------------------------------------------------------------------------
 
 if command -v gcloud >/dev/null; then

@@ -20,7 +20,7 @@ use crate::clients::transport::{self, BoxError};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::emulators::compute::{Instance, Status};
-use crate::emulators::github::{Hook, Runner, Scope};
+use crate::emulators::github::{Hook, Permission, Runner, Scope};
 use crate::emulators::{Cloud, Driver, Keys, Setup};
 use crate::state::AppState;
 use crate::telemetry::{self, Style};
@@ -42,7 +42,7 @@ const PACE: u32 = 120;
 
 /// RUNNER_CONFIG of the demo: two repositories share a VM, and one of them has another with a GPU.
 const FLEET: &str = r#"[
-  {"repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"},
+  {"repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "register": "repository"},
   {"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"},
   {"repo": "acme/web", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"}
 ]"#;
@@ -222,6 +222,7 @@ fn furnish(cloud: &Cloud, service_url: &str) {
     }
     let runners =
         [("runner-1", "acme/app", ""), ("runner-1", "acme/web", ""), ("gpu-1", "acme/app", "gpu")];
+    cloud.github.permit(Permission::Registration);
     for vm in ["runner-1", "gpu-1"] {
         cloud.compute.insert(Instance { status: Status::Terminated, ..Instance::new(vm, ZONE) });
     }

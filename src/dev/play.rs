@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::routing::post;
+use axum::routing::{get, post};
 use serde::Deserialize;
 
 use crate::emulators::Cloud;
@@ -18,6 +18,7 @@ pub(super) fn router(cloud: Cloud) -> Router {
         .route("/play/vm", post(vm))
         .route("/play/github", post(github))
         .route("/play/lose", post(lose))
+        .route("/play/identity", get(identity))
         .route("/play/forbid", post(forbid))
         .route("/play/permit", post(permit))
         .with_state(cloud)
@@ -93,6 +94,18 @@ struct Loss {
 async fn lose(State(cloud): State<Cloud>, Query(Loss { webhooks }): Query<Loss>) -> Reply {
     cloud.github.lose_next_webhook(webhooks);
     Ok(format!("the next webhooks to be lost: {webhooks}\n"))
+}
+
+#[derive(Deserialize)]
+struct Who {
+    vm: String,
+    zone: String,
+    audience: String,
+}
+
+/// What the metadata server of a VM says: who it is, signed.
+async fn identity(State(cloud): State<Cloud>, Query(who): Query<Who>) -> String {
+    cloud.identities.sign(&cloud.identities.claims(&who.vm, &who.zone, &who.audience))
 }
 
 #[derive(Deserialize)]
