@@ -2,7 +2,7 @@
 
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status, Timings};
-use runner_manager::emulators::github::Permission;
+use runner_manager::emulators::github::{Permission, Runner};
 use runner_manager::emulators::{CallInfo, ErrorBody, Fault};
 
 use crate::stand::Log;
@@ -554,4 +554,24 @@ async fn without_registration_a_vm_that_slept_too_long_does_not_get_its_job() {
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.pass(minutes(30)).await;
     assert!(world.status("gpu-1") == Status::Running && !world.is_started(job));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_keeps_a_runner_known_and_current_for_as_long_as_nobody_needs_it() {
+    for updates in [true, false] {
+        let mut world = World::new();
+        world.cloud.github.remove_runner("gpu-1");
+        let spec = runner("gpu-1", "acme/app", "self-hosted linux x64 gpu");
+        world.cloud.github.add_runner(Runner { updates, ..spec });
+        world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
+        for _ in 0..50 {
+            world.pass(minutes(24 * 60)).await;
+            world.sweep().await;
+        }
+        let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+        world.pass(minutes(10)).await;
+        // GitHub gives no jobs to one that may not update itself, however well it is known.
+        assert_eq!(world.is_completed(job), updates, "{}", world.story());
+        assert!((5..=7).contains(&world.starts("gpu-1")), "{}", world.starts("gpu-1"));
+    }
 }
