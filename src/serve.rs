@@ -7,7 +7,11 @@ use std::io;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt;
+use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -15,6 +19,9 @@ use crate::state::Draining;
 
 /// A second less than Cloud Run allows, for the process to end by itself.
 const DRAIN: Duration = Duration::from_secs(9);
+
+/// What a connection reads, or holds back, at once. Deliveries have 7 to 14 KB; the head of a request must fit.
+const LARGEST_BUFFER: usize = 16 << 10;
 
 /// Listens on all addresses, as Cloud Run's contract asks for.
 ///
@@ -31,47 +38,51 @@ pub async fn listen(port: u16) -> io::Result<TcpListener> {
     })
 }
 
-/// Serves until SIGTERM or Ctrl-C, then finishes what is in flight.
+/// Serves HTTP/1.1 until SIGTERM or Ctrl-C, then finishes what is in flight.
+///
+/// axum's own `serve` would bring a server for HTTP/2 along, which Cloud Run does not speak to a container unless told
+/// to, and buffers that grow to half a megabyte a connection.
 ///
 /// # Errors
 /// If signals cannot be received.
 pub async fn until_told_to_stop(
-    listener: TcpListener,
+    mut listener: TcpListener,
     router: Router,
     draining: Draining,
 ) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let told_to_stop = async move {
-        tokio::select! {
+    let mut http = http1::Builder::new();
+    http.max_buf_size(LARGEST_BUFFER);
+    let connections = GracefulShutdown::new();
+    loop {
+        let (connection, _) = tokio::select! {
             biased;
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        draining.set();
-        tracing::info!("told to stop: finishing what is in flight");
-        tell.send(()).ok();
-    };
-    let no_delay = listener.tap_io(|connection| {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            accepted = Listener::accept(&mut listener) => accepted,
+        };
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!("TCP_NODELAY: {error}");
         }
-    });
-    let too_long = async {
-        // If the sender is gone without a word, the server has ended by itself.
-        if told.await.is_ok() {
-            tokio::time::sleep(DRAIN).await;
-        } else {
-            std::future::pending::<()>().await;
-        }
-    };
-    tokio::select! {
-        biased;
-        ended = axum::serve(no_delay, router).with_graceful_shutdown(told_to_stop) => ended,
-        () = too_long => {
-            tracing::warn!("stopped with requests in flight: their callers will repeat them");
-            Ok(())
-        }
+        let requests = TowerToHyperService::new(router.clone());
+        let connection = http.serve_connection(TokioIo::new(connection), requests);
+        let connection = connections.watch(connection);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is there for requests, and ends with their answers"
+        )]
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection ended: {error}");
+            }
+        });
     }
+    draining.set();
+    drop(listener);
+    tracing::info!("told to stop: finishing what is in flight");
+    if tokio::time::timeout(DRAIN, connections.shutdown()).await.is_err() {
+        tracing::warn!("stopped with requests in flight: their callers will repeat them");
+    }
+    Ok(())
 }
