@@ -67,7 +67,8 @@ impl InFlight {
         if let Some(joined) = joined {
             return match joined.await {
                 Ok(outcome) => Ok(outcome),
-                Err(_) => work(deadline).await,
+                // As good as never: it shall not make every delivery's future larger.
+                Err(_) => Box::pin(work(deadline)).await,
             };
         }
         let work = self.until_done(key.clone(), work(deadline)).boxed().shared();
@@ -84,11 +85,8 @@ impl InFlight {
         work: F,
     ) -> impl Future<Output = F::Output> + Send + use<F> {
         let in_hand = InHand { key, all: self.clone() };
-        async move {
-            let done = work.await;
-            drop(in_hand);
-            done
-        }
+        // A block that awaited it would hold it twice: where it was captured, and where it is awaited.
+        work.inspect(move |_| drop(in_hand))
     }
 
     /// Nothing that could panic happens under the lock.
@@ -106,5 +104,26 @@ struct InHand {
 impl Drop for InHand {
     fn drop(&mut self) {
         self.all.works().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::*;
+
+    #[test]
+    fn work_is_held_once() {
+        let vm = Vm { name: "runner-1".into(), zone: "asia-northeast1-a".into() };
+        let key = (Event::Queued, vm, Timestamp::from_unix_seconds(0));
+        let work = async {
+            let large = [0_u8; 4096];
+            ready(()).await;
+            large.len()
+        };
+        let alone = size_of_val(&work);
+        let work = InFlight::default().until_done(key, work);
+        assert!(size_of_val(&work) < alone + 512, "{} of {alone}", size_of_val(&work));
     }
 }
