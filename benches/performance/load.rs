@@ -121,7 +121,8 @@ pub(crate) async fn first_answer(
 ) -> Result<Duration, BoxError> {
     while begun.elapsed() < Duration::from_secs(10) {
         if TcpStream::connect(to).await.is_err() {
-            tokio::time::sleep(Duration::from_micros(100)).await;
+            // tokio's timers count in milliseconds.
+            std::thread::sleep(Duration::from_micros(50));
             continue;
         }
         return over(to, async |sender| {

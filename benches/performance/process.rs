@@ -6,6 +6,16 @@ use std::time::Duration;
 
 use runner_manager::clients::transport::BoxError;
 
+/// In kibibytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    /// The proportional set size: pages that it shares with others count in part.
+    pub(crate) pss: u64,
+    /// That part of it that is no file's: heap, stack, and data that was written to. The rest is the program and its
+    /// libraries, which the kernel reads anew when it needs the memory.
+    pub(crate) anonymous: u64,
+}
+
 /// A child, killed when this is dropped.
 pub(crate) struct Process(Child);
 
@@ -27,12 +37,15 @@ impl Process {
         Ok(all)
     }
 
-    /// Its proportional set size, in kibibytes: pages that it shares with others count in part.
-    pub(crate) fn memory(&self) -> Result<u64, BoxError> {
+    /// What it has in memory now.
+    pub(crate) fn memory(&self) -> Result<Memory, BoxError> {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id()))?;
-        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let kibibytes = pss.and_then(|pss| pss.split_whitespace().next()).ok_or("no Pss")?;
-        Ok(kibibytes.parse()?)
+        let kibibytes = |name: &str| -> Result<u64, BoxError> {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next()).ok_or("not there")?;
+            Ok(number.parse()?)
+        };
+        Ok(Memory { pss: kibibytes("Pss:")?, anonymous: kibibytes("Pss_Anon:")? })
     }
 
     /// Keeps it on this CPU from now on.
