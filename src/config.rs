@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, EncodingKey};
+use jsonwebtoken::EncodingKey;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -636,8 +636,8 @@ fn rsa_key(text: &str) -> Result<EncodingKey, String> {
     let wrong =
         "is not an RSA private key in PEM format, as GitHub lets you download one for the App";
     let key = EncodingKey::from_rsa_pem(pem.trim().as_bytes()).map_err(|_| wrong.to_owned())?;
-    // A file with the right frame may still hold something else; only signing tells.
-    jsonwebtoken::crypto::sign(b"", &key, Algorithm::RS256).map_err(|_| wrong.to_owned())?;
+    // A file with the right frame may still hold something else, which signing would find out: this is how it begins.
+    aws_lc_rs::rsa::KeyPair::from_der(key.as_bytes()).map_err(|_| wrong.to_owned())?;
     Ok(key)
 }
 

@@ -133,8 +133,16 @@ impl AppState {
     /// tried again by whoever needs it, and is a warning already.
     pub async fn prefetch_tokens(&self) {
         let deadline = Deadline::after(WEBHOOK_TIME);
-        let google = self.google.header("prefetch", deadline);
-        let github = self.github.prefetch_token(deadline);
+        // Each signs first, which takes a while, and there is one thread: whoever came meanwhile is answered in between.
+        let google = async {
+            tokio::task::yield_now().await;
+            self.google.header("prefetch", deadline).await
+        };
+        let github = async {
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            self.github.prefetch_token(deadline).await
+        };
         let (google, github) = tokio::join!(google, github);
         for error in [google.err(), github.err()].into_iter().flatten() {
             tracing::warn!("no token yet: {error}");
