@@ -4,15 +4,16 @@
 //! a secret may have been put into the wrong variable. `envy` only sorts texts into fields here: its own
 //! errors stop at the first problem and quote what they could not read.
 
+mod entries;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
 use jsonwebtoken::EncodingKey;
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
-use crate::fleet::{Entry, Fleet, Label, Registers, RunnerNames, Vm};
+use crate::fleet::Fleet;
 use crate::secret::{Secret, SharedSecret};
 
 /// All that the service is told from outside.
@@ -346,169 +347,6 @@ impl Problems {
         let value = value.filter(|value| !value.trim().is_empty())?;
         read(&value).map_err(|problem| self.add(name, problem)).ok()
     }
-
-    fn fleet(&mut self, value: Option<String>, warnings: &mut Vec<String>) -> Option<Fleet> {
-        let elements =
-            self.required("RUNNER_CONFIG", value, |text| match serde_json::from_str(text) {
-                Ok(Value::Array(elements)) if elements.is_empty() => {
-                    Err("is an empty array: no job would get a VM".into())
-                }
-                Ok(Value::Array(elements)) => Ok(elements),
-                Ok(_) => Err("is not a JSON array".into()),
-                Err(error) => {
-                    Err(format!("is not JSON: line {}, column {}", error.line(), error.column()))
-                }
-            })?;
-        let before = self.0.len();
-        let entries: Vec<Entry> = elements
-            .iter()
-            .enumerate()
-            .filter_map(|(nth, element)| self.entry(nth, element, warnings))
-            .collect();
-        if self.0.len() > before {
-            return None;
-        }
-        let fleet = Fleet::new(entries);
-        warnings.extend(fleet.shadowed().into_iter().map(|(earlier, later)| {
-            format!("RUNNER_CONFIG[{later}]: is never reached: RUNNER_CONFIG[{earlier}] takes all of its jobs")
-        }));
-        Some(fleet)
-    }
-
-    fn entry(&mut self, nth: usize, element: &Value, warnings: &mut Vec<String>) -> Option<Entry> {
-        let Value::Object(fields) = element else {
-            self.add(format_args!("RUNNER_CONFIG[{nth}]"), "is not a JSON object");
-            return None;
-        };
-        let known = [
-            "repo",
-            "labels",
-            "vm_instance_name",
-            "vm_instance_zone",
-            "runner_names",
-            "runner_labels",
-            "discard_local_ssd",
-            "register",
-        ];
-        for field in fields.keys().filter(|field| !known.contains(&field.as_str())) {
-            let field: String = field.chars().take(40).flat_map(char::escape_default).collect();
-            warnings.push(format!(
-                "RUNNER_CONFIG[{nth}].{field}: is not a field of an entry, and does nothing"
-            ));
-        }
-        let repo = self.text(nth, fields, "repo", repo_name);
-        let labels = self.texts(nth, fields, "labels", label);
-        let name = self.text(nth, fields, "vm_instance_name", instance_name);
-        let zone = self.text(nth, fields, "vm_instance_zone", location);
-        let runner_names = match fields.get("runner_names") {
-            None | Some(Value::Null) => name.clone().map(|name| vec![name]),
-            Some(_) => self.texts(nth, fields, "runner_names", runner_name),
-        };
-        let runner_labels = match fields.get("runner_labels") {
-            None | Some(Value::Null) => Some(Vec::new()),
-            Some(_) => self.texts(nth, fields, "runner_labels", label),
-        };
-        let discard_local_ssd = match fields.get("discard_local_ssd") {
-            None | Some(Value::Null) => Some(false),
-            Some(Value::Bool(discard)) => Some(*discard),
-            Some(_) => {
-                self.add(
-                    format_args!("RUNNER_CONFIG[{nth}].discard_local_ssd"),
-                    "is neither true nor false",
-                );
-                None
-            }
-        };
-        let register = match fields.get("register") {
-            None | Some(Value::Null) => Some(None),
-            Some(Value::String(place)) if place == "repository" => {
-                Some(Some(Registers::Repository))
-            }
-            Some(Value::String(place)) if place == "organization" => {
-                Some(Some(Registers::Organization))
-            }
-            Some(_) => {
-                self.add(
-                    format_args!("RUNNER_CONFIG[{nth}].register"),
-                    "is neither \"repository\" nor \"organization\"",
-                );
-                None
-            }
-        };
-        let labels: Vec<Label> = labels?.into_iter().map(Into::into).collect();
-        let runner_labels: Vec<Label> = runner_labels?.into_iter().map(Into::into).collect();
-        let known = |label: &&Label| runner_labels.is_empty() || runner_labels.contains(label);
-        if let Some(odd) = labels.iter().position(|label| !known(&label)) {
-            warnings.push(format!(
-                "RUNNER_CONFIG[{nth}].labels[{odd}]: is not among its runner_labels, which alone decide"
-            ));
-        }
-        Some(Entry {
-            repo: repo?.into(),
-            labels,
-            runner_labels,
-            vm: Vm::new(name?, zone?),
-            runner_names: RunnerNames::parse(runner_names?.iter().map(String::as_str)),
-            discard_local_ssd: discard_local_ssd?,
-            register: register?,
-        })
-    }
-
-    fn text(
-        &mut self,
-        nth: usize,
-        fields: &Map<String, Value>,
-        field: &str,
-        read: Check,
-    ) -> Option<String> {
-        let place = format!("RUNNER_CONFIG[{nth}].{field}");
-        let Some(Value::String(text)) = fields.get(field) else {
-            self.add(
-                place,
-                if fields.contains_key(field) { "is not a string" } else { "is missing" },
-            );
-            return None;
-        };
-        read(text.trim()).map_err(|problem| self.add(place, problem)).ok()
-    }
-
-    fn texts(
-        &mut self,
-        nth: usize,
-        fields: &Map<String, Value>,
-        field: &str,
-        read: Check,
-    ) -> Option<Vec<String>> {
-        let place = format!("RUNNER_CONFIG[{nth}].{field}");
-        let Some(Value::Array(elements)) = fields.get(field) else {
-            self.add(
-                place,
-                if fields.contains_key(field) { "is not an array" } else { "is missing" },
-            );
-            return None;
-        };
-        if elements.is_empty() {
-            let why = if field == "labels" {
-                ": the entry would match GitHub-hosted jobs too"
-            } else {
-                ""
-            };
-            self.add(place, format_args!("is empty{why}"));
-            return None;
-        }
-        let texts: Vec<Option<String>> = elements
-            .iter()
-            .enumerate()
-            .map(|(index, element)| {
-                let read = element
-                    .as_str()
-                    .ok_or_else(|| "is not a string".to_owned())
-                    .and_then(|t| read(t.trim()));
-                read.map_err(|problem| self.add(format_args!("{place}[{index}]"), problem)).ok()
-            })
-            .collect();
-        texts.into_iter().collect()
-    }
 }
 
 /// Takes a text, or says what it should have been.
@@ -540,40 +378,6 @@ fn queue_id(text: &str) -> Result<String, String> {
         made_of(text, "-") && text.len() <= 100,
         "is not a queue id: letters, digits and hyphens, 100 at most",
     )
-}
-
-/// <https://cloud.google.com/compute/docs/naming-resources>
-fn instance_name(text: &str) -> Result<String, String> {
-    let valid = text.len() <= 63
-        && text.starts_with(|c: char| c.is_ascii_lowercase())
-        && !text.ends_with('-')
-        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-    check(
-        text,
-        valid,
-        "is not an instance name: lowercase letters, digits and hyphens, a letter first, 63 at most",
-    )
-}
-
-fn repo_name(text: &str) -> Result<String, String> {
-    let valid = text
-        .split_once('/')
-        .is_some_and(|(owner, repo)| made_of(owner, "-_.") && made_of(repo, "-_."));
-    check(text, valid, "is not a repository's full name, owner/repo")
-}
-
-fn label(text: &str) -> Result<String, String> {
-    check(
-        text,
-        !text.is_empty() && text.len() <= 256 && !text.contains(char::is_control),
-        "is not a label",
-    )
-}
-
-fn runner_name(text: &str) -> Result<String, String> {
-    let name = text.strip_suffix('*').unwrap_or(text);
-    let valid = !name.is_empty() && name.len() <= 128 && !name.contains(['*', '\n', '\r']);
-    check(text, valid, "is not a runner's name, or the beginning of one and a *")
 }
 
 fn url(text: &str) -> Result<String, String> {

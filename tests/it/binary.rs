@@ -54,13 +54,30 @@ fn free_port() -> u16 {
 }
 
 /// A running program, killed when the test is over.
-pub(crate) struct Running(pub(crate) Child);
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();
     }
+}
+
+/// The demo, and what it prints for a shell that wants to be where it is.
+pub(crate) fn demo() -> (Running, String) {
+    let mut dev = program();
+    dev.args(["dev", "--real-time", "--port", "0", "--cloud-port", "0"]).env("NO_COLOR", "1");
+    let mut dev = Running(dev.spawn().unwrap());
+    let mut exports = String::new();
+    for line in BufReader::new(dev.0.stdout.take().unwrap()).lines().map(Result::unwrap) {
+        if line.starts_with("export ") {
+            exports += &format!("{line}\n");
+        }
+        if line.contains("GOOGLE_APPLICATION_CREDENTIALS") {
+            break;
+        }
+    }
+    (dev, exports)
 }
 
 fn connect(port: u16) -> TcpStream {
@@ -309,18 +326,7 @@ fn the_demo_keeps_every_promise() {
 #[test]
 fn the_service_finds_its_way_with_googles_real_credential_chain() {
     // The demo's cloud, and beside its own service another process that has only the printed environment.
-    let mut dev = program();
-    dev.args(["dev", "--real-time", "--port", "0", "--cloud-port", "0"]).env("NO_COLOR", "1");
-    let mut dev = Running(dev.spawn().unwrap());
-    let mut exports = String::new();
-    for line in BufReader::new(dev.0.stdout.take().unwrap()).lines().map(Result::unwrap) {
-        if line.starts_with("export ") {
-            exports += &format!("{line}\n");
-        }
-        if line.contains("GOOGLE_APPLICATION_CREDENTIALS") {
-            break;
-        }
-    }
+    let (_dev, exports) = demo();
     let port = free_port();
     let script =
         format!("{exports}export PORT={port}\nexec {}", env!("CARGO_BIN_EXE_runner-manager"));

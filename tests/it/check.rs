@@ -2,7 +2,6 @@
 //! nothing is changed, and no secret is told.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
-use crate::binary::{Running, program};
+use crate::binary::{demo, program};
 use crate::stand::{self, SECRET, ZONE, in_process};
 use crate::world::{World, fleet, minutes, runner, seconds};
 
@@ -424,18 +423,7 @@ fn a_configuration_that_cannot_be_read_is_listed_and_nothing_else_is_tried() {
 
 #[test]
 fn the_demo_is_in_order_and_found_so_by_a_process_that_has_only_its_environment() {
-    let mut dev = program();
-    dev.args(["dev", "--real-time", "--port", "0", "--cloud-port", "0"]).env("NO_COLOR", "1");
-    let mut dev = Running(dev.spawn().unwrap());
-    let mut exports = String::new();
-    for line in BufReader::new(dev.0.stdout.take().unwrap()).lines().map(Result::unwrap) {
-        if line.starts_with("export ") {
-            exports += &format!("{line}\n");
-        }
-        if line.contains("GOOGLE_APPLICATION_CREDENTIALS") {
-            break;
-        }
-    }
+    let (dev, exports) = demo();
     let check = |more: &str| {
         let script = format!("{exports}exec {} check {more}", env!("CARGO_BIN_EXE_runner-manager"));
         Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap()
