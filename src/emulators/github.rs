@@ -50,6 +50,16 @@ pub enum Permission {
     Registration,
 }
 
+/// The refusal of an installation token that is too new: GitHub's servers learn of a token, and of its permissions, a
+/// little after it was issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenRefusal {
+    /// 401 `Bad credentials`: the token is not known yet.
+    Unauthorized,
+    /// 403 `Resource not accessible by integration`: its permissions are not known yet.
+    Forbidden,
+}
+
 /// How long things take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
@@ -126,7 +136,10 @@ struct State {
     lateness: Box<dyn FnMut(&Delivery) -> Duration + Send>,
     to_lose: u32,
     losing: Box<dyn FnMut(&Delivery) -> bool + Send>,
+    /// The installation tokens, with the time at which each was issued.
     tokens: BTreeMap<String, Timestamp>,
+    /// The age up to which a token is refused, and with which answer.
+    new_tokens: (Duration, TokenRefusal),
     /// What runners are registered with: where, and until when.
     registrations: BTreeMap<String, (Scope, Timestamp)>,
     forbidden: BTreeSet<Permission>,
@@ -182,6 +195,7 @@ impl GitHub {
             to_lose: 0,
             losing: Box::new(|_| false),
             tokens: BTreeMap::new(),
+            new_tokens: (Duration::ZERO, TokenRefusal::Unauthorized),
             registrations: BTreeMap::new(),
             forbidden: BTreeSet::from([Permission::Registration]),
             events: vec!["workflow_job".to_owned()],
@@ -278,6 +292,11 @@ impl GitHub {
     /// How long `busy` still shows false after a job began.
     pub fn busy_lag(&self, lag: Duration) {
         self.change(|state, _| state.timings.busy_lag = lag);
+    }
+
+    /// Refuses installation tokens younger than `span` from now on; zero refuses none.
+    pub fn new_tokens_refused_for(&self, span: Duration, refusal: TokenRefusal) {
+        self.change(|state, _| state.new_tokens = (span, refusal));
     }
 
     /// Honours no installation token that was issued so far.
@@ -566,6 +585,29 @@ mod tests {
         );
         tokio::time::advance(60 * MINUTE).await;
         assert_eq!(world.github("/rate_limit").await.0, StatusCode::UNAUTHORIZED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_installation_token_is_refused_until_it_is_known() {
+        let world = world().await;
+        let path = "/repos/acme/app/actions/runners";
+        assert_eq!(world.github(path).await.0, StatusCode::OK);
+        let span = Duration::from_secs(5);
+        for (refusal, code, words) in [
+            (TokenRefusal::Unauthorized, 401, "Bad credentials"),
+            (TokenRefusal::Forbidden, 403, "Resource not accessible by integration"),
+        ] {
+            world.cloud.github.new_tokens_refused_for(span, refusal);
+            let issue = "/app/installations/7/access_tokens";
+            let (_, token) = world.app("POST", issue, &world.jwt(json!({}))).await;
+            let credential = format!("token {}", token["token"].as_str().unwrap());
+            let ask = async || world.send("GET", path, &credential, Value::Null).await;
+            tokio::time::advance(span - Duration::from_millis(1)).await;
+            let (status, _, answer) = ask().await;
+            assert_eq!((status.as_u16(), &answer["message"]), (code, &json!(words)));
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert_eq!(ask().await.0, StatusCode::OK);
+        }
     }
 
     #[tokio::test(start_paused = true)]

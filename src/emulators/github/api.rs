@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     GitHub, Installed, JobId, JobStatus, Permission, Repository, Run, RunnerState, Scope, State,
-    app, payloads,
+    TokenRefusal, app, payloads,
 };
 use crate::clock::Timestamp;
 use crate::emulators::wire::{Incoming, Routes, json_response};
@@ -154,9 +154,17 @@ impl State {
             return self.check_app(call, now).err();
         }
         let token = call.credential(&["Bearer", "token"]);
-        let expiry = token.and_then(|token| self.tokens.get(token));
-        if expiry.is_none_or(|expiry| *expiry <= now) {
-            return Some(Refusal::new(StatusCode::UNAUTHORIZED, "Bad credentials"));
+        let issued = token.and_then(|token| self.tokens.get(token));
+        let age = issued.map(|issued| now.since(*issued)).filter(|age| *age < TOKEN_LIFETIME);
+        match (age, self.new_tokens) {
+            (None, _) => return Some(bad_credentials()),
+            (Some(age), (span, refusal)) if age < span => {
+                return Some(match refusal {
+                    TokenRefusal::Unauthorized => bad_credentials(),
+                    TokenRefusal::Forbidden => not_accessible(),
+                });
+            }
+            _ => {}
         }
         if self.suspended.is_some() {
             return Some(Refusal::new(StatusCode::FORBIDDEN, SUSPENDED));
@@ -403,9 +411,7 @@ impl State {
 
     fn permitted(&self, permission: Permission) -> Result<(), Refusal> {
         match self.forbidden.contains(&permission) {
-            true => {
-                Err(Refusal::new(StatusCode::FORBIDDEN, "Resource not accessible by integration"))
-            }
+            true => Err(not_accessible()),
             false => Ok(()),
         }
     }
@@ -447,6 +453,9 @@ impl State {
 }
 
 const LIMIT: u32 = 5000;
+
+/// How long an installation token is good.
+pub(super) const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
 pub(super) const SUSPENDED: &str = "This installation has been suspended";
 
@@ -494,6 +503,14 @@ impl IntoResponse for Refusal {
 
 pub(in crate::emulators) fn not_found() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "Not Found")
+}
+
+fn bad_credentials() -> Refusal {
+    Refusal::new(StatusCode::UNAUTHORIZED, "Bad credentials")
+}
+
+fn not_accessible() -> Refusal {
+    Refusal::new(StatusCode::FORBIDDEN, "Resource not accessible by integration")
 }
 
 pub(super) fn unprocessable(what: &str) -> Refusal {

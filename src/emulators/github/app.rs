@@ -10,7 +10,7 @@ use axum::routing::MethodFilter;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::api::{Answer, Refusal, SUSPENDED, not_found, ok, unprocessable};
+use super::api::{Answer, Refusal, SUSPENDED, TOKEN_LIFETIME, not_found, ok, unprocessable};
 use super::{Attempt, Delivery, GitHub, Installed, Owner, State, payloads};
 use crate::clock::Timestamp;
 use crate::emulators::accounts::claims;
@@ -178,18 +178,17 @@ impl State {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "Problems parsing JSON"));
         }
         let count = self.next();
-        let expiry = now + Duration::from_secs(3600);
         // Tokens are opaque, and lately long: a client that cuts or checks them must fail.
         let mut token = format!("ghs_{}_eyJhbGciOiJFUzI1NiJ9.", self.app_id);
         for index in 0..12 {
             let part = hash(&[count.to_be_bytes(), u64::to_be_bytes(index)].concat());
             token.push_str(&format!("{part:016x}"));
         }
-        self.tokens.retain(|_, expiry| *expiry > now);
-        self.tokens.insert(token.clone(), expiry);
+        self.tokens.retain(|_, issued| now.since(*issued) < TOKEN_LIFETIME);
+        self.tokens.insert(token.clone(), now);
         let answer = json!({
             "token": token,
-            "expires_at": payloads::seconds(expiry),
+            "expires_at": payloads::seconds(now + TOKEN_LIFETIME),
             "permissions": self.permissions(),
             "repository_selection": "all",
         });
