@@ -295,12 +295,14 @@ impl State {
         let fits = |run: &&Run| {
             let (status, conclusion) = self.run_status(run);
             run.repo == repo.id
+                && !(self.search_index_down && wanted.is_some())
                 && wanted.is_none_or(|word| word == status.as_str() || Some(word) == conclusion)
         };
         let mut runs: Vec<&Run> = self.runs.values().filter(fits).collect();
         runs.sort_by_key(|run| Reverse((run.created, run.id)));
-        // What lies beyond the first thousand cannot be listed.
-        let page = Page::of(call, runs.len().min(1000))?;
+        // A search shows its first thousand results.
+        let shown = if wanted.is_some() { runs.len().min(1000) } else { runs.len() };
+        let page = Page::of(call, shown)?;
         let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
         let shown = page
             .cut(&runs)
