@@ -407,6 +407,7 @@ impl State {
                 (JobStatus::Queued, None, _) => {
                     Some((job.queued_at + self.timings.queue_limit, Event::Drop(*id)))
                 }
+                (JobStatus::InProgress, ..) if job.stuck => None,
                 (JobStatus::InProgress, _, Some(lost)) => {
                     Some((lost + self.timings.requeue, Event::Requeue(*id)))
                 }
@@ -600,6 +601,59 @@ mod tests {
         assert_eq!(json!(fields(&second)), json!(["completed", "success", begun, begun, ended]));
         world.cloud.github.search_index_down(false);
         assert_eq!(list("?status=queued").await.2["total_count"], 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_may_stay_in_progress_for_good_while_its_runner_takes_others() {
+        let mut world = world().await;
+        let github = world.cloud.github.clone();
+        github.remove_runner("gpu-1");
+        let labels = ["self-hosted", "gpu"];
+        github.add_runner(Runner::new("gpu-1", Scope::Repository("acme/app".into()), labels));
+        let left = github.queue_job("acme/app", ["gpu"], MINUTE);
+        world.pass(30).await;
+        let started = github.job(left).started_at;
+        github.leave_running(left);
+        assert_eq!(github.runners()[0].job, None);
+        let next = github.queue_job("acme/app", ["gpu"], MINUTE);
+        world.pass(1800).await;
+        assert_eq!(github.job(next).status, JobStatus::Completed);
+        let view = github.job(left);
+        assert_eq!((view.status, view.stuck), (JobStatus::InProgress, true));
+        assert_eq!((view.started_at, view.completed_at), (started, None));
+        let (_, _, runners) = world.github("/repos/acme/app/actions/runners").await;
+        assert_eq!(runners["runners"][0]["busy"], false);
+        let sent = github.deliveries();
+        assert!(!sent.iter().any(|one| one.job == left && one.action == "completed"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_can_be_stuck_since_long_ago() {
+        let mut world = world().await;
+        let github = world.cloud.github.clone();
+        let since = Timestamp::parse("2026-09-01T12:00:00Z").unwrap();
+        let named = github.stuck_job("acme/app", ["gpu"], Some("gpu-1"), since);
+        let unnamed = github.stuck_job("acme/app", ["gpu"], None, since);
+        let fresh = github.queue_job("acme/app", ["gpu"], MINUTE);
+        world.pass(60).await;
+        let path = "/repos/acme/app/actions/runs?status=in_progress";
+        let (_, _, list) = world.github(path).await;
+        assert_eq!(list["total_count"], 3);
+        assert_eq!(list["workflow_runs"][0]["id"], github.job(fresh).run);
+        assert_eq!(list["workflow_runs"][2]["created_at"], "2026-09-01T12:00:00Z");
+        let show = async |job: JobId| {
+            let (_, _, job) = world.github(&format!("/repos/acme/app/actions/jobs/{job}")).await;
+            json!([job["status"], job["started_at"], job["completed_at"], job["runner_name"]])
+        };
+        let expected = |name| json!(["in_progress", "2026-09-01T12:00:00Z", null, name]);
+        assert_eq!(show(named).await, expected(Some("gpu-1")));
+        assert_eq!(show(unnamed).await, expected(None));
+        world.pass(60).await;
+        assert_eq!(github.job(fresh).status, JobStatus::Completed);
+        assert_eq!(github.job(named).status, JobStatus::InProgress);
+        assert!(github.deliveries().iter().all(|one| one.job == fresh));
+        github.cancel_job(named);
+        assert_eq!(github.job(named).conclusion, Some("cancelled"));
     }
 
     #[tokio::test(start_paused = true)]

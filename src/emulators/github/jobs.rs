@@ -74,6 +74,8 @@ pub struct JobView {
     pub completed_at: Option<Timestamp>,
     /// How often it lost its runner.
     pub lost: u32,
+    /// Set once it stays `in_progress` for good: see [`GitHub::leave_running`].
+    pub stuck: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -107,6 +109,8 @@ pub(super) struct Job {
     /// When its runner went away.
     pub(super) lost_at: Option<Timestamp>,
     pub(super) lost: u32,
+    /// It does not end of its own accord.
+    pub(super) stuck: bool,
 }
 
 impl GitHub {
@@ -163,12 +167,37 @@ impl GitHub {
         self.change(|state, now| state.complete(job, "cancelled", now));
     }
 
+    /// Leaves a running job `in_progress` for good, as GitHub does with jobs whose runner died: its runner is free, and
+    /// no `completed` is sent unless it is cancelled. A job that is not running stays as it is.
+    pub fn leave_running(&self, job: JobId) {
+        self.change(|state, _| state.leave_running(job));
+    }
+
+    /// Adds a run whose one job is `in_progress` since `started_at` and stays so, without a webhook.
+    pub fn stuck_job<L: Into<String>>(
+        &self,
+        repo: &str,
+        labels: impl IntoIterator<Item = L>,
+        runner_name: Option<&str>,
+        started_at: Timestamp,
+    ) -> JobId {
+        let labels: Vec<String> = labels.into_iter().map(Into::into).collect();
+        self.change(|state, _| {
+            let jobs = vec![(labels, Duration::ZERO)];
+            let id = state.add_run(repo, jobs, JobStatus::InProgress, started_at)[0];
+            let runner = runner_name.map(|name| (state.runner_id(name), name.to_owned()));
+            let job = state.job_mut(id);
+            (job.runner, job.started_at, job.stuck) = (runner, Some(started_at), true);
+            id
+        })
+    }
+
     /// The job as it is now.
     pub fn job(&self, job: JobId) -> JobView {
         self.change(|state, _| state.job_view(&state.jobs[&job]))
     }
 
-    /// All jobs, oldest first.
+    /// All jobs, in the order in which they were added.
     pub fn jobs(&self) -> Vec<JobView> {
         self.change(|state, _| state.jobs.values().map(|job| state.job_view(job)).collect())
     }
@@ -188,10 +217,33 @@ impl State {
             started_at: job.started_at,
             completed_at: job.completed_at,
             lost: job.lost,
+            stuck: job.stuck,
         }
     }
 
     pub(super) fn queue(
+        &mut self,
+        repo: &str,
+        jobs: Vec<(Vec<String>, Duration)>,
+        status: JobStatus,
+        now: Timestamp,
+    ) -> Vec<JobId> {
+        let ids = self.add_run(repo, jobs, status, now);
+        for id in &ids {
+            match status {
+                JobStatus::Queued => self.announce(*id, Some("queued"), now),
+                // GitHub sends a `queued` whose job already says `waiting`, and a `waiting`.
+                JobStatus::Waiting => {
+                    self.announce(*id, Some("queued"), now);
+                    self.deliver(*id, "waiting", now);
+                }
+                _ => self.announce(*id, None, now),
+            }
+        }
+        ids
+    }
+
+    fn add_run(
         &mut self,
         repo: &str,
         jobs: Vec<(Vec<String>, Duration)>,
@@ -223,6 +275,7 @@ impl State {
                 pickup: None,
                 lost_at: None,
                 lost: 0,
+                stuck: false,
             };
             ids.push(job.id);
             self.active.insert(job.id);
@@ -230,17 +283,6 @@ impl State {
         }
         if let Some(run) = self.runs.get_mut(&id) {
             run.jobs = ids.clone();
-        }
-        for id in &ids {
-            match status {
-                JobStatus::Queued => self.announce(*id, Some("queued"), now),
-                // GitHub sends a `queued` whose job already says `waiting`, and a `waiting`.
-                JobStatus::Waiting => {
-                    self.announce(*id, Some("queued"), now);
-                    self.deliver(*id, "waiting", now);
-                }
-                _ => self.announce(*id, None, now),
-            }
         }
         ids
     }
@@ -273,10 +315,23 @@ impl State {
         job.conclusion = Some(conclusion);
         job.completed_at = Some(at);
         job.pickup = None;
+        self.free_runner_of(id);
+        self.announce(id, Some("completed"), at);
+    }
+
+    fn leave_running(&mut self, id: JobId) {
+        let job = self.job_mut(id);
+        if job.status == JobStatus::InProgress {
+            job.stuck = true;
+            job.lost_at = None;
+            self.free_runner_of(id);
+        }
+    }
+
+    fn free_runner_of(&mut self, id: JobId) {
         for runner in self.runners.values_mut() {
             runner.job.take_if(|job| *job == id);
         }
-        self.announce(id, Some("completed"), at);
     }
 
     /// A job whose runner went away is queued again, and no webhook tells.

@@ -189,6 +189,12 @@ impl State {
         ids
     }
 
+    /// The id of a runner of this name; a new one if there is none any more.
+    pub(super) fn runner_id(&mut self, name: &str) -> u64 {
+        let known = self.runners.iter().find(|(_, runner)| runner.spec.name == name);
+        known.map(|(id, _)| *id).unwrap_or_else(|| 20 + self.next())
+    }
+
     pub(super) fn online(&mut self, id: u64, at: Timestamp, up: Option<Timestamp>) {
         let Some(runner) = self.runners.get_mut(&id) else { return };
         runner.up = up;
