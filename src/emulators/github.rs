@@ -657,6 +657,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_runner_may_show_as_offline_and_busy_whatever_it_does() {
+        let mut world = world().await;
+        world.pass(20).await;
+        let show = async || {
+            let (_, _, list) = world.github("/repos/acme/app/actions/runners?name=gpu-1").await;
+            json!([list["runners"][0]["status"], list["runners"][0]["busy"]])
+        };
+        assert_eq!(show().await, json!(["online", false]));
+        world.cloud.github.stuck_busy("gpu-1", true);
+        assert_eq!(show().await, json!(["offline", true]));
+        assert!(world.cloud.github.runners().iter().all(|runner| runner.online));
+        world.cloud.github.busy_glitch("gpu-1", true);
+        world.cloud.compute.preempt("gpu-1");
+        assert_eq!(show().await, json!(["offline", true]));
+        world.cloud.github.stuck_busy("gpu-1", false);
+        assert_eq!(show().await, json!(["offline", false]));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_app_is_who_its_key_says_and_only_for_a_short_while() {
         let world = World::new().await;
         let now = world.clock.now().unix_seconds();

@@ -267,7 +267,8 @@ impl State {
 
     fn shows_busy(&self, runner: &RunnerState, now: Timestamp) -> bool {
         let started = runner.job.and_then(|job| self.jobs[&job].started_at);
-        started.is_some_and(|started| started + self.timings.busy_lag <= now) && !runner.glitch
+        let busy = started.is_some_and(|started| started + self.timings.busy_lag <= now);
+        runner.stuck || (busy && !runner.glitch)
     }
 
     fn list_runs(&mut self, call: &Incoming, _: Timestamp) -> Answer {

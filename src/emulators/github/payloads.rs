@@ -206,7 +206,7 @@ pub(super) fn runner(id: u64, runner: &RunnerState, busy: bool) -> Value {
         "runner_group_id": 1,
         "name": runner.spec.name,
         "os": "Linux",
-        "status": if runner.online { "online" } else { "offline" },
+        "status": if runner.online && !runner.stuck { "online" } else { "offline" },
         "busy": busy,
         "ephemeral": false,
         "version": "2.330.0",

@@ -85,6 +85,8 @@ pub(super) struct RunnerState {
     /// The job that it runs or is about to.
     pub(super) job: Option<JobId>,
     pub(super) glitch: bool,
+    /// It shows as offline and busy.
+    pub(super) stuck: bool,
     /// When it was last connected, or registered.
     pub(super) seen: Timestamp,
     /// When its software was last the newest.
@@ -104,8 +106,9 @@ impl GitHub {
             let id = 20 + state.next();
             let online = spec.online && spec.instance.is_none();
             let (seen, updated) = (now, now);
+            let (glitch, stuck) = (false, false);
             let runner =
-                RunnerState { spec, online, up: None, job: None, glitch: false, seen, updated };
+                RunnerState { spec, online, up: None, job: None, glitch, stuck, seen, updated };
             state.runners.insert(id, runner);
             id
         })
@@ -160,6 +163,17 @@ impl GitHub {
             for id in state.runners_named(name) {
                 if let Some(runner) = state.runners.get_mut(&id) {
                     runner.glitch = glitch;
+                }
+            }
+        });
+    }
+
+    /// Shows the runners of this name as offline and busy, whatever they do, as long as they are `stuck`.
+    pub fn stuck_busy(&self, name: &str, stuck: bool) {
+        self.change(|state, _| {
+            for id in state.runners_named(name) {
+                if let Some(runner) = state.runners.get_mut(&id) {
+                    runner.stuck = stuck;
                 }
             }
         });
