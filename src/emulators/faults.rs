@@ -42,6 +42,50 @@ pub enum ErrorBody {
     Empty,
     /// JSON that breaks off.
     Truncated,
+    /// GitHub's error object in these words, whose older answers lack a link.
+    GitHub {
+        /// The sentence that a caller is told.
+        message: String,
+        /// The link to an explanation.
+        documentation_url: Option<String>,
+    },
+}
+
+/// GitHub's various answers with a 403 that are not about a missing permission.
+/// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
+impl ErrorBody {
+    /// A secondary limit, in the words of older servers, which name no limit.
+    pub fn abuse_limit() -> Self {
+        Self::GitHub {
+            message: "You have triggered an abuse detection mechanism. Please wait a few minutes before you try again."
+                .to_owned(),
+            documentation_url: Some(
+                "https://docs.github.com/en/rest/overview/resources-in-the-rest-api#abuse-rate-limits"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// A secondary limit.
+    pub fn secondary_limit() -> Self {
+        Self::GitHub {
+            message: "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
+                .to_owned(),
+            documentation_url: Some(
+                "https://docs.github.com/en/free-pro-team@latest/rest/overview/rate-limits-for-the-rest-api#about-secondary-rate-limits"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// An IP allow list of the organization that lacks the caller's address.
+    pub fn ip_allow_list(organization: &str) -> Self {
+        let message = format!(
+            "Although you appear to have the correct authorization credentials, the `{organization}` organization has \
+             an IP allow list enabled, and your IP address is not permitted to access this resource."
+        );
+        Self::GitHub { message, documentation_url: None }
+    }
 }
 
 /// A call as a fault hook sees it.

@@ -523,6 +523,13 @@ fn error(api: Api, status: StatusCode, body: &ErrorBody) -> Response {
         }
         (ErrorBody::Empty, _) => status.into_response(),
         (ErrorBody::Truncated, _) => (status, "{\"error\": {\"co").into_response(),
+        (ErrorBody::GitHub { message, documentation_url }, _) => {
+            let mut said = json!({ "message": message });
+            if let Some(link) = documentation_url {
+                said["documentation_url"] = json!(link);
+            }
+            wire::json_response(status, &said)
+        }
         (ErrorBody::Api, Api::GitHub) => github::Refusal::new(status, words).into_response(),
         (ErrorBody::Reason(message), Api::GitHub) => {
             github::Refusal::new(status, message).into_response()
@@ -634,6 +641,32 @@ mod tests {
         assert_eq!((status.as_u16(), &answer["message"]), (404, &json!("Not Found")));
         let last = world.cloud.calls().pop().unwrap();
         assert_eq!((last.api, last.method), (Api::GitHub, "unknown"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_403_of_github_may_be_about_anything_but_a_permission() {
+        let world = a_world_with_a_runner().await;
+        let limits =
+            "https://docs.github.com/en/rest/overview/resources-in-the-rest-api#abuse-rate-limits";
+        let secondary = "https://docs.github.com/en/free-pro-team@latest/rest/overview/\
+                         rate-limits-for-the-rest-api#about-secondary-rate-limits";
+        for (body, words, link) in [
+            (ErrorBody::abuse_limit(), "You have triggered an abuse detection", json!(limits)),
+            (ErrorBody::secondary_limit(), "You have exceeded a secondary rate", json!(secondary)),
+            (ErrorBody::ip_allow_list("acme"), "Although you appear to have the", Value::Null),
+        ] {
+            let fault = Fault::Before(StatusCode::FORBIDDEN, body);
+            world.cloud.faults.next("actions.listSelfHostedRunnersForRepo", fault);
+            let (status, headers, answer) = world.github("/repos/acme/app/actions/runners").await;
+            assert_eq!((status, &answer["documentation_url"]), (StatusCode::FORBIDDEN, &link));
+            let message = answer["message"].as_str().unwrap();
+            assert!(message.starts_with(words), "{message}");
+            assert!(!headers.contains_key("retry-after"), "{headers:?}");
+        }
+        world.cloud.github.suspend(true);
+        let (status, _, answer) = world.github("/repos/acme/app/actions/runners").await;
+        let expected = json!("This installation has been suspended");
+        assert_eq!((status, &answer["message"]), (StatusCode::FORBIDDEN, &expected));
     }
 
     #[tokio::test(start_paused = true)]
