@@ -676,6 +676,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_job_tells_when_it_was_created_queued_last_started_and_completed() {
+        let world = world().await;
+        let github = world.cloud.github.clone();
+        let job = github.queue_waiting_job("acme/app", ["gpu"], MINUTE);
+        let times = async || {
+            let (_, _, job) = world.github(&format!("/repos/acme/app/actions/jobs/{job}")).await;
+            let time = |name: &str| job[name].as_str().map(|time| time[11..19].to_owned());
+            json!(["created_at", "started_at", "completed_at"].map(time))
+        };
+        assert_eq!(times().await, json!(["05:00:00", "05:00:00", null]));
+        tokio::time::advance(10 * MINUTE).await;
+        github.approve(job);
+        assert_eq!(times().await, json!(["05:00:00", "05:10:00", null]));
+        tokio::time::advance(MINUTE).await;
+        assert_eq!(times().await, json!(["05:00:00", "05:10:02", null]), "running");
+        world.cloud.compute.preempt("gpu-1");
+        tokio::time::advance(2 * MINUTE).await;
+        assert_eq!(times().await, json!(["05:00:00", "05:12:00", null]), "queued again");
+        github.cancel_job(job);
+        assert_eq!(times().await, json!(["05:00:00", "05:12:00", "05:13:00"]));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_app_is_who_its_key_says_and_only_for_a_short_while() {
         let world = World::new().await;
         let now = world.clock.now().unix_seconds();

@@ -233,8 +233,8 @@ pub(super) fn job(job: &Job, run: &Run, repo: &Repository, base: &str) -> Value 
         "status": job.status.as_str(),
         "conclusion": job.conclusion,
         "created_at": seconds(job.queued_at),
-        // A job that has not started shows when it was queued.
-        "started_at": seconds(job.started_at.unwrap_or(job.queued_at)),
+        // A job that has not started shows when it came to wait for a runner, the last time.
+        "started_at": seconds(job.started_at.unwrap_or(job.ready_at)),
         "completed_at": time(job.completed_at),
         "name": job.name,
         "steps": steps(job),
