@@ -596,6 +596,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
     use serde_json::{Value, json};
 
     use super::*;
@@ -755,6 +756,24 @@ mod tests {
         world.cloud.compute.rate_limited(true);
         let limited = get(&world, "instances/gpu-1").await;
         assert_eq!(limited["error"]["errors"][0]["reason"], "rateLimitExceeded");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_region_is_no_zone() {
+        let world = world(Status::Running).await;
+        for zone in ["asia-northeast1", "asia-northeast1-1", "a"] {
+            let words = format!("Invalid value for field 'zone': '{zone}'. Unknown zone.");
+            let reason = json!([{ "message": words, "domain": "global", "reason": "invalid" }]);
+            let error = json!({ "code": 400, "message": words, "errors": reason });
+            for (method, rest) in [("GET", ""), ("POST", "/start"), ("POST", "/setLabels")] {
+                let path = format!("/compute/v1/projects/p/zones/{zone}/instances/gpu-1{rest}");
+                let (status, answer) = world.google(method, &path, Value::Null).await;
+                assert_eq!((status, &answer["error"]), (StatusCode::BAD_REQUEST, &error));
+            }
+        }
+        let elsewhere = "/compute/v1/projects/p/zones/asia-northeast1-b/instances/gpu-1";
+        let (status, _) = world.google("GET", elsewhere, Value::Null).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "a zone, but not this instance's");
     }
 
     #[tokio::test(start_paused = true)]

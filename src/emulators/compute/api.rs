@@ -134,6 +134,7 @@ impl State {
         }
         let region = zone.rsplit_once('-').filter(|(region, letter)| {
             letter.len() == 1
+                && letter.starts_with(|c: char| c.is_ascii_lowercase())
                 && region.contains('-')
                 && region.ends_with(|c: char| c.is_ascii_digit())
         });
