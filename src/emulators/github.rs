@@ -46,7 +46,7 @@ pub enum Permission {
     Administration,
     /// An organization's runners: *Self-hosted runners: read*.
     OrgRunners,
-    /// To register runners: *write* for either of the two above. Not granted at first.
+    /// To register and delete runners: *write* for either of the two above. Not granted at first.
     Registration,
 }
 
@@ -696,6 +696,66 @@ mod tests {
         assert_eq!(times().await, json!(["05:00:00", "05:12:00", null]), "queued again");
         github.cancel_job(job);
         assert_eq!(times().await, json!(["05:00:00", "05:12:00", "05:13:00"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runner_that_shows_no_job_can_be_deleted_and_a_job_that_it_was_given_goes_on() {
+        let mut world = world().await;
+        let github = world.cloud.github.clone();
+        let delete = async |path: &str| {
+            let (status, _, answer) = world.by_installation("DELETE", path).await;
+            (status.as_u16(), answer["message"].as_str().unwrap_or_default().to_owned())
+        };
+        let (of_repo, of_org) = (github.runners()[0].id, github.runners()[1].id);
+        let repo = format!("/repos/acme/app/actions/runners/{of_repo}");
+        let org = format!("/orgs/acme/actions/runners/{of_org}");
+        let no_permission = (403, "Resource not accessible by integration".to_owned());
+        assert_eq!(delete(&repo).await, no_permission);
+        github.permit(Permission::Registration);
+        let unknown = (404, "Not Found".to_owned());
+        assert_eq!(delete("/repos/acme/app/actions/runners/1").await, unknown);
+        assert_eq!(delete(&repo.replace(&of_repo.to_string(), &of_org.to_string())).await, unknown);
+        assert_eq!(delete(&org).await, (204, String::new()));
+        assert_eq!(github.runners().len(), 1);
+
+        let job = github.queue_job("acme/app", ["gpu"], 10 * MINUTE);
+        tokio::time::advance(MINUTE).await;
+        let busy = (422, "Bad request - Runner \"gpu-1\" is still running a job".to_owned());
+        assert_eq!(delete(&repo).await, busy);
+        github.busy_glitch("gpu-1", true);
+        assert_eq!(delete(&repo).await, (204, String::new()));
+        assert_eq!(delete(&repo).await, unknown);
+        let (_, _, list) = world.github("/repos/acme/app/actions/runners").await;
+        assert_eq!(list["total_count"], 0);
+        assert_eq!(github.job(job).status, JobStatus::InProgress);
+        let next = github.queue_job("acme/app", ["gpu"], MINUTE);
+        world.pass(1200).await;
+        assert_eq!(github.job(job).conclusion, Some("success"));
+        assert_eq!(github.job(next).status, JobStatus::Queued);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_whose_runner_was_deleted_is_queued_again_when_the_vm_goes_down() {
+        let mut world = world().await;
+        let github = world.cloud.github.clone();
+        let id = github.runners()[0].id;
+        world.pass(20).await;
+        let job = github.queue_job("acme/app", ["gpu"], 10 * MINUTE);
+        github.permit(Permission::Registration);
+        let path = format!("/repos/acme/app/actions/runners/{id}");
+        let (status, ..) = world.by_installation("DELETE", &path).await;
+        assert_eq!(status, StatusCode::NO_CONTENT, "the job is assigned and not begun");
+        world.pass(5).await;
+        assert_eq!(github.job(job).status, JobStatus::InProgress);
+        world.cloud.compute.preempt("gpu-1");
+        world.pass(10).await;
+        world.cloud.github.remove_runner("gpu-1");
+        world.pass(60).await;
+        assert_eq!((github.job(job).status, github.job(job).lost), (JobStatus::Queued, 1));
+        world.cloud.compute.start_by_hand("gpu-1");
+        world.pass(60).await;
+        assert_eq!(github.job(job).status, JobStatus::Queued);
+        assert!(!github.has_runner_on("gpu-1"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -87,8 +87,16 @@ impl World {
 
     /// A call of GitHub's API by the installation.
     pub(super) async fn github(&self, path: &str) -> (StatusCode, HeaderMap, Value) {
+        self.by_installation("GET", path).await
+    }
+
+    pub(super) async fn by_installation(
+        &self,
+        method: &str,
+        path: &str,
+    ) -> (StatusCode, HeaderMap, Value) {
         let credential = format!("token {}", self.installation);
-        self.send("GET", path, &credential, Value::Null).await
+        self.send(method, path, &credential, Value::Null).await
     }
 
     pub(super) async fn send(

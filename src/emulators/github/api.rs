@@ -42,6 +42,13 @@ impl GitHub {
                 |it, call| it.answer(call, State::org_runners),
             )
             .on(
+                MethodFilter::DELETE,
+                "/orgs/{org}/actions/runners/{runner}",
+                api("actions.deleteSelfHostedRunnerFromOrg"),
+                self,
+                |it, call| it.answer(call, State::delete_org_runner),
+            )
+            .on(
                 MethodFilter::POST,
                 "/orgs/{org}/actions/runners/registration-token",
                 api("actions.createRegistrationTokenForOrg"),
@@ -71,6 +78,13 @@ impl GitHub {
                     api("actions.listSelfHostedRunnersForRepo"),
                     self,
                     |it, call| it.answer(call, State::repo_runners),
+                )
+                .on(
+                    MethodFilter::DELETE,
+                    &under("/actions/runners/{runner}"),
+                    api("actions.deleteSelfHostedRunnerFromRepo"),
+                    self,
+                    |it, call| it.answer(call, State::delete_repo_runner),
                 )
                 .on(
                     MethodFilter::POST,
@@ -205,35 +219,65 @@ impl State {
     }
 
     fn repo_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
-        let name = self.find_repo(call)?.full_name();
-        self.permitted(Permission::Administration)?;
-        let here = |scope: &Scope| matches!(scope, Scope::Repository(repo) if repo.eq_ignore_ascii_case(&name));
-        self.runners_page(call, now, here)
+        let scope = self.repo_scope(call)?;
+        self.runners_page(call, now, &scope)
     }
 
     fn org_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
-        let org = call.param("org");
-        if !self.owner(org).is_some_and(|owner| owner.organization) {
-            return Err(not_found());
+        let scope = self.org_scope(call)?;
+        self.runners_page(call, now, &scope)
+    }
+
+    fn delete_repo_runner(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let scope = self.repo_scope(call)?;
+        self.delete_runner(call, now, &scope)
+    }
+
+    fn delete_org_runner(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let scope = self.org_scope(call)?;
+        self.delete_runner(call, now, &scope)
+    }
+
+    /// GitHub goes by the flag that it shows: a runner whose job has only just begun can be deleted.
+    fn delete_runner(&mut self, call: &Incoming, now: Timestamp, scope: &Scope) -> Answer {
+        self.permitted(Permission::Registration)?;
+        let id = call.param("runner").parse::<u64>().map_err(|_| not_found())?;
+        let here = |runner: &&RunnerState| runner.is_listed_in(scope);
+        let runner = self.runners.get(&id).filter(here).ok_or_else(not_found)?;
+        if self.shows_busy(runner, now) {
+            let name = &runner.spec.name;
+            let words = format!("Bad request - Runner \"{name}\" is still running a job");
+            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, words));
         }
-        self.permitted(Permission::OrgRunners)?;
-        let here = |scope: &Scope| matches!(scope, Scope::Organization(login) if login.eq_ignore_ascii_case(org));
-        self.runners_page(call, now, here)
+        self.deregister(id, now);
+        Ok(StatusCode::NO_CONTENT.into_response())
     }
 
     fn repo_registration(&mut self, call: &Incoming, now: Timestamp) -> Answer {
-        let name = self.find_repo(call)?.full_name();
-        self.permitted(Permission::Administration)?;
-        self.registration(Scope::Repository(name), now)
+        let scope = self.repo_scope(call)?;
+        self.registration(scope, now)
     }
 
     fn org_registration(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+        let scope = self.org_scope(call)?;
+        self.registration(scope, now)
+    }
+
+    /// The repository of the path, whose runners the App may see.
+    fn repo_scope(&self, call: &Incoming) -> Result<Scope, Refusal> {
+        let name = self.find_repo(call)?.full_name();
+        self.permitted(Permission::Administration)?;
+        Ok(Scope::Repository(name))
+    }
+
+    /// The organization of the path, whose runners the App may see.
+    fn org_scope(&self, call: &Incoming) -> Result<Scope, Refusal> {
         let org = call.param("org");
         if !self.owner(org).is_some_and(|owner| owner.organization) {
             return Err(not_found());
         }
         self.permitted(Permission::OrgRunners)?;
-        self.registration(Scope::Organization(org.to_owned()), now)
+        Ok(Scope::Organization(org.to_owned()))
     }
 
     fn registration(&mut self, scope: Scope, now: Timestamp) -> Answer {
@@ -245,15 +289,10 @@ impl State {
         Ok(json_response(StatusCode::CREATED, &answer))
     }
 
-    fn runners_page(
-        &self,
-        call: &Incoming,
-        now: Timestamp,
-        here: impl Fn(&Scope) -> bool,
-    ) -> Answer {
+    fn runners_page(&self, call: &Incoming, now: Timestamp, scope: &Scope) -> Answer {
         let name = call.query("name");
         let wanted = |(_, runner): &(&u64, &RunnerState)| {
-            here(&runner.spec.scope) && name.is_none_or(|name| runner.spec.name == name)
+            runner.is_listed_in(scope) && name.is_none_or(|name| runner.spec.name == name)
         };
         let runners: Vec<_> = self.runners.iter().filter(wanted).collect();
         let page = Page::of(call, runners.len())?;

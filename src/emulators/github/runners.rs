@@ -87,6 +87,8 @@ pub(super) struct RunnerState {
     pub(super) glitch: bool,
     /// It shows as offline and busy.
     pub(super) stuck: bool,
+    /// It is not registered any more, but connected until its job ends.
+    pub(super) deregistered: bool,
     /// When it was last connected, or registered.
     pub(super) seen: Timestamp,
     /// When its software was last the newest.
@@ -105,10 +107,17 @@ impl GitHub {
             }
             let id = 20 + state.next();
             let online = spec.online && spec.instance.is_none();
-            let (seen, updated) = (now, now);
-            let (glitch, stuck) = (false, false);
-            let runner =
-                RunnerState { spec, online, up: None, job: None, glitch, stuck, seen, updated };
+            let runner = RunnerState {
+                spec,
+                online,
+                up: None,
+                job: None,
+                glitch: false,
+                stuck: false,
+                deregistered: false,
+                seen: now,
+                updated: now,
+            };
             state.runners.insert(id, runner);
             id
         })
@@ -132,7 +141,7 @@ impl GitHub {
         let Some(spec) = scope.map(runner) else { return false };
         self.change(|state, _| {
             let same = |known: &Runner| known.name == spec.name && known.scope == spec.scope;
-            state.runners.retain(|_, known| !same(&known.spec));
+            state.runners.retain(|_, known| known.deregistered || !same(&known.spec));
         });
         self.add_runner(spec);
         true
@@ -141,7 +150,7 @@ impl GitHub {
     /// Whether a runner that lives on this instance is registered anywhere.
     pub fn has_runner_on(&self, instance: &str) -> bool {
         self.change(|state, _| {
-            let mut runners = state.runners.values();
+            let mut runners = state.runners.values().filter(|runner| !runner.deregistered);
             runners.any(|runner| runner.spec.instance.as_deref() == Some(instance))
         })
     }
@@ -190,14 +199,27 @@ impl GitHub {
                 online: runner.online,
                 job: runner.job.filter(running),
             };
-            state.runners.iter().map(view).collect()
+            let registered = state.runners.iter().filter(|(_, runner)| !runner.deregistered);
+            registered.map(view).collect()
         })
+    }
+}
+
+impl RunnerState {
+    pub(super) fn is_listed_in(&self, scope: &Scope) -> bool {
+        !self.deregistered
+            && match (scope, &self.spec.scope) {
+                (Scope::Repository(a), Scope::Repository(b))
+                | (Scope::Organization(a), Scope::Organization(b)) => a.eq_ignore_ascii_case(b),
+                _ => false,
+            }
     }
 }
 
 impl State {
     pub(super) fn runners_named(&self, name: &str) -> Vec<u64> {
-        let named = |(_, runner): &(&u64, &RunnerState)| runner.spec.name == name;
+        let named =
+            |(_, runner): &(&u64, &RunnerState)| runner.spec.name == name && !runner.deregistered;
         let ids: Vec<u64> = self.runners.iter().filter(named).map(|(id, _)| *id).collect();
         assert!(!ids.is_empty(), "there is no runner {name}");
         ids
@@ -237,8 +259,20 @@ impl State {
         }
     }
 
+    /// Takes a runner out of the lists. A job that it was given goes on, on credentials of its own.
+    pub(super) fn deregister(&mut self, id: u64, now: Timestamp) {
+        if let Some(runner) = self.runners.get_mut(&id) {
+            runner.deregistered = true;
+            if runner.job.is_none() {
+                self.offline(id, now);
+            }
+        }
+    }
+
     /// Gives each job that is ready, oldest first, an idle runner that has its labels.
     pub(super) fn assign(&mut self, now: Timestamp) {
+        // The last job of a deregistered runner is over.
+        self.runners.retain(|_, runner| !runner.deregistered || runner.job.is_some());
         let ready = |job: &&Job| job.status == JobStatus::Queued && job.pickup.is_none();
         let waiting = self.active.iter().map(|id| &self.jobs[id]).filter(ready);
         let mut waiting: Vec<(Timestamp, JobId)> =
