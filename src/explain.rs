@@ -155,7 +155,7 @@ impl<'a> Explanation<'a> {
         let because = because(fleet, job, vm, &entries);
         let steps = match (&meaning, vm) {
             (_, None) | (Meaning::Nothing(_), _) => Vec::new(),
-            (Meaning::Queued { awaits_review: true, .. }, _) => steps::of_a_job_in_review(),
+            (Meaning::Queued { awaits_review: true, .. }, _) => steps::of_a_waiting_job(),
             (Meaning::Queued { .. }, _) => steps::of_a_queued_job(*inactive),
             (Meaning::Completed(_), _) => steps::of_a_completed_job(*inactive),
         };

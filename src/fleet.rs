@@ -7,6 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,25 +33,14 @@ impl fmt::Display for Vm {
     }
 }
 
-/// A word that GitHub compares without regard to case: kept as written, equal to any other spelling.
+/// Text that compares without regard to ASCII case and keeps its spelling.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Caseless(String);
+struct Caseless(String);
 
 impl Caseless {
-    /// As it was written.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     fn bytes(&self) -> impl Iterator<Item = u8> {
         self.0.bytes().map(|byte| byte.to_ascii_lowercase())
-    }
-}
-
-impl<T: Into<String>> From<T> for Caseless {
-    fn from(text: T) -> Self {
-        Self(text.into())
     }
 }
 
@@ -74,22 +64,49 @@ impl Ord for Caseless {
     }
 }
 
-impl fmt::Display for Caseless {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+/// A type of its own for each kind of [`Caseless`] text, so that one cannot be passed for another.
+macro_rules! caseless {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Caseless);
+
+        impl $name {
+            /// The text as it was written.
+            pub fn as_str(&self) -> &str {
+                &self.0.0
+            }
+        }
+
+        impl<T: Into<String>> From<T> for $name {
+            fn from(text: T) -> Self {
+                Self(Caseless(text.into()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
 }
 
-/// A label of a job (an element of `runs-on`) or of a runner.
-pub type Label = Caseless;
+caseless! {
+    /// A label of a job (an element of `runs-on`) or of a runner.
+    Label
+}
 
-/// A repository's full name, `owner/repo`.
-pub type RepoName = Caseless;
+caseless! {
+    /// A repository's full name, `owner/repo`.
+    RepoName
+}
 
 impl RepoName {
-    /// The account that owns it: an organization or a user.
+    /// The account that owns the repository: an organization or a user.
     pub fn owner(&self) -> &str {
-        self.0.split_once('/').map_or(self.0.as_str(), |(owner, _)| owner)
+        self.as_str().split_once('/').map_or(self.as_str(), |(owner, _)| owner)
     }
 }
 
@@ -107,8 +124,8 @@ impl RunnerNames {
     /// Reads patterns as RUNNER_CONFIG lists them.
     pub fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
         let read = |text: &str| match text.strip_suffix('*') {
-            Some(prefix) => Pattern::StartsWith(prefix.into()),
-            None => Pattern::Exactly(text.into()),
+            Some(prefix) => Pattern::StartsWith(Caseless(prefix.into())),
+            None => Pattern::Exactly(Caseless(text.into())),
         };
         Self(patterns.into_iter().map(read).collect())
     }
@@ -127,7 +144,7 @@ impl RunnerNames {
     /// The one name that there is, if so: what a list of runners can be narrowed down to.
     pub fn only(&self) -> Option<&str> {
         match self.0.as_slice() {
-            [Pattern::Exactly(name)] => Some(name.as_str()),
+            [Pattern::Exactly(name)] => Some(&name.0),
             _ => None,
         }
     }
@@ -135,7 +152,7 @@ impl RunnerNames {
     /// What the runner of a VM of this name is called, where it can be told: the one exact name, or the VM's.
     pub fn for_vm(&self, vm: &str) -> String {
         let exact = self.0.iter().find_map(|pattern| match pattern {
-            Pattern::Exactly(name) => Some(name.as_str()),
+            Pattern::Exactly(name) => Some(name.0.as_str()),
             Pattern::StartsWith(_) => None,
         });
         if self.contain(vm) { vm } else { exact.unwrap_or(vm) }.to_owned()
@@ -260,12 +277,25 @@ pub struct ManagedVm {
     pub discard_local_ssd: bool,
 }
 
+impl ManagedVm {
+    /// A VM that no entry names.
+    pub fn unnamed(vm: Vm) -> Self {
+        Self {
+            vm,
+            repos: BTreeSet::new(),
+            runner_names: RunnerNames::default(),
+            discard_local_ssd: false,
+        }
+    }
+}
+
 /// The configured entries, in order, indexed by repository and by VM.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
     entries: Vec<Entry>,
     by_repo: BTreeMap<RepoName, Vec<usize>>,
-    vms: BTreeMap<Vm, ManagedVm>,
+    /// Shared, since work on a VM may outlive the request that began it.
+    vms: BTreeMap<Vm, Arc<ManagedVm>>,
 }
 
 /// Why no VM could be told from what a caller named.
@@ -286,20 +316,18 @@ fn list(vms: &[Vm]) -> String {
 impl Fleet {
     /// The fleet of these entries; their order decides which of several matches wins.
     pub fn new(entries: Vec<Entry>) -> Self {
-        let mut fleet = Self { entries, ..Self::default() };
-        for (index, entry) in fleet.entries.iter().enumerate() {
-            fleet.by_repo.entry(entry.repo.clone()).or_default().push(index);
-            let vm = fleet.vms.entry(entry.vm.clone()).or_insert_with(|| ManagedVm {
-                vm: entry.vm.clone(),
-                repos: BTreeSet::new(),
-                runner_names: RunnerNames::default(),
-                discard_local_ssd: false,
-            });
+        let mut by_repo = BTreeMap::<RepoName, Vec<usize>>::new();
+        let mut vms = BTreeMap::<Vm, ManagedVm>::new();
+        for (index, entry) in entries.iter().enumerate() {
+            by_repo.entry(entry.repo.clone()).or_default().push(index);
+            let vm =
+                vms.entry(entry.vm.clone()).or_insert_with(|| ManagedVm::unnamed(entry.vm.clone()));
             vm.repos.insert(entry.repo.clone());
             vm.runner_names.extend(&entry.runner_names);
             vm.discard_local_ssd |= entry.discard_local_ssd;
         }
-        fleet
+        let vms = vms.into_iter().map(|(vm, managed)| (vm, Arc::new(managed))).collect();
+        Self { entries, by_repo, vms }
     }
 
     /// The entries as configured.
@@ -308,19 +336,24 @@ impl Fleet {
     }
 
     /// Every VM that an entry names, once.
-    pub fn vms(&self) -> impl Iterator<Item = &ManagedVm> {
+    pub fn vms(&self) -> impl Iterator<Item = &Arc<ManagedVm>> {
         self.vms.values()
     }
 
     /// What the entries say of `vm`; `None` if none names it.
-    pub fn vm(&self, vm: &Vm) -> Option<&ManagedVm> {
+    pub fn vm(&self, vm: &Vm) -> Option<&Arc<ManagedVm>> {
         self.vms.get(vm)
     }
 
     /// The VM that runs a job of `repo` with these labels.
-    pub fn route(&self, repo: &RepoName, labels: &[Label]) -> Option<&ManagedVm> {
+    pub fn route(&self, repo: &RepoName, labels: &[Label]) -> Option<&Arc<ManagedVm>> {
         let entry = self.entries_of(repo).find(|entry| entry.matches(labels))?;
         self.vms.get(&entry.vm)
+    }
+
+    /// A job of `repo` with these labels goes to `vm`.
+    pub fn routes_to(&self, repo: &RepoName, labels: &[Label], vm: &Vm) -> bool {
+        self.route(repo, labels).is_some_and(|routed| routed.vm == *vm)
     }
 
     /// The VM whose job this was: the one whose runner ran it, where that tells, else the one that the labels
@@ -330,14 +363,15 @@ impl Fleet {
         repo: &RepoName,
         labels: &[Label],
         runner: Option<&str>,
-    ) -> Option<&ManagedVm> {
+    ) -> Option<&Arc<ManagedVm>> {
         let routed = self.route(repo, labels);
-        let ran_it = |vm: &&ManagedVm| runner.is_some_and(|name| vm.runner_names.contain(name));
+        let ran_it =
+            |vm: &&Arc<ManagedVm>| runner.is_some_and(|name| vm.runner_names.contain(name));
         routed.filter(ran_it).or_else(|| self.owner_of_runner(repo, runner?)).or(routed)
     }
 
     /// The VM of `repo` whose runner bears this name.
-    pub fn owner_of_runner(&self, repo: &RepoName, runner: &str) -> Option<&ManagedVm> {
+    pub fn owner_of_runner(&self, repo: &RepoName, runner: &str) -> Option<&Arc<ManagedVm>> {
         let entry = self.entries_of(repo).find(|entry| entry.runner_names.contain(runner))?;
         self.vms.get(&entry.vm)
     }
@@ -346,16 +380,20 @@ impl Fleet {
     ///
     /// # Errors
     /// If no entry names it, or more than one VM fits.
-    pub fn find(&self, name: Option<&str>, zone: Option<&str>) -> Result<&ManagedVm, NoSuchVm> {
+    pub fn find(
+        &self,
+        name: Option<&str>,
+        zone: Option<&str>,
+    ) -> Result<&Arc<ManagedVm>, NoSuchVm> {
         if let (Some(name), Some(zone)) = (name, zone) {
             // As every task of ours names it.
             let vm = Vm::new(name, zone);
             return self.vms.get(&vm).ok_or_else(|| NoSuchVm::Unknown(vm.to_string()));
         }
-        let fits = |vm: &&ManagedVm| {
+        let fits = |vm: &&Arc<ManagedVm>| {
             name.is_none_or(|n| n == vm.vm.name) && zone.is_none_or(|z| z == vm.vm.zone)
         };
-        let found: Vec<&ManagedVm> = self.vms.values().filter(fits).collect();
+        let found: Vec<&Arc<ManagedVm>> = self.vms.values().filter(fits).collect();
         match found.as_slice() {
             [one] => Ok(one),
             [] => Err(NoSuchVm::Unknown(match name {

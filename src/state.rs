@@ -1,10 +1,8 @@
-//! What every request shares. Nothing in it outlives the instance that matters: tokens are fetched again, a
-//! missing permission is found out again.
+//! What every route needs.
 
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::clients::cloud_tasks::{CloudTasks, Queue};
 use crate::clients::compute::Compute;
@@ -14,68 +12,37 @@ use crate::clients::google_keys::GoogleKeys;
 use crate::clients::transport::{HttpService, Transport};
 use crate::clock::{Clock, Deadline};
 use crate::config::Config;
-use crate::fleet::Fleet;
-use crate::lifecycle::WEBHOOK_TIME;
+use crate::lifecycle::events::WEBHOOK_TIME;
 use crate::lifecycle::in_flight::InFlight;
-use crate::lifecycle::mark::Marks;
-use crate::lifecycle::registration::Tokens;
-use crate::lifecycle::status::Remembered;
+use crate::lifecycle::registration::RegistrationTokenCache;
+use crate::lifecycle::status::StatusCache;
+use crate::lifecycle::{Context, LabelPermission, Parts};
 use crate::secret::SharedSecret;
 
 /// The state behind all routes; cheap to clone, and clones share it.
 #[derive(Clone, Debug)]
 pub struct AppState(Arc<Shared>);
 
-/// What there is of it.
 #[derive(Debug)]
 pub struct Shared {
-    /// Which VM serves which jobs.
-    pub fleet: Fleet,
-    /// Who the service is to Google.
+    pub cx: Context,
+    /// The service's identity at Google.
     pub google: Credentials,
-    /// The VMs.
-    pub compute: Compute,
-    /// The service's only memory of what is due when.
-    pub tasks: CloudTasks,
-    /// The witnesses.
-    pub github: GitHub,
-    /// Whom the service believes.
     pub secret: SharedSecret,
-    /// The time.
-    pub clock: Clock,
-    /// The project of the VMs.
-    pub project: String,
-    /// Where this service is reached, without a trailing slash.
-    pub service_url: String,
-    /// How long a VM stays up after its last job.
-    pub inactive: Duration,
-    /// After how long a VM that is down is started for a while, so that its runner connects; `None`: never.
-    pub keepalive: Option<Duration>,
-    /// Whether marks can be written.
-    pub marks: Marks,
-    /// What deliveries that overlap share.
-    pub in_flight: InFlight,
-    /// The keys of the tokens by which VMs show who they are.
-    pub google_keys: GoogleKeys,
-    /// What VMs registered their runners with lately.
-    pub registrations: Tokens,
-    /// What GitHub said last to whoever looked at the fleet.
-    pub remembered: Remembered,
-    /// Whether the service is shutting down.
+    pub registrations: RegistrationTokenCache,
+    pub status: StatusCache,
     pub draining: Draining,
 }
 
-/// Set once, when the service is told to stop: from then on nothing new is begun.
+/// Set once, when the service is told to stop: from then on it begins nothing new.
 #[derive(Clone, Debug, Default)]
 pub struct Draining(Arc<AtomicBool>);
 
 impl Draining {
-    /// From now on.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the service is shutting down.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -92,7 +59,7 @@ impl Deref for AppState {
 impl AppState {
     /// Builds the clients on one transport: `http` in production is
     /// [`over_tls`](crate::clients::transport::over_tls).
-    pub fn new(config: Config, http: HttpService, credentials: Credentials, clock: Clock) -> Self {
+    pub fn new(config: Config, http: HttpService, google: Credentials, clock: Clock) -> Self {
         let transport = Transport::new(http);
         let queue = Queue {
             project: &config.project,
@@ -102,38 +69,40 @@ impl AppState {
             secret: config.secret.current(),
         };
         let roots = &config.roots;
-        let google_keys = GoogleKeys::new(transport.clone(), &roots.google_keys, clock.clone());
         let compute =
-            Compute::new(transport.clone(), credentials.clone(), &roots.compute, &config.project);
-        let tasks =
-            CloudTasks::new(transport.clone(), credentials.clone(), &roots.cloud_tasks, &queue);
+            Compute::new(transport.clone(), google.clone(), &roots.compute, &config.project);
+        let tasks = CloudTasks::new(transport.clone(), google.clone(), &roots.cloud_tasks, &queue);
+        let google_keys = GoogleKeys::new(transport.clone(), &roots.google_keys, clock.clone());
         let github = GitHub::new(transport, &roots.github, config.github_app, clock.clone());
-        Self(Arc::new(Shared {
+        let cx = Context::new(Parts {
             fleet: config.fleet,
-            google: credentials,
             compute,
             tasks,
             github,
-            secret: config.secret,
+            google_keys,
             clock,
             project: config.project,
             service_url: config.service_url,
             inactive: config.inactive,
             keepalive: config.keepalive,
-            marks: Marks::default(),
+            label_permission: LabelPermission::default(),
             in_flight: InFlight::default(),
-            google_keys,
-            registrations: Tokens::default(),
-            remembered: Remembered::default(),
+        });
+        Self(Arc::new(Shared {
+            cx,
+            google,
+            secret: config.secret,
+            registrations: RegistrationTokenCache::default(),
+            status: StatusCache::default(),
             draining: Draining::default(),
         }))
     }
 
-    /// Fetches the tokens that the first event will need. Meant to run beside the listener: what fails here is
-    /// tried again by whoever needs it, and is a warning already.
+    /// Fetches the tokens that the first event will need. Runs beside the listener: a failure is a warning, and the
+    /// first call that needs the token tries again.
     pub async fn prefetch_tokens(&self) {
         let deadline = Deadline::after(WEBHOOK_TIME);
-        // Each signs first, which takes a while, and there is one thread: whoever came meanwhile is answered in between.
+        // Each signs first, which takes a while on the one thread: requests are answered in between.
         let google = async {
             tokio::task::yield_now().await;
             self.google.header("prefetch", deadline).await
@@ -141,7 +110,7 @@ impl AppState {
         let github = async {
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
-            self.github.prefetch_token(deadline).await
+            self.cx.github.prefetch_token(deadline).await
         };
         let (google, github) = tokio::join!(google, github);
         for error in [google.err(), github.err()].into_iter().flatten() {

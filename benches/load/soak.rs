@@ -18,7 +18,7 @@ use runner_manager::clients::transport::BoxError;
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::{ErrorBody, Fault, Happening};
-use runner_manager::lifecycle::CALLBACK_TIME;
+use runner_manager::lifecycle::reconcile::PASS_TIME;
 use tokio::time::MissedTickBehavior;
 
 use crate::stage::{
@@ -274,7 +274,7 @@ impl Soak {
     fn judge_at(&mut self, kind: Kind, answer: &Answer, at: Timestamp) {
         *self.answers.entry((kind, answer.status)).or_default() += 1;
         // No handler lives for longer, so after that no fault is in play.
-        let may_fail = since_the_minute(at, self.began) < TROUBLE + CALLBACK_TIME;
+        let may_fail = since_the_minute(at, self.began) < TROUBLE + PASS_TIME;
         let excused = may_fail && answer.status.is_some() && answer.status == kind.failed();
         self.findings.check(answer.status == Some(kind.expected()) || excused, || {
             let when = if may_fail { "" } else { ", with no fault in play" };

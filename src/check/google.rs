@@ -6,7 +6,7 @@ use crate::clients::cloud_tasks::{CloudTasks, QueueState};
 use crate::clients::compute::{Compute, Instance, Operation, Status};
 use crate::clock::Deadline;
 use crate::fleet::ManagedVm;
-use crate::lifecycle::mark::{HOLD_LABEL, MARK_LABEL};
+use crate::lifecycle::vm::{HOLD_LABEL, IDLE_SINCE_LABEL};
 
 /// What the service does with an instance.
 const ON_AN_INSTANCE: [&str; 5] = [
@@ -200,10 +200,11 @@ fn judge_instance(found: &mut Findings, instance: &Instance, vm: &ManagedVm) {
             r#"set "discard_local_ssd": true in its entry of RUNNER_CONFIG, or take the disk off"#,
         );
     }
-    let ours = [MARK_LABEL, HOLD_LABEL];
+    let ours = [IDLE_SINCE_LABEL, HOLD_LABEL];
     let others = instance.labels.keys().filter(|key| !ours.contains(&key.as_str())).count();
     if others + ours.len() > MOST_LABELS {
-        let detail = format!("it has {others}, and no room for {MARK_LABEL} and {HOLD_LABEL}");
+        let detail =
+            format!("it has {others}, and no room for {IDLE_SINCE_LABEL} and {HOLD_LABEL}");
         found.fail("labels", detail, format!("take some off: {MOST_LABELS} is the limit"));
     }
 }
@@ -375,7 +376,7 @@ mod tests {
             VmFacts { instance: Ok(Instance { labels, ..instance() }), ..good() }
         };
         judged(&labelled(62, &[]), &[]);
-        judged(&labelled(62, &[MARK_LABEL, HOLD_LABEL]), &[]);
-        judged(&labelled(63, &[MARK_LABEL]), &["✗ labels: it has 63, and no room"]);
+        judged(&labelled(62, &[IDLE_SINCE_LABEL, HOLD_LABEL]), &[]);
+        judged(&labelled(63, &[IDLE_SINCE_LABEL]), &["✗ labels: it has 63, and no room"]);
     }
 }

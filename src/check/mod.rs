@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How far the check has come.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress<'a> {
+pub struct JobStatus<'a> {
     /// What the last question brought.
     pub found: &'a [Finding],
     /// How many questions were answered.
@@ -64,18 +64,22 @@ pub async fn check(
     http: HttpService,
     credentials: Credentials,
     clock: Clock,
-    tell: &mut (dyn FnMut(Progress<'_>) + Send),
+    tell: &mut (dyn FnMut(JobStatus<'_>) + Send),
 ) -> Vec<Finding> {
     let checks = Checks::new(config, http, credentials, clock);
     let mut told = Told { found: Vec::new(), answered: 0, of: checks.count(), tell };
     told.add(checks.configuration());
 
     let google = checks.google();
-    let app = app::look_at_app(&checks.app.github, soon());
+    let app = app::look_at_app(&checks.app.cx.github, soon());
     let service = checks.service();
     let ((google, is_google_there), app, service) = tokio::join!(google, app, service);
     told.add(google);
-    told.add(app::judge_app(&app, checks.app.github.installation_id(), checks.app.fleet.entries()));
+    told.add(app::judge_app(
+        &app,
+        checks.app.cx.github.installation_id(),
+        checks.app.cx.fleet.entries(),
+    ));
     told.add(service);
 
     let mut answers = stream::iter(checks.questions(is_google_there, &app)).buffered(AT_A_TIME);
@@ -94,13 +98,13 @@ struct Told<'a> {
     found: Vec<Finding>,
     answered: usize,
     of: usize,
-    tell: &'a mut (dyn FnMut(Progress<'_>) + Send),
+    tell: &'a mut (dyn FnMut(JobStatus<'_>) + Send),
 }
 
 impl Told<'_> {
     fn add(&mut self, found: Vec<Finding>) {
         self.answered += 1;
-        (self.tell)(Progress { found: &found, answered: self.answered, of: self.of });
+        (self.tell)(JobStatus { found: &found, answered: self.answered, of: self.of });
         self.found.extend(found);
     }
 }
@@ -133,12 +137,12 @@ impl Checks {
     }
 
     fn repos(&self) -> BTreeSet<&RepoName> {
-        self.app.fleet.vms().flat_map(|vm| &vm.repos).collect()
+        self.app.cx.fleet.vms().flat_map(|vm| &vm.repos).collect()
     }
 
     /// Configuration, token, App, service, queue and webhook; each VM; each repository.
     fn count(&self) -> usize {
-        6 + self.app.fleet.vms().count() + self.repos().len()
+        6 + self.app.cx.fleet.vms().count() + self.repos().len()
     }
 
     fn configuration(&self) -> Vec<Finding> {
@@ -161,14 +165,14 @@ impl Checks {
 
     async fn service(&self) -> Vec<Finding> {
         let facts = service::look(&self.service, soon()).await;
-        let minutes = self.app.inactive.as_secs() / 60;
-        service::judge(&facts, &self.service_url, &self.app.fleet, minutes)
+        let minutes = self.app.cx.inactive.as_secs() / 60;
+        service::judge(&facts, &self.service_url, &self.app.cx.fleet, minutes)
     }
 
     /// Those that need a token of Google's, or the App's.
     fn questions<'a>(&'a self, google: bool, app: &'a AppFacts) -> Vec<Question<'a>> {
         let mut questions: Vec<Question<'a>> = vec![Box::pin(self.queue(google))];
-        for vm in self.app.fleet.vms() {
+        for vm in self.app.cx.fleet.vms() {
             questions.push(Box::pin(self.vm(vm, google, app)));
         }
         for repo in self.repos() {
@@ -186,20 +190,20 @@ impl Checks {
             found.not_asked("state", NO_TOKEN);
             return found.done();
         }
-        google::judge_queue(&google::look_at_queue(&self.app.tasks, soon()).await, &queue)
+        google::judge_queue(&google::look_at_queue(&self.app.cx.tasks, soon()).await, &queue)
     }
 
     async fn vm(&self, vm: &ManagedVm, google: bool, app: &AppFacts) -> Vec<Finding> {
         let deadline = soon();
         let instance = async {
             match google {
-                true => Some(google::look_at_vm(&self.app.compute, vm, deadline).await),
+                true => Some(google::look_at_vm(&self.app.cx.compute, vm, deadline).await),
                 false => None,
             }
         };
         let runner = async {
             match app.is_installed() {
-                true => Some(runner::look(&self.app, vm, deadline).await),
+                true => Some(runner::look(&self.app.cx, vm, deadline).await),
                 false => None,
             }
         };
@@ -214,7 +218,7 @@ impl Checks {
             }
         };
         match &runner {
-            Some(facts) => runner::judge(&mut found, facts, vm, &self.app.fleet, host),
+            Some(facts) => runner::judge(&mut found, facts, vm, &self.app.cx.fleet, host),
             None => found.not_asked("runner", NO_INSTALLATION),
         }
         all.extend(found.done());
@@ -223,7 +227,7 @@ impl Checks {
 
     fn host(&self, facts: &google::VmFacts) -> runner::Host {
         let Some(instance) = facts.instance() else { return runner::Host::Unknown };
-        let now = self.app.clock.now();
+        let now = self.app.cx.clock.now();
         let long_ago = |start: Timestamp| start + BOOT_ALLOWANCE < now;
         runner::Host::of(&instance.status, instance.last_start.is_none_or(long_ago))
     }
@@ -234,7 +238,7 @@ impl Checks {
             found.not_asked("installation", NO_INSTALLATION);
             return found.done();
         }
-        let github = &self.app.github;
+        let github = &self.app.cx.github;
         let facts = app::look_at_repo(github, repo, app.is_installed(), soon()).await;
         app::judge_repo(&facts, repo, github.installation_id())
     }
@@ -245,7 +249,7 @@ impl Checks {
             found.not_asked("URL", NO_INSTALLATION);
             return found.done();
         };
-        let facts = webhook::look(&self.app.github, soon()).await;
+        let facts = webhook::look(&self.app.cx.github, soon()).await;
         webhook::judge(&facts, &app.events, &self.service_url)
     }
 }

@@ -3,21 +3,20 @@
 use super::finding::Findings;
 use crate::clients::Error;
 use crate::clients::compute::Status;
-use crate::clients::github::{Place, Runner};
+use crate::clients::github::{Runner, RunnerScope};
 use crate::clock::Deadline;
 use crate::fleet::{Entry, Fleet, Label, ManagedVm, RepoName};
-use crate::lifecycle::{places, runners_in};
-use crate::state::AppState;
+use crate::lifecycle::{Context, runners_in, scopes};
 
 /// What each place says of a VM's runners.
 pub(super) struct Facts {
-    lists: Vec<(Place, Result<Vec<Runner>, Error>)>,
+    lists: Vec<(RunnerScope, Result<Vec<Runner>, Error>)>,
 }
 
-pub(super) async fn look(app: &AppState, vm: &ManagedVm, deadline: Deadline) -> Facts {
+pub(super) async fn look(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Facts {
     let mut lists = Vec::new();
-    for place in places(vm) {
-        let list = runners_in(app, vm, &place, deadline).await;
+    for place in scopes(vm) {
+        let list = runners_in(cx, vm, &place, deadline).await;
         lists.push((place, list));
     }
     Facts { lists }
@@ -74,9 +73,9 @@ pub(super) fn judge(
 impl Facts {
     /// The runners that may get a repository's jobs.
     fn of_repo(&self, repo: &RepoName) -> Vec<&Runner> {
-        let serves = |place: &Place| match place {
-            Place::Repository(name) => name == repo,
-            Place::Organization(login) => login.eq_ignore_ascii_case(repo.owner()),
+        let serves = |place: &RunnerScope| match place {
+            RunnerScope::Repository(name) => name == repo,
+            RunnerScope::Organization(login) => login.eq_ignore_ascii_case(repo.owner()),
         };
         let heard = self.lists.iter().filter(|(place, _)| serves(place));
         heard.filter_map(|(_, list)| list.as_ref().ok()).flatten().collect()
@@ -87,9 +86,9 @@ impl Facts {
         for (place, list) in &self.lists {
             let Err(error) = list else { continue };
             match place {
-                Place::Repository(name) if name == repo => unread.push((place, error)),
+                RunnerScope::Repository(name) if name == repo => unread.push((place, error)),
                 // A user has no such list, and the answer is the same.
-                Place::Organization(login)
+                RunnerScope::Organization(login)
                     if login.eq_ignore_ascii_case(repo.owner()) && !error.is_not_found() =>
                 {
                     unread.push((place, error));
@@ -125,7 +124,7 @@ impl Facts {
 
     /// The places that did not answer.
     fn judge_silence(&self, found: &mut Findings) {
-        let unanswered = |(place, list): &(Place, Result<_, Error>)| {
+        let unanswered = |(place, list): &(RunnerScope, Result<_, Error>)| {
             let error = list.as_ref().err().filter(|error| error.may_pass())?;
             Some((place.to_string(), error.to_string()))
         };
@@ -137,7 +136,7 @@ impl Facts {
     }
 }
 
-fn judge_runner(found: &mut Findings, place: &Place, runner: &Runner, host: Host) {
+fn judge_runner(found: &mut Findings, place: &RunnerScope, runner: &Runner, host: Host) {
     let version = runner.version.as_deref().unwrap_or("unknown");
     let state = if runner.online { "online" } else { "offline" };
     let seen = format!("{} of {place} is {state}, version {version}", runner.name);
@@ -226,15 +225,15 @@ mod tests {
         }
     }
 
-    fn repo(name: &str) -> Place {
-        Place::Repository(name.into())
+    fn repo(name: &str) -> RunnerScope {
+        RunnerScope::Repository(name.into())
     }
 
-    fn acme() -> Place {
-        Place::Organization("acme".into())
+    fn acme() -> RunnerScope {
+        RunnerScope::Organization("acme".into())
     }
 
-    type Lists = Vec<(Place, Result<Vec<Runner>, Error>)>;
+    type Lists = Vec<(RunnerScope, Result<Vec<Runner>, Error>)>;
 
     #[track_caller]
     fn judged(lists: Lists, entries: Vec<Entry>, host: Host, expected: &[&str]) {

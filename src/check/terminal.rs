@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::{Finding, Outcome, Progress, check, unreadable};
+use super::{Finding, JobStatus, Outcome, check, unreadable};
 use crate::clients::google::Credentials;
 use crate::clients::transport::{self, BoxError};
 use crate::clock::Clock;
@@ -41,7 +41,7 @@ pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
         Ok(config) => {
             screen.progress(0, None)?;
             let mut told = Ok(());
-            let mut tell = |progress: Progress<'_>| {
+            let mut tell = |progress: JobStatus<'_>| {
                 if told.is_ok() {
                     told = screen.show(progress);
                 }
@@ -69,7 +69,7 @@ struct Screen {
 const CLEAR: &str = "\r\x1b[K";
 
 impl Screen {
-    fn show(&mut self, Progress { found, answered, of }: Progress<'_>) -> io::Result<()> {
+    fn show(&mut self, JobStatus { found, answered, of }: JobStatus<'_>) -> io::Result<()> {
         if self.progress {
             write!(io::stderr(), "{CLEAR}")?;
         }

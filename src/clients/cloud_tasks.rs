@@ -178,7 +178,8 @@ impl CloudTasks {
             retry_config: wire::RetryConfig {
                 max_attempts: -1,
                 min_backoff: "2s",
-                max_backoff: "3600s",
+                // After an outage a VM is seen again within five minutes, not within an hour.
+                max_backoff: "300s",
             },
         }
     }

@@ -31,19 +31,26 @@ const PER_PAGE: usize = 100;
 /// Pages of one list that are read before the rest is given up: a list of runs ends at 1,000 anyway.
 const MOST_PAGES: usize = 100;
 
+/// A new installation token is refused with 401 or 403 for up to this long, until GitHub has replicated it.
+/// <https://github.com/octokit/auth-app.js/issues/65>
+const TOKEN_REPLICATION: Duration = Duration::from_secs(5);
+
+/// The pause before a call with a new token is repeated.
+const REPLICATION_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long before its end a token is no longer used.
 const TOKEN_MARGIN: Duration = Duration::from_secs(5 * 60);
 
 /// Where a runner can be registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum RunnerScope {
     /// In one repository.
     Repository(RepoName),
     /// In an organization, for some or all of its repositories.
     Organization(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for RunnerScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Repository(repo) => write!(f, "{repo}"),
@@ -71,7 +78,7 @@ pub struct Runner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "GitHub's own names")]
-pub enum Progress {
+pub enum JobStatus {
     Requested,
     Waiting,
     Pending,
@@ -83,7 +90,7 @@ pub enum Progress {
     Unknown,
 }
 
-impl Progress {
+impl JobStatus {
     /// GitHub's own name for it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -104,7 +111,7 @@ pub struct Job {
     /// GitHub's number for it.
     pub id: u64,
     /// How far it has come.
-    pub status: Progress,
+    pub status: JobStatus,
     /// Its `runs-on`.
     #[serde(default)]
     pub labels: Vec<Label>,
@@ -118,6 +125,8 @@ pub struct Job {
     created_at: Option<String>,
     /// When it began to run or, before that, to wait for a runner, RFC 3339.
     started_at: Option<String>,
+    /// When it ended, RFC 3339.
+    completed_at: Option<String>,
 }
 
 impl Job {
@@ -125,6 +134,33 @@ impl Job {
     pub fn queued_since(&self) -> Option<Timestamp> {
         let times = [&self.created_at, &self.started_at];
         times.into_iter().flatten().filter_map(|time| Timestamp::parse(time)).max()
+    }
+
+    /// The time at which a running job began, if GitHub tells.
+    pub fn running_since(&self) -> Option<Timestamp> {
+        self.started_at.as_deref().and_then(Timestamp::parse)
+    }
+
+    /// The time at which a completed job ended, if GitHub tells.
+    pub fn completed_at(&self) -> Option<Timestamp> {
+        self.completed_at.as_deref().and_then(Timestamp::parse)
+    }
+}
+
+/// A workflow run, as lists show it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Run {
+    pub id: u64,
+    /// The status of its least advanced job.
+    pub status: JobStatus,
+    /// RFC 3339.
+    created_at: Option<String>,
+}
+
+impl Run {
+    /// The time at which the run was created, if GitHub tells.
+    pub fn created_at(&self) -> Option<Timestamp> {
+        self.created_at.as_deref().and_then(Timestamp::parse)
     }
 }
 
@@ -170,6 +206,7 @@ pub struct GitHub {
 #[derive(Clone)]
 struct InstallationToken {
     header: HeaderValue,
+    fetched: Timestamp,
     expires: Timestamp,
 }
 
@@ -200,15 +237,15 @@ impl GitHub {
     /// As [`Error`] says; 404 also for an organization that is a user, or that the App may not read.
     pub async fn runners(
         &self,
-        place: &Place,
+        place: &RunnerScope,
         name: Option<&str>,
         deadline: Deadline,
     ) -> Result<Vec<Runner>, Error> {
         let (call, path) = match place {
-            Place::Repository(repo) => {
+            RunnerScope::Repository(repo) => {
                 ("list runners of a repository", format!("/repos/{repo}/actions/runners"))
             }
-            Place::Organization(login) => {
+            RunnerScope::Organization(login) => {
                 ("list runners of an organization", format!("/orgs/{login}/actions/runners"))
             }
         };
@@ -234,13 +271,15 @@ impl GitHub {
     /// runners: write*; else as [`Error`] says.
     pub async fn registration_token(
         &self,
-        place: &Place,
+        place: &RunnerScope,
         deadline: Deadline,
     ) -> Result<RegistrationToken, Error> {
         let call = "create a registration token";
         let path = match place {
-            Place::Repository(repo) => format!("/repos/{repo}/actions/runners/registration-token"),
-            Place::Organization(login) => {
+            RunnerScope::Repository(repo) => {
+                format!("/repos/{repo}/actions/runners/registration-token")
+            }
+            RunnerScope::Organization(login) => {
                 format!("/orgs/{login}/actions/runners/registration-token")
             }
         };
@@ -250,14 +289,14 @@ impl GitHub {
     }
 
     /// The page of `place`, as a person or a runner opens it.
-    pub fn page_url(&self, place: &Place) -> String {
+    pub fn page_url(&self, place: &RunnerScope) -> String {
         let host = match self.root.strip_suffix("/api/v3") {
             Some(enterprise_server) => enterprise_server.to_owned(),
             None => self.root.replacen("://api.", "://", 1),
         };
         match place {
-            Place::Repository(repo) => format!("{host}/{repo}"),
-            Place::Organization(login) => format!("{host}/{login}"),
+            RunnerScope::Repository(repo) => format!("{host}/{repo}"),
+            RunnerScope::Organization(login) => format!("{host}/{login}"),
         }
     }
 
@@ -283,24 +322,23 @@ impl GitHub {
         self.get("get a job", &format!("/repos/{repo}/actions/jobs/{id}"), &[], deadline).await
     }
 
-    /// The ids of the repository's runs that have this status, newest first, a page at a time from 1.
-    /// A run's status is that of its least advanced job.
+    /// The repository's runs of this status, or of any, newest first, a page at a time from 1. Lists by status come from
+    /// a search index that was empty for hours at times; the list of any status does not.
     /// <https://docs.github.com/en/rest/actions/workflow-runs#list-workflow-runs-for-a-repository>
-    ///
-    /// # Errors
-    /// As [`Error`] says.
     pub async fn runs(
         &self,
         repo: &RepoName,
-        status: Progress,
+        status: Option<JobStatus>,
         page: usize,
         deadline: Deadline,
-    ) -> Result<Page<u64>, Error> {
-        let filter = [("status", status.as_str()), ("exclude_pull_requests", "true")];
+    ) -> Result<Page<Run>, Error> {
+        let status = status.map(|status| ("status", status.as_str()));
+        let filter: Vec<_> =
+            status.into_iter().chain([("exclude_pull_requests", "true")]).collect();
         let path = format!("/repos/{repo}/actions/runs");
         let found: wire::Runs = self.page("list runs", &path, &filter, page, deadline).await?;
         let more = found.workflow_runs.len() == PER_PAGE && page < MOST_PAGES;
-        Ok(Page { items: found.workflow_runs.into_iter().map(|run| run.id).collect(), more })
+        Ok(Page { items: found.workflow_runs, more })
     }
 
     /// All jobs of a run's latest attempt.
@@ -366,13 +404,28 @@ impl GitHub {
     ) -> Result<T, Error> {
         let request = |token: &HeaderValue| versioned(request()).bearer(token);
         let token = self.installation_token(None, deadline).await?;
-        let mut answer = self.transport.send(&request(&token), deadline).await;
+        let mut answer = self.transport.send(&request(&token.header), deadline).await;
+        if is_refused(&answer)
+            && self.is_new(&token)
+            && deadline.remaining() > 2 * REPLICATION_PAUSE
+        {
+            tokio::time::sleep(REPLICATION_PAUSE).await;
+            answer = self.transport.send(&request(&token.header), deadline).await;
+        }
         if answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED)) {
-            // Revoked before its time: one fresh token, and what that one may not do is really forbidden.
-            let fresh = self.installation_token(Some(&token), deadline).await?;
-            answer = self.transport.send(&request(&fresh), deadline).await;
+            // Revoked before its time.
+            let fresh = self.installation_token(Some(&token.header), deadline).await?;
+            answer = self.transport.send(&request(&fresh.header), deadline).await;
+            if is_refused(&answer) && deadline.remaining() > 2 * REPLICATION_PAUSE {
+                tokio::time::sleep(REPLICATION_PAUSE).await;
+                answer = self.transport.send(&request(&fresh.header), deadline).await;
+            }
         }
         read(call, &answer?)
+    }
+
+    fn is_new(&self, token: &InstallationToken) -> bool {
+        self.clock.now().since(token.fetched) < TOKEN_REPLICATION
     }
 
     /// A token that is good for a while, from the cache unless it is `refused`.
@@ -380,7 +433,7 @@ impl GitHub {
         &self,
         refused: Option<&HeaderValue>,
         deadline: Deadline,
-    ) -> Result<HeaderValue, Error> {
+    ) -> Result<InstallationToken, Error> {
         let call = "create an installation access token";
         // Whoever holds it is fetching one, perhaps slowly.
         let mut cached = tokio::time::timeout(deadline.remaining() / 2, self.token.lock())
@@ -390,10 +443,10 @@ impl GitHub {
             token.expires > self.clock.now() + TOKEN_MARGIN && refused != Some(&token.header)
         };
         if let Some(token) = cached.as_ref().filter(good) {
-            return Ok(token.header.clone());
+            return Ok(token.clone());
         }
         let token = self.fetch_token(deadline).await?;
-        Ok(cached.insert(token).header.clone())
+        Ok(cached.insert(token).clone())
     }
 
     /// <https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app>
@@ -406,6 +459,7 @@ impl GitHub {
         let expires = Timestamp::parse(&token.expires_at);
         Ok(InstallationToken {
             header: bearer(call, &token.token)?,
+            fetched: self.clock.now(),
             // If it does not say, an hour is what GitHub documents.
             expires: expires.unwrap_or_else(|| self.clock.now() + Duration::from_secs(3600)),
         })
@@ -432,6 +486,12 @@ impl GitHub {
     }
 }
 
+fn is_refused<T>(answer: &Result<T, Error>) -> bool {
+    answer.as_ref().is_err_and(|error| {
+        error.status() == Some(StatusCode::UNAUTHORIZED) || error.is_forbidden()
+    })
+}
+
 /// The version that both github.com and Enterprise Server know.
 fn versioned(request: Outgoing) -> Outgoing {
     request
@@ -444,7 +504,7 @@ fn versioned(request: Outgoing) -> Outgoing {
 
 /// What goes over the wire: only what is read is required.
 mod wire {
-    use super::{Deserialize, Job, Label, Serialize};
+    use super::{Deserialize, Job, Label, Run, Serialize};
 
     #[derive(Serialize)]
     pub(super) struct Claims<'a> {
@@ -499,11 +559,6 @@ mod wire {
     }
 
     #[derive(Deserialize)]
-    pub(super) struct Run {
-        pub(super) id: u64,
-    }
-
-    #[derive(Deserialize)]
     pub(super) struct Jobs {
         pub(super) jobs: Vec<Job>,
     }
@@ -515,7 +570,7 @@ mod tests {
 
     #[test]
     fn a_place_has_its_page_where_its_api_is() {
-        let page = |root: &str, place: &Place| {
+        let page = |root: &str, place: &RunnerScope| {
             let app = GitHubApp {
                 id: "1".into(),
                 private_key: jsonwebtoken::EncodingKey::from_secret(b""),
@@ -525,7 +580,7 @@ mod tests {
             GitHub::new(Transport::new(http), root, app, Clock::system()).page_url(place)
         };
         let (repo, organization) =
-            (Place::Repository("acme/app".into()), Place::Organization("acme".into()));
+            (RunnerScope::Repository("acme/app".into()), RunnerScope::Organization("acme".into()));
         assert_eq!(page("https://api.github.com", &repo), "https://github.com/acme/app");
         assert_eq!(page("https://api.acme.ghe.com", &organization), "https://acme.ghe.com/acme");
         assert_eq!(page("https://git.example/api/v3", &repo), "https://git.example/acme/app");
@@ -536,7 +591,7 @@ mod tests {
         let job: Job =
             serde_json::from_str(r#"{"id": 7, "status": "dreaming", "runner_name": null}"#)
                 .unwrap();
-        assert_eq!(job.status, Progress::Unknown);
+        assert_eq!(job.status, JobStatus::Unknown);
         assert!(job.labels.is_empty() && job.queued_since().is_none());
         let runners: wire::Runners = serde_json::from_str(
             r#"{"total_count": 1, "runners": [{"id": 1, "name": "gpu-1", "busy": true}]}"#,

@@ -73,21 +73,30 @@ impl Error {
         }
     }
 
-    /// The API understood who asks, and may not tell or do this: a real 401 or 403, not a rate limit's.
+    /// The API refused the call: a 403 that is not a rate limit's. A 401 says nothing about permissions: the token was
+    /// revoked, or GitHub has not replicated it yet.
     pub fn is_forbidden(&self) -> bool {
-        matches!(
-            self,
-            Self::Status {
-                status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
-                limited: false,
-                ..
-            }
-        )
+        matches!(self, Self::Status { status: StatusCode::FORBIDDEN, limited: false, .. })
     }
 
-    /// What was asked about does not exist, or is hidden from who asks.
+    /// The API named a missing permission. A suspended installation, an IP allow list or an API that is turned off is
+    /// refused with 403 too, and granting something does not help there.
+    pub fn lacks_permission(&self) -> bool {
+        self.is_forbidden()
+            && matches!(self, Self::Status { reason, message, .. }
+                if reason == "forbidden" || message.contains("Resource not accessible by integration"))
+    }
+
+    /// The resource does not exist, or is hidden from the caller. Compute Engine answers 400 where the zone does not
+    /// exist, mostly because a region stands in its place.
     pub fn is_not_found(&self) -> bool {
-        self.status() == Some(StatusCode::NOT_FOUND)
+        match self {
+            Self::Status { status: StatusCode::NOT_FOUND, .. } => true,
+            Self::Status { status: StatusCode::BAD_REQUEST, message, .. } => {
+                message.contains("Unknown zone")
+            }
+            _ => false,
+        }
     }
 
     /// It says nothing about what was asked: nobody answered, or the API has trouble of its own, or was asked too
@@ -119,7 +128,8 @@ impl Error {
             .map(|first| first.reason)
             .unwrap_or(said.error.status);
         let message = if said.message.is_empty() { said.error.message } else { said.message };
-        let limited = is_limit(answer.status(), answer.headers(), &reason, &message);
+        let limited =
+            is_limit(answer.status(), answer.headers(), &reason, &message, &said.documentation_url);
         Self::Status {
             call,
             status: answer.status(),
@@ -130,18 +140,28 @@ impl Error {
     }
 }
 
-/// Google answers 403 for exhausted rate quotas, GitHub for both of its rate limits.
+/// Google answers 403 for exhausted rate quotas, GitHub for both of its rate limits, in words that have changed over the
+/// years, and not always with a header.
 /// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
-fn is_limit(status: StatusCode, headers: &HeaderMap, reason: &str, message: &str) -> bool {
+fn is_limit(
+    status: StatusCode,
+    headers: &HeaderMap,
+    reason: &str,
+    message: &str,
+    documentation_url: &str,
+) -> bool {
     let exhausted = headers.get("x-ratelimit-remaining").is_some_and(|left| left == "0");
-    let told = matches!(
+    let google = matches!(
         reason,
         "rateLimitExceeded" | "userRateLimitExceeded" | "quotaExceeded" | "RESOURCE_EXHAUSTED"
     );
-    let says_so = message.to_ascii_lowercase().contains("rate limit");
+    let message = message.to_ascii_lowercase();
+    let github =
+        ["rate limit", "abuse", "retry your request"].iter().any(|words| message.contains(words))
+            || documentation_url.contains("rate-limit");
     status == StatusCode::TOO_MANY_REQUESTS
         || (status == StatusCode::FORBIDDEN
-            && (exhausted || told || says_so || headers.contains_key(header::RETRY_AFTER)))
+            && (exhausted || google || github || headers.contains_key(header::RETRY_AFTER)))
 }
 
 /// One line of at most 200 characters, whatever an API sends.
@@ -155,6 +175,7 @@ fn tidy(text: &str) -> String {
 struct ErrorBody {
     error: GoogleError,
     message: String,
+    documentation_url: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -200,7 +221,7 @@ mod tests {
         assert!(!answer(403, &[("x-ratelimit-remaining", "0")], "{}").is_forbidden());
         assert!(!answer(403, &[("retry-after", "60")], "{}").is_forbidden());
         assert!(!answer(429, &[], "").is_forbidden());
-        assert!(answer(401, &[], r#"{"message":"Bad credentials"}"#).is_forbidden());
+        assert!(!answer(401, &[], r#"{"message":"Bad credentials"}"#).is_forbidden());
     }
 
     #[test]

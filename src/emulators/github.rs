@@ -4,6 +4,7 @@
 //! down. A queued job goes to an idle runner that has all its labels; until then it waits.
 //! <https://docs.github.com/en/actions/hosting-your-own-runners>
 
+mod answer;
 mod api;
 mod app;
 mod deliveries;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use super::compute::ComputeEngine;
 use super::{Happening, Keys, Setup, Shared, lock};
 use crate::clock::Timestamp;
-pub(super) use api::{Refusal, not_found};
+pub(super) use answer::{Refusal, not_found};
 pub use deliveries::{Attempt, Delivery, Hook};
 use jobs::{Job, Run};
 pub use jobs::{JobId, JobStatus, JobView};

@@ -1,12 +1,12 @@
-//! Deliveries that overlap and say the same do their work once.
+//! Deliveries that overlap and say the same share their work.
 //!
-//! The 256 jobs of a matrix are 256 deliveries within seconds, and all of them need the same: that one VM is read,
-//! started, leased and marked, in the same half minute. Those that this instance of the service has in hand at the
-//! same time share one piece of work. Nobody waits for others to come, and nobody leads: the work goes on as long as
-//! one of those that share it is there to drive it, and ends with the last. What comes later begins anew.
+//! The 256 jobs of a matrix are 256 deliveries within seconds, and all of them need the same: one VM read, started and
+//! labelled in the same bucket of time. Those that this instance of the service handles at the same time share one piece
+//! of work. There is no waiting window and no leader: the work goes on as long as one of the deliveries is there to
+//! drive it, and ends with the last. A later delivery begins anew.
 //!
-//! The work of one half minute is never shared with the next. So nobody acts on a read that was made for an older
-//! mark than its own, and all that share one would have made the same tasks and written the same mark.
+//! The work of one bucket is never shared with the next: all that share it would have created the same pass and written
+//! the same label.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,42 +15,39 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, WeakShared};
 
+use super::error::Error;
+use super::outcome::Outcome;
 use super::schedule::rounded_up;
-use super::{Error, Outcome};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::Vm;
 
-/// What a delivery says of a VM.
+/// The meaning of a delivery for a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Event {
-    /// A job waits for it.
     Queued,
-    /// A job will perhaps wait for it.
-    PendingReview,
-    /// A job is over.
+    /// Queued, but a review comes first.
+    Waiting,
     Completed,
 }
 
-/// The same event of the same VM in the same half minute.
+/// The same event for the same VM in the same bucket.
 type Key = (Event, Vm, Timestamp);
 
 type Work = BoxFuture<'static, Result<Outcome, Error>>;
 
-/// What is in hand; clones share it.
+/// The work under way; clones share it.
 #[derive(Clone, Default)]
 pub struct InFlight(Arc<Mutex<BTreeMap<Key, WeakShared<Work>>>>);
 
 impl fmt::Debug for InFlight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.works().keys()).finish()
+        f.debug_set().entries(self.map().keys()).finish()
     }
 }
 
 impl InFlight {
-    /// Does `work` for an event at `now`, or what is left of it where another delivery began it.
-    ///
-    /// # Errors
-    /// As `work` says. What failed under another delivery's deadline is tried again under one's own.
+    /// Does `work` for an event at `now`, or joins it where another delivery began it. Work that failed under another
+    /// delivery's deadline is tried again under this one's.
     pub(super) async fn share<F>(
         &self,
         event: Event,
@@ -63,47 +60,47 @@ impl InFlight {
         F: Future<Output = Result<Outcome, Error>> + Send + 'static,
     {
         let key = (event, vm.clone(), rounded_up(now));
-        let joined = self.works().get(&key).and_then(WeakShared::upgrade);
+        let joined = self.map().get(&key).and_then(WeakShared::upgrade);
         if let Some(joined) = joined {
             return match joined.await {
                 Ok(outcome) => Ok(outcome),
-                // As good as never: it shall not make every delivery's future larger.
+                // Boxed, since it is rare and would make every delivery's future larger.
                 Err(_) => Box::pin(work(deadline)).await,
             };
         }
         let work = self.until_done(key.clone(), work(deadline)).boxed().shared();
         if let Some(weak) = work.downgrade() {
-            self.works().insert(key, weak);
+            self.map().insert(key, weak);
         }
         work.await
     }
 
-    /// Does the work and, done or dropped, makes way for the next.
+    /// Does the work and removes it from the map once it is done or dropped.
     fn until_done<F: Future + Send + 'static>(
         &self,
         key: Key,
         work: F,
     ) -> impl Future<Output = F::Output> + Send + use<F> {
-        let in_hand = InHand { key, all: self.clone() };
+        let entry = Entry { key, all: self.clone() };
         // A block that awaited it would hold it twice: where it was captured, and where it is awaited.
-        work.inspect(move |_| drop(in_hand))
+        work.inspect(move |_| drop(entry))
     }
 
     /// Nothing that could panic happens under the lock.
-    fn works(&self) -> MutexGuard<'_, BTreeMap<Key, WeakShared<Work>>> {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<Key, WeakShared<Work>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A piece of work that others may join as long as this exists.
-struct InHand {
+/// Work that deliveries may join as long as this exists.
+struct Entry {
     key: Key,
     all: InFlight,
 }
 
-impl Drop for InHand {
+impl Drop for Entry {
     fn drop(&mut self) {
-        self.all.works().remove(&self.key);
+        self.all.map().remove(&self.key);
     }
 }
 

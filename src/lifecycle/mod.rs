@@ -1,174 +1,102 @@
-//! The lifecycle protocol: what the service does with a VM, and in which order.
+//! The protocol: one reconcile loop for each VM.
 //!
-//! The service keeps no state, so any instance of it may vanish after any call. What it knows of a VM is what
-//! others hold: Compute Engine its status and labels, Cloud Tasks what is to be looked at when, GitHub which
-//! jobs wait and run. On that ground it promises that a queued job always gets its runner, that a running job
-//! is never killed, that an idle VM is never left running, and that the last job decides when it is idle.
+//! Runner Manager is a controller, as in Kubernetes. Its work queue is Cloud Tasks, its store the labels of the VM. A
+//! *pass* for one VM ([`reconcile`]) observes what is there, decides ([`decide`]), acts, and requeues itself. Events
+//! ([`events`], [`operator`], [`resync`]) only make sure that a pass will come soon; a queued job also takes the obvious
+//! first step at once, so that its VM starts without waiting for the pass.
 //!
-//! # Three ideas
+//! The service keeps no state, so any instance of it may vanish after any call. What it needs to know lies with others:
+//! Compute Engine has the VM's status and labels, GitHub the runners and jobs, Cloud Tasks the passes to come.
 //!
-//! **The mark.** A VM carries, as a label, when it last had work ([`mark`]). Every stop task carries the mark
-//! that it was made for. A stop task whose mark is older than the VM's is *superseded*: a newer one exists,
-//! so it does nothing.
+//! > **Invariant.** While a VM that the service has touched is not known to be down with nothing waiting for it, a pass
+//! > for it is pending. A pass requeues first and acts second.
 //!
-//! **Chains.** A task looks at the VM, and if the matter is not settled, makes the task that looks again
-//! ([`task`]). A stop chain ends only where the VM is seen stopped, or the task superseded; a start chain only
-//! where the job is over and none waits or runs. Tasks are named by their question and due time ([`schedule`]),
-//! so chains that ask the same thing merge.
+//! # Terms
 //!
-//! **Order.** A crash may fall between any two calls. First the task that will look again, then the act, then
-//! the mark. An act without a task that looks after it could leak the VM or strand the job; a mark without its
-//! task would make every older task believe that a newer one exists.
+//! * **Runner of a VM**: the GitHub runner of the VM's name, or of its entries' `runner_names`, in any scope where it may
+//!   be registered ([`demand`]).
+//! * **`idle_since`**: a label with the time of the last event that needed the VM, rounded up to half a minute. It only
+//!   grows ([`labels`]). A pass whose own value is older is *superseded*: another pass knows more.
+//! * **Evidence**: the reason why a VM was wanted, carried by its pass: a job, or an operator. With it a pass may start
+//!   the VM while GitHub cannot be queried ([`task`]).
+//! * **`stop_after`**: the earliest time of a stop. The latest of: `idle_since`, the end of the job in evidence, and the
+//!   first pass that found the VM idle again, each plus `VM_INACTIVE_MINUTES`; and the VM's last start plus 5 min.
+//! * **Hold**: a label that keeps passes from stopping the VM.
 //!
-//! **Sharing.** Deliveries that say the same of a VM in the same half minute, and overlap in one instance of the
-//! service, do their work once ([`in_flight`]): the jobs of a matrix come within seconds.
+//! # Events
 //!
-//! # What happens when
+//! | event | what happens |
+//! |---|---|
+//! | a job is queued | read the VM and create a pass in 90 s, with the job as evidence; then start the VM and write `idle_since` |
+//! | it waits for a review | read the VM and create that pass |
+//! | a job is completed | read the VM and create a pass at `stop_after`; then write `idle_since` |
+//! | an operator starts a VM | as for a queued job, with the operator as evidence |
+//! | an operator stops a VM | one pass at once, for which the past, a hold and confirmation do not count |
+//! | a scheduler calls the resync | the rules of a pass on the facts of the whole fleet; where they say start or stop, a pass is created |
 //!
-//! * A job is queued ([`job_queued`]): the VM is [needed](need). Read it and make the start check; start it
-//!   and make the *lease*, a stop task far enough ahead for a boot, so that a lost `completed` leaks nothing;
-//!   write the mark.
-//! * A job is completed ([`job_completed`]): make the stop task, then write the mark.
-//! * A start check is due ([`start_check`]): if the job still waits, the VM has to be up. If it runs, the VM may
-//!   yet vanish under it: GitHub lets the job wait again then, and sends no second webhook.
-//! * A stop check is due ([`stop_check`]): if two [witnesses](witness) agree that nothing needs the VM, stop it.
-//! * An operator asks ([`by_hand`]): the same, once, and an operator's VM must not leak either. A VM that carries
-//!   the [`hold`] label is not stopped by a stop check; once it is released, one looks that was made before.
-//! * A scheduler has the fleet swept ([`reconcile`]): what was lost on the way gets the task that it would have had.
-//! * Somebody wants to know beforehand ([`steps`]): the same, in words.
-//! * An operator looks ([`status`]): what the others would find is told, and nothing is done.
+//! # A pass
 //!
-//! # Where this gives way
+//! Each step either settles the pass or leads to the next.
 //!
-//! A job that GitHub assigns, or a completion that arrives, in the seconds between a stop check's last read
-//! and its stop can still be cut short: nothing that GitHub or Google offer closes that window.
+//! 1. *The VM.* It does not exist: end. Superseded: end, unless the job in evidence still waits.
+//! 2. *Up, before `stop_after`*: wait for it. Nobody else is asked.
+//! 3. *On its way up or down*: look again in a minute.
+//! 4. *The job in evidence* runs here: busy. It is queued: it needs the VM. It waits for something else: keep it. It is
+//!    over, or runs elsewhere: drop it. GitHub could not be queried: start the VM.
+//! 5. *Held*, or a stop would lose a local SSD: keep the VM up.
+//! 6. *The runner* is busy: so is the VM.
+//! 7. *The open jobs*: one runs here: busy.
+//! 8. *Needed*, since a job is queued for it: see to it that the VM is up.
+//! 9. *Down, and nothing needs it*: end, once every list was read.
+//! 10. *Up and idle*: if both sources agree, requeue, read the VM once more, and stop it. If one is forbidden, the other
+//!     has to say so twice. If one could not be queried, do not stop.
+//!
+//! Where no time is given, a pass requeues after 1 min, 2 min, and then at each multiple of 5 min. So a VM that is up is
+//! seen every five minutes, and one that vanished under its job is started again within that time.
+//!
+//! # Order
+//!
+//! A crash may fall between any two calls. First the next pass, then the label, then the VM. A VM that is started
+//! without a pass could leak; a label without its pass would supersede the only one there is.
+//!
+//! # Tasks
+//!
+//! A pass is named by its VM, its `idle_since`, whether it carries evidence, and its due time. Everything else in its body
+//! is a hint. So equal passes merge, whatever created them, and passes cannot multiply. Tasks of earlier versions are
+//! passes too ([`task`]).
+//!
+//! # Known gaps
+//!
+//! A job that GitHub assigns in the seconds between the last reading of the lists and the stop is cut short. Two jobs of
+//! one half minute share one evidence: if GitHub goes down and the VM vanishes just after the carried one ended, the
+//! other waits until GitHub is back.
 
-pub mod by_hand;
+mod context;
+mod decide;
+mod demand;
 mod error;
-mod hold;
+pub mod events;
+mod finding;
 pub mod in_flight;
-pub mod job_completed;
-pub mod job_queued;
-pub mod mark;
-mod need;
+mod labels;
+pub mod operator;
 mod outcome;
+mod permission;
 pub mod reconcile;
 mod redelivery;
 pub mod registration;
+pub mod resync;
 mod schedule;
-pub mod start_check;
+mod snapshot;
 pub mod status;
 pub mod steps;
-pub mod stop_check;
-mod survey;
 pub mod task;
-pub mod unconfigured;
-mod watch;
-mod witness;
+mod unclaimed;
+pub mod vm;
 
-use std::time::Duration;
-
+pub use context::{Context, Parts};
+pub use demand::{runners_in, scopes};
 pub use error::Error;
 pub use outcome::{Outcome, Status};
+pub use permission::LabelPermission;
 pub use schedule::BOOT_ALLOWANCE;
-pub use witness::{places, runners_in};
-
-use crate::clients::compute::{self, Instance};
-use crate::clock::{Deadline, Timestamp};
-use crate::fleet::Vm;
-use crate::state::AppState;
-use mark::{HOLD_LABEL, Mark};
-
-/// How long a webhook's handler may take: GitHub hangs up after 10 s, cold start included.
-pub const WEBHOOK_TIME: Duration = Duration::from_secs(8);
-
-/// How long a callback's handler may take. That a start check comes 90 s after its event relies on a stop
-/// handler of that moment being long gone by then.
-pub const CALLBACK_TIME: Duration = Duration::from_secs(20);
-
-/// What the witnesses leave of a callback's time: for the task that looks again, the act, and the mark.
-const RESERVE: Duration = Duration::from_secs(6);
-
-/// A VM as a handler found it.
-#[derive(Clone, Debug)]
-struct Seen {
-    instance: Instance,
-    mark: Option<Mark>,
-}
-
-impl Seen {
-    fn status(&self) -> Phase {
-        Phase::of(&self.instance.status)
-    }
-
-    fn is_held(&self) -> bool {
-        self.instance.labels.contains_key(HOLD_LABEL)
-    }
-
-    /// Started after its mark: by somebody else, or by a handler that vanished before it wrote its own.
-    fn was_started_after_mark(&self) -> bool {
-        self.instance
-            .last_start
-            .is_some_and(|start| self.mark.is_none_or(|mark| start > mark.time()))
-    }
-}
-
-/// Reads the VM.
-async fn look(app: &AppState, vm: &Vm, deadline: Deadline) -> Result<Seen, Error> {
-    match app.compute.get(vm, deadline).await {
-        Ok(instance) => {
-            let mark = Mark::of(&instance, app.clock.now());
-            Ok(Seen { instance, mark })
-        }
-        Err(error) if error.is_not_found() => Err(Error::NoSuchInstance(vm.clone())),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// The mark for tasks of an event at `now`: none where labels may not be written.
-fn mark_of_event(app: &AppState, now: Timestamp) -> Option<Mark> {
-    (!app.marks.are_forbidden()).then(|| Mark::at(now))
-}
-
-/// What an instance's status means to the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// It can be started.
-    Stopped,
-    /// It can be resumed.
-    Suspended,
-    /// It works, or could.
-    Up,
-    /// It will be up by itself.
-    Booting,
-    /// It is on its way to somewhere else: only waiting helps.
-    Leaving,
-}
-
-impl Phase {
-    /// A status that is unknown counts as one in which nothing can be done now.
-    fn of(status: &compute::Status) -> Self {
-        use compute::Status::{
-            Deprovisioning, Pending, PendingStop, Provisioning, Repairing, Running, Staging,
-            Stopped, Stopping, Suspended, Suspending, Terminated, Unknown,
-        };
-        match status {
-            Terminated | Stopped => Self::Stopped,
-            Suspended => Self::Suspended,
-            Running => Self::Up,
-            Provisioning | Staging | Pending | Repairing => Self::Booting,
-            Stopping | PendingStop | Suspending | Deprovisioning => Self::Leaving,
-            Unknown(name) => {
-                tracing::warn!(
-                    "an instance's status is {name}, which this version does not know: waiting"
-                );
-                Self::Leaving
-            }
-        }
-    }
-
-    /// It costs nothing, or next to nothing.
-    fn is_down(self) -> bool {
-        matches!(self, Self::Stopped | Self::Suspended)
-    }
-}

@@ -1,4 +1,4 @@
-//! What became of an event, and why: for the reply, the log and the header.
+//! The outcome of an event: for the reply, the log and the header.
 
 use std::fmt;
 
@@ -7,38 +7,32 @@ use crate::clock::Timestamp;
 /// The words of the replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// Nothing is left to do with the VM itself: a stop was scheduled, or the job of a start check is settled.
+    /// A pass was scheduled, and nothing else has to happen now.
     Ok,
-    /// The VM was told to start, or is booting.
     Starting,
-    /// The VM is up.
     AlreadyRunning,
-    /// The VM cannot be started now; a task will.
+    /// The VM cannot be started yet; a pass will.
     StartScheduled,
-    /// The VM was told to stop, or is stopping.
     Stopping,
-    /// The VM is stopped.
     AlreadyStopped,
-    /// The VM cannot be judged now; a task will look again.
+    /// The VM is not stopped yet; a pass will decide.
     StopScheduled,
-    /// A job runs on the VM, or waits for it.
+    /// A job runs on the VM or waits for it, or its runner is busy.
     Busy,
-    /// A witness could not be heard, so the VM is not stopped.
+    /// GitHub could not be queried, so the VM is not stopped.
     Unknown,
-    /// One witness alone says idle; it is asked once more.
+    /// The VM is idle according to one source, or to a scan of several passes: the next pass confirms it.
     Confirming,
-    /// The VM carries the hold label.
     Held,
-    /// An operator took the hold label away.
     Released,
-    /// A newer task stands for the VM.
+    /// The VM was needed after the pass was scheduled; another pass decides.
     Superseded,
     /// No entry names the VM, or the project has no such VM.
     NotConfigured,
 }
 
 impl Status {
-    /// As the replies spell it.
+    /// The word as the replies spell it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -59,38 +53,34 @@ impl Status {
     }
 }
 
-/// What was decided, on what evidence, and when it is looked at again.
+/// A decision, its evidence, and the next pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The decision.
     pub status: Status,
     /// Compute Engine's operation, if one was begun.
     pub operation: Option<String>,
-    /// The evidence, in words.
+    /// The evidence, as a fragment of a sentence.
     pub because: String,
-    /// When the next task looks, if one does.
-    pub again: Option<Timestamp>,
+    /// The due time of the next pass, if one is pending.
+    pub next_check: Option<Timestamp>,
 }
 
 impl Outcome {
-    /// This decision, for this reason, and nothing is left to do.
     pub(super) fn new(status: Status, because: impl Into<String>) -> Self {
-        Self { status, operation: None, because: because.into(), again: None }
+        Self { status, operation: None, because: because.into(), next_check: None }
     }
 
-    /// This event was the reason; what was said so far stood in the way of more.
+    /// Puts the event in front of the evidence.
     pub(super) fn because_of(mut self, event: &str) -> Self {
-        let obstacle = if self.because.is_empty() { "" } else { ", " };
-        self.because.insert_str(0, &format!("{event}{obstacle}"));
+        let separator = if self.because.is_empty() { "" } else { ", " };
+        self.because.insert_str(0, &format!("{event}{separator}"));
         self
     }
 
-    /// Another task looks at this time.
-    pub(super) fn again_at(self, due: Timestamp) -> Self {
-        Self { again: Some(due), ..self }
+    pub(super) fn next_check_at(self, due: Timestamp) -> Self {
+        Self { next_check: Some(due), ..self }
     }
 
-    /// Compute Engine began this operation.
     pub(super) fn with_operation(self, operation: Option<String>) -> Self {
         Self { operation, ..self }
     }
@@ -100,11 +90,11 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.status.as_str())?;
         if !self.because.is_empty() {
-            write!(f, ", {}", self.because)?;
+            write!(f, ": {}", self.because)?;
         }
-        if let Some(again) = self.again {
-            write!(f, "; look again {}", again.time_of_day())?;
+        match self.next_check {
+            Some(due) => write!(f, "; next check {}", due.time_of_day()),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

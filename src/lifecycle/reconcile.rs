@@ -1,440 +1,287 @@
-//! The sweep: what was lost on the way is found by comparing what is with what should be.
+//! A pass: the driver of [`decide`].
 //!
-//! All else follows from an event, and events get lost: GitHub sends no webhook a second time by itself, and an
-//! operator may purge a queue. So a scheduler has the whole fleet looked at every few minutes. A sweep decides nothing
-//! new: it makes the task that the event would have made, and that asks the witnesses, by the same rules. What it makes
-//! merges with what is there already, so it may come as often as somebody likes.
+//! It reads the VM, asks what the rules ask for, and carries out what they decide: the next pass first, then the label,
+//! then the VM. A crash may come between any two calls, and whatever it leaves undone, a pass is pending that finds it.
 
-use std::collections::BTreeSet;
-use std::fmt;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
-use serde::Serialize;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
-use super::mark::MARK_LABEL;
-use super::need::{Need, Started};
-use super::schedule::{BOOT_ALLOWANCE, BUCKET, CHECK_INTERVAL, HOUR, look_again, next_multiple};
-use super::survey::{OfVm, Survey, look_at_all};
-use super::task::{StartTask, StopTask, WaitingJob};
-use super::watch::Watch;
-use super::witness::JobRef;
-use super::{Error, Phase, RESERVE, Seen, redelivery};
-use crate::clients::compute::Labelled;
-use crate::clients::github::{Job, Progress};
+use super::context::{Context, Turn};
+use super::decide::{Action, Asker, Decision, Facts, Notice, Question, Step, decide};
+use super::demand::{self, RunnerState};
+use super::error::Error;
+use super::labels::{self, Change};
+use super::outcome::{Outcome, Status};
+use super::schedule::{
+    BUCKET, DAY, FIRST_PASS, HOUR, IdleSince, MINUTE, doubled, rounded_up, schedule_base,
+};
+use super::task::{JobRef, Task};
+use super::vm::{self, Started, VmSnapshot, observe};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{ManagedVm, RepoName, Vm};
-use crate::state::AppState;
+use crate::fleet::{ManagedVm, Vm};
 
-/// How long a sweep may take.
-pub const SWEEP_TIME: Duration = Duration::from_secs(45);
+/// The longest life of a pass. That the pass of an event comes 90 s later relies on it.
+pub const PASS_TIME: Duration = Duration::from_secs(20);
 
-/// Runs of a repository whose jobs are read, newest first. Each costs a call, and GitHub counts 5,000 in an hour.
-const MOST_RUNS: usize = 200;
+/// The part of a pass's time that questions leave for its acts.
+pub(super) const RESERVE: Duration = Duration::from_secs(6);
 
-/// VMs for which something is done at the same time.
-const AT_A_TIME: usize = 4;
+/// No stop is sent later than this after the VM was last read.
+const LONGEST_SINCE_READ: Duration = Duration::from_secs(10);
 
-/// A VM that works is marked every ten minutes, or twenty where looks come late. One whose mark is older than this
-/// and [`inactive`](AppState) would have been stopped, if somebody looked.
-const FORGOTTEN: Duration = Duration::from_secs(30 * 60);
-
-/// How long a job that a free VM did not take in an hour is left alone. It may be meant for a runner group that the
-/// VM's runner is not in; but who mends that expects it to run.
-const LEFT_ALONE: Duration = Duration::from_secs(6 * 60 * 60);
-
-/// How the looks of a stop chain that comes late go on: every ten minutes, as those of one that has been there all along.
-const LATE_LOOK: u32 = 4;
-
-/// What a sweep found and did.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// Every VM that an entry names, and those that none names any more.
-    pub vms: Vec<VmReport>,
-    /// What concerns no VM alone.
-    pub findings: Vec<Finding>,
-    /// What could not be asked, and what to do about it.
-    pub not_asked: Vec<String>,
+/// Runs the pass of a task that is due.
+///
+/// # Errors
+/// If the pass has to be repeated: Cloud Tasks does so.
+pub async fn pass(
+    cx: &Context,
+    vm: &ManagedVm,
+    task: Task,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
+    let turn = Turn::new(cx, vm, deadline);
+    // A task that relies on there being just one VM names it from here on.
+    let Vm { name, zone } = vm.vm.clone();
+    let task = Task { vm_instance_name: name, vm_instance_zone: zone, ..task };
+    let read = match observe(cx, &vm.vm, deadline).await {
+        Ok(read) => read,
+        Err(error @ Error::NoSuchInstance(_)) => {
+            error!("{error}");
+            return Ok(Outcome::new(Status::NotConfigured, "the project has no such instance"));
+        }
+        Err(error) => return Err(error),
+    };
+    let (decision, mut facts) = converse(&turn, Asker::Task, &task, read).await;
+    let next = requeue(&turn, &decision).await?;
+    if !decision.given_up.is_empty() {
+        labels::try_write(&turn, &facts.vm, Change::GivenUp(&decision.given_up)).await;
+    }
+    let outcome = match decision.action {
+        Action::Nothing => Outcome::new(decision.status, decision.because),
+        Action::Start => start(&turn, &facts, &decision).await?,
+        Action::Stop => match read_again(&turn, &mut facts).await {
+            Ok(fresh) => stop_idle(&turn, &facts, fresh).await,
+            Err(not_stopped) => not_stopped,
+        },
+    };
+    Ok(Outcome { next_check: outcome.next_check.or(next), ..outcome })
 }
 
-/// What was found of a VM.
-#[derive(Debug, Serialize)]
-pub struct VmReport {
-    #[serde(skip)]
-    vm: Vm,
-    vm_instance_name: String,
-    vm_instance_zone: String,
-    findings: Vec<Finding>,
+/// Asks what the rules ask for, until they decide.
+pub(super) async fn converse<'a>(
+    turn: &Turn<'_>,
+    asker: Asker,
+    task: &'a Task,
+    read: VmSnapshot,
+) -> (Decision, Facts<'a>) {
+    let questions = turn.deadline.minus(RESERVE);
+    let up = !read.phase.is_down();
+    let mut facts = Facts {
+        asker,
+        now: turn.now,
+        inactive: turn.cx.inactive,
+        discard_local_ssd: turn.vm.discard_local_ssd,
+        label_settled: turn.lacks_labels(),
+        task,
+        vm: read,
+        job: None,
+        runner: None,
+        demand: None,
+    };
+    loop {
+        match decide(&facts) {
+            Step::Do(decision) => return (*decision, facts),
+            Step::Ask(Question::WriteIdleSince) => {
+                if let Some(value) = task.idle_since {
+                    labels::try_write(turn, &facts.vm, Change::IdleSince(value)).await;
+                }
+                facts.label_settled = true;
+            }
+            Step::Ask(Question::Job) => {
+                facts.job = match &task.job {
+                    Some(job) => Some(demand::job(turn, job, questions).await),
+                    None => Some(demand::JobState::Gone("there is no job")),
+                };
+            }
+            Step::Ask(Question::Runner) => {
+                facts.runner = Some(demand::runner(turn, questions).await);
+            }
+            Step::Ask(Question::Jobs) => {
+                let registered = facts.runner.as_ref().is_some_and(RunnerState::is_registered);
+                let cursor = task.cursor.as_ref();
+                facts.demand = Some(demand::jobs(turn, registered, up, cursor, questions).await);
+            }
+        }
+    }
 }
 
-/// Something that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    level: Level,
-    found: String,
-    /// None if there is nothing that the service could do, or may.
-    pub(super) did: Option<String>,
+/// Creates the next pass, and those of other VMs. Without them nothing is done.
+async fn requeue(turn: &Turn<'_>, decision: &Decision) -> Result<Option<Timestamp>, Error> {
+    log(&turn.vm.vm, &decision.notices);
+    for (other, job) in &decision.tell {
+        tell(turn, other, job).await?;
+    }
+    let Some((task, due)) = &decision.next else { return Ok(None) };
+    turn.schedule(task.clone(), *due).await?;
+    Ok(Some(*due))
 }
 
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// All is well, or will be.
-    Info,
-    /// Something went wrong on the way, or may cost something.
-    Warning,
-    /// A job will not run until somebody does something.
-    Error,
+pub(super) fn log(vm: &Vm, notices: &[Notice]) {
+    for notice in notices {
+        match notice {
+            Notice::Warning(text) => warn!("VM {vm}: {text}"),
+            Notice::Error(text) => error!("VM {vm}: {text}"),
+        }
+    }
 }
 
-/// Compares the whole fleet with what Google and GitHub say, and makes up for what was lost.
-pub async fn sweep(app: &AppState, deadline: Deadline) -> Report {
-    let asking = deadline.minus(RESERVE);
-    let (seen, marked, deliveries) = tokio::join!(
-        look_at_all(app, asking),
-        app.compute.labelled(MARK_LABEL, asking),
-        redelivery::ask_again(app, asking),
-    );
-    let up = app.fleet.vms().zip(&seen).filter(|(_, seen)| is_up(seen));
-    let up: Vec<&ManagedVm> = up.map(|(vm, _)| vm).collect();
-    let survey = Survey::ask(app, &up, MOST_RUNS, asking).await;
+/// A pass for another VM, with the job as evidence: it asks whether the job waits for that VM.
+async fn tell(turn: &Turn<'_>, other: &Vm, job: &JobRef) -> Result<(), Error> {
+    let task = Task::new(other, IdleSince::BEFORE_ALL).with_job(job.clone());
+    turn.schedule(task, rounded_up(turn.now + FIRST_PASS)).await
+}
 
-    let now = app.clock.now();
-    let facts = app.fleet.vms().zip(&seen).map(|(vm, seen)| Facts {
-        github: OfVm { vm, fleet: &app.fleet, now, survey: Some(&survey) },
-        seen: seen.as_ref(),
-        inactive: app.inactive,
-        keepalive: app.keepalive,
-        marked: !app.marks.are_forbidden(),
-    });
-    let facts: Vec<Facts<'_>> = facts.collect();
-    let done = facts.iter().map(|facts| facts.make_up(app, deadline)).collect::<Vec<_>>();
-    let mut vms: Vec<VmReport> = stream::iter(done).buffered(AT_A_TIME).collect().await;
+/// Starts the VM by its status, and has it looked at soon if it cannot be started yet.
+async fn start(turn: &Turn<'_>, facts: &Facts<'_>, decision: &Decision) -> Result<Outcome, Error> {
+    let since = facts.vm.instance.last_start.unwrap_or_default().max(turn.now - HOUR);
+    let why = async {
+        if facts.vm.phase.is_down() {
+            vm::log_why_down(turn, &facts.vm, since - MINUTE).await;
+            if facts.task.busy_at.is_some() && facts.demand.is_none() {
+                tell_others(turn).await;
+            }
+        }
+    };
+    let (started, ()) = tokio::join!(vm::start_by_status(turn, &facts.vm), why);
+    let outcome = outcome_of_start(started).because_of(&decision.because);
+    if outcome.status != Status::StartScheduled {
+        return Ok(outcome);
+    }
+    let Some((task, _)) = &decision.next else { return Ok(outcome) };
+    let soon = rounded_up(turn.base(facts.task) + BUCKET);
+    turn.schedule(task.clone(), soon).await?;
+    Ok(outcome.next_check_at(soon))
+}
 
-    let mut not_asked: BTreeSet<String> = facts.iter().flat_map(Facts::not_asked).collect();
-    match marked {
-        Ok(marked) => vms.extend(nameless(app, marked)),
-        Err(error) if error.is_forbidden() => {
-            not_asked.insert(format!(
-                "{error}: grant compute.instances.list in the project, to hear of VMs that no entry names any more"
-            ));
+/// A VM that vanished comes back for the job in evidence, and may be busy with it for long. What else ran there, although
+/// its labels lead to another VM, waits for that one now.
+async fn tell_others(turn: &Turn<'_>) {
+    let demand = demand::jobs(turn, true, false, None, turn.deadline.minus(RESERVE)).await;
+    for (other, job) in &demand.elsewhere {
+        if let Err(error) = tell(turn, other, job).await {
+            warn!("VM {}: {job} waits for VM {other}, which gets no pass: {error}", turn.vm.vm);
+        }
+    }
+}
+
+pub(super) fn outcome_of_start(started: Started) -> Outcome {
+    match started {
+        Started::Starting(operation) => {
+            Outcome::new(Status::Starting, "").with_operation(operation)
+        }
+        Started::AlreadyRunning => Outcome::new(Status::AlreadyRunning, ""),
+        Started::NotYet(status) => Outcome::new(
+            Status::StartScheduled,
+            format!("but the VM is {status} and cannot be started yet"),
+        ),
+        Started::Failed(error) => {
+            Outcome::new(Status::StartScheduled, format!("but the VM was not started: {error}"))
+        }
+    }
+}
+
+/// Reads the VM once more: the deadline by which the stop has to be sent, if the rules still say so, or why not.
+pub(super) async fn read_again(
+    turn: &Turn<'_>,
+    facts: &mut Facts<'_>,
+) -> Result<Deadline, Outcome> {
+    let fresh = Deadline::after(LONGEST_SINCE_READ).min(turn.deadline);
+    facts.vm = observe(turn.cx, &turn.vm.vm, fresh).await.map_err(|error| {
+        warn!("VM {}: not stopped, since it could not be read once more: {error}", turn.vm.vm);
+        Outcome::new(Status::Unknown, format!("it could not be read once more ({error})"))
+    })?;
+    facts.label_settled = true;
+    match decide(facts) {
+        Step::Do(decision) if decision.action == Action::Stop => Ok(fresh),
+        Step::Do(decision) => Err(Outcome::new(decision.status, decision.because)),
+        Step::Ask(_) => Err(Outcome::new(Status::Superseded, "the VM was needed since")),
+    }
+}
+
+/// Stops the VM. A refusal is logged; the next pass is pending, and tries again.
+async fn stop_idle(turn: &Turn<'_>, facts: &Facts<'_>, deadline: Deadline) -> Outcome {
+    match vm::stop(turn, &facts.vm, deadline).await {
+        Ok(operation) => {
+            Outcome::new(Status::Stopping, "nothing needs it").with_operation(Some(operation.name))
         }
         Err(error) => {
-            not_asked.insert(format!("{error}: ask again"));
+            error!("VM {} is idle, but was not stopped: {error}", turn.vm.vm);
+            Outcome::new(Status::StopScheduled, format!("idle, but not stopped ({error})"))
         }
     }
-    let findings = deliveries.unwrap_or_else(|error| {
-        not_asked.insert(format!("{error}, for deliveries that failed: ask again"));
-        Vec::new()
-    });
-    let report = Report { vms, findings, not_asked: not_asked.into_iter().collect() };
-    report.log();
-    report
 }
 
-fn is_up(seen: &Result<Seen, Error>) -> bool {
-    seen.as_ref().is_ok_and(|seen| seen.status() == Phase::Up)
-}
-
-/// VMs that carry our mark and that no entry names: taken out of RUNNER_CONFIG, or of another service.
-fn nameless(app: &AppState, marked: Vec<Labelled>) -> impl Iterator<Item = VmReport> {
-    let of_ours = |marked: &Labelled| app.fleet.vm(&marked.vm).is_some();
-    marked.into_iter().filter(move |marked| !of_ours(marked)).map(|marked| {
-        let status = marked.status;
-        let found = "it carries this service's mark, and no entry of RUNNER_CONFIG names it";
-        let finding = if Phase::of(&status).is_down() {
-            Finding::new(Level::Info, format!("{found}; it is {status}"))
-        } else {
-            let how = "stop it, or give it an entry again";
-            Finding::new(Level::Warning, format!("{found}; it is {status}: {how}"))
-        };
-        VmReport::new(&marked.vm, vec![finding])
-    })
-}
-
-/// All that was found out about a VM.
-struct Facts<'a> {
-    github: OfVm<'a>,
-    seen: Result<&'a Seen, &'a Error>,
-    inactive: Duration,
-    keepalive: Option<Duration>,
-    /// Whether marks can be written.
-    marked: bool,
-}
-
-/// What makes up for a loss.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Act {
-    /// Let a start check look whether this job still waits.
-    StartCheck(WaitingJob, Timestamp),
-    /// Let a stop check look.
-    StopCheck(Timestamp),
-    /// Start it for a while.
-    Wake,
-}
-
-impl Facts<'_> {
-    fn findings(&self) -> Vec<(Finding, Option<Act>)> {
-        match self.seen {
-            Ok(seen) => [
-                self.waits(Some(seen)),
-                self.forgotten(seen),
-                self.asleep(seen),
-                self.no_runner(seen),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-            Err(error @ Error::NoSuchInstance(_)) => {
-                vec![(Finding::new(Level::Error, error.to_string()), None)]
-            }
-            Err(error) => {
-                let unread = Finding::new(Level::Warning, format!("it could not be read: {error}"));
-                [Some((unread, None)), self.waits(None)].into_iter().flatten().collect()
-            }
-        }
-    }
-
-    /// A job waits for it: whether the webhook that said so arrived, nobody can tell.
-    fn waits(&self, seen: Option<&Seen>) -> Option<(Finding, Option<Act>)> {
-        let now = self.github.now;
-        let waits = |job: &Job| job.status == Progress::Queued && self.github.fits(job);
-        let waiting: Vec<_> = self.github.jobs().filter(|(_, job)| waits(job)).collect();
-        let since = |job: &Job| job.queued_since().unwrap_or(now);
-        let left_until = |job: &Job| seen.and_then(|seen| left_until(seen, since(job), now));
-        let oldest = waiting.iter().filter(|(_, job)| left_until(job).is_none());
-        let Some((repo, job)) = oldest.min_by_key(|(_, job)| since(job)) else {
-            let (repo, job) = waiting.first()?;
-            let found = format!(
-                "{} waits, but the VM was free for it for an hour and its runner did not take it: see which runner \
-                 group and labels it wants; until {} it does not count",
-                job_ref(repo, job),
-                left_until(job)?.rfc3339(),
-            );
-            return Some((Finding::new(Level::Warning, found), None));
-        };
-        let phase = seen.map(Seen::status);
-        let on_its_way = matches!(phase, Some(Phase::Up | Phase::Booting));
-        let (level, down, due) = if on_its_way {
-            // Where a start chain is, it looks at this very moment.
-            (Level::Info, "", next_multiple(now, CHECK_INTERVAL))
-        } else {
-            (
-                Level::Warning,
-                if phase.is_some() { ", and it is not up" } else { "" },
-                look_again(now, BUCKET),
-            )
-        };
-        let found = format!("{} waits for it{down}", job_ref(repo, job));
-        let act = Act::StartCheck(self.github.waits(repo, job), due);
-        Some((Finding::new(level, found), Some(act)))
-    }
-
-    /// It is up, nothing has needed it for long, and nobody stopped it: its chain may have been lost.
-    fn forgotten(&self, seen: &Seen) -> Option<(Finding, Option<Act>)> {
-        let now = self.github.now;
-        if seen.status() != Phase::Up || seen.is_held() {
-            return None;
-        }
-        if seen.was_started_after_mark() {
-            let start = seen.instance.last_start?;
-            let by_others = self.marked && now.since(start) >= FORGOTTEN;
-            let found = format!(
-                "somebody else started it at {}, so it is not stopped until a job came or POST /runner/release",
-                start.rfc3339()
-            );
-            return by_others.then(|| (Finding::new(Level::Info, found), None));
-        }
-        let mark = seen.mark?.time();
-        let found = format!("it last had work at {}, and is still up", mark.rfc3339());
-        (self.marked && now.since(mark) >= self.inactive + FORGOTTEN).then(|| {
-            let act = Act::StopCheck(look_again(now, BUCKET));
-            (Finding::new(Level::Warning, found), Some(act))
-        })
-    }
-
-    /// It has been down so long that GitHub may soon forget its runner.
-    fn asleep(&self, seen: &Seen) -> Option<(Finding, Option<Act>)> {
-        let since = match seen.status() {
-            Phase::Stopped => seen.instance.last_stop,
-            Phase::Suspended => seen.instance.last_suspend,
-            Phase::Up | Phase::Booting | Phase::Leaving => None,
-        }?;
-        let found = format!(
-            "it has been down since {}, and GitHub forgets a runner that does not connect for 14 days",
-            since.rfc3339()
+/// Keeps the pass of a VM that no entry names alive for a day: that may be a deploy with a mistyped entry. The VM itself
+/// is left alone: the secret gives power over the configured VMs only.
+///
+/// # Errors
+/// If the next pass could not be created.
+pub async fn pass_without_entry(
+    cx: &Context,
+    task: Task,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
+    let (vm, now) = (task.vm(), cx.clock.now());
+    let base = schedule_base(now, task.due);
+    let Some(due) = due_without_entry(base, &vm, task.unconfigured_since) else {
+        error!(
+            "VM {vm}: no entry of RUNNER_CONFIG names it, so it gets no more passes; if it runs, stop it by hand"
         );
-        let slept = self.github.now.since(since);
-        let long = self.keepalive.is_some_and(|keepalive| slept >= keepalive);
-        long.then(|| (Finding::new(Level::Info, found), Some(Act::Wake)))
-    }
-
-    /// It is up, and its runner should be there by now.
-    fn no_runner(&self, seen: &Seen) -> Option<(Finding, Option<Act>)> {
-        let start = seen.instance.last_start.filter(|_| seen.status() == Phase::Up)?;
-        if self.github.now.since(start) < BOOT_ALLOWANCE {
-            return None;
-        }
-        let since = start.rfc3339();
-        let mut runners = self.github.runners().peekable();
-        if runners.peek().is_none() {
-            let heard = self.github.runners_not_heard().next().is_none();
-            let name = self.github.vm.runner_names.only().unwrap_or("any of runner_names");
-            let found = format!(
-                "it has been up since {since}, but GitHub knows no runner named {name}: register it on the VM again, \
-                 or set runner_names in its entry"
-            );
-            return heard.then(|| (Finding::new(Level::Error, found), None));
-        }
-        if runners.any(|(_, runner)| runner.online) {
-            return None;
-        }
-        let waits = |job: &Job| job.status == Progress::Queued && self.github.fits(job);
-        let (repo, job) = self.github.jobs().find(|(_, job)| waits(job))?;
-        let found = format!(
-            "it has been up since {since} and {} waits, but its runner is offline: see on the VM whether the runner's \
-             service runs, and what it says",
-            job_ref(repo, job)
-        );
-        Some((Finding::new(Level::Error, found), None))
-    }
-
-    async fn make_up(&self, app: &AppState, deadline: Deadline) -> VmReport {
-        let mut findings = Vec::new();
-        for (finding, act) in self.findings() {
-            findings.push(match act {
-                Some(act) => finding.after(self.carry_out(app, act, deadline).await),
-                None => finding,
-            });
-        }
-        VmReport::new(&self.github.vm.vm, findings)
-    }
-
-    async fn carry_out(
-        &self,
-        app: &AppState,
-        act: Act,
-        deadline: Deadline,
-    ) -> Result<String, Error> {
-        let (vm, now) = (&self.github.vm.vm, self.github.now);
-        match act {
-            Act::StartCheck(job, due) => {
-                StartTask::new(vm, None, Some(job), now).ask_at(app, due, deadline).await?;
-                Ok(format!("a start check looks at {}", due.rfc3339()))
-            }
-            Act::StopCheck(due) => {
-                let mark = self.seen.ok().and_then(|seen| seen.mark);
-                let task = StopTask { looks: LATE_LOOK, ..StopTask::new(vm, mark) };
-                task.ask_at(app, due, deadline).await?;
-                Ok(format!("a stop check looks at {}", due.rfc3339()))
-            }
-            Act::Wake => {
-                let seen = self.seen.map_err(Clone::clone)?;
-                let need = Need { vm, now, waiting: Watch::default(), renew: true, guarded: false };
-                match need.act(app, seen, deadline).await? {
-                    Started::Failed(error) => Err(error.into()),
-                    _ => Ok(
-                        "it was started, and is stopped again once its runner had time to connect"
-                            .into(),
-                    ),
-                }
-            }
-        }
-    }
-
-    fn not_asked(&self) -> Vec<String> {
-        let cut = self.github.cut().map(|repo| {
-            format!("list jobs of a run: {repo} has more than {MOST_RUNS} open runs, and only the newest were read")
-        });
-        self.github.runners_not_heard().chain(self.github.jobs_not_heard()).chain(cut).collect()
-    }
+        let because = "no entry of RUNNER_CONFIG names the VM, so it gets no more passes";
+        return Ok(Outcome::new(Status::NotConfigured, because));
+    };
+    warn!("a task came for VM {vm}, which no entry of RUNNER_CONFIG names");
+    let since = task.unconfigured_since.or(Some(base));
+    let unnamed = ManagedVm::unnamed(vm);
+    let turn = Turn { cx, vm: &unnamed, now, deadline };
+    turn.schedule(Task { unconfigured_since: since, ..task }, due).await?;
+    let outcome = Outcome::new(Status::NotConfigured, "no entry of RUNNER_CONFIG names the VM");
+    Ok(outcome.next_check_at(due))
 }
 
-fn job_ref(repo: &RepoName, job: &Job) -> JobRef {
-    JobRef { repo: repo.clone(), id: job.id }
-}
-
-/// Until when a job that has waited since `since` does not count: the VM had been up for an hour with it before it was
-/// stopped, so its runner does not take it.
-fn left_until(seen: &Seen, since: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    let (start, stop) = (seen.instance.last_start?, seen.instance.last_stop?);
-    let until = stop + LEFT_ALONE;
-    let left = stop >= start && stop.since(start.max(since)) >= HOUR && now < until;
-    (seen.status() == Phase::Stopped && left).then_some(until)
-}
-
-impl Finding {
-    pub(super) fn new(level: Level, found: String) -> Self {
-        Self { level, found, did: None }
+/// 10, 20, 40, then every 60 minutes; nothing after a day, or if the task does not say which VM it means.
+fn due_without_entry(base: Timestamp, vm: &Vm, since: Option<Timestamp>) -> Option<Timestamp> {
+    let waited = since.map(|since| base.since(since)).unwrap_or_default();
+    if vm.name.is_empty() || vm.zone.is_empty() || waited >= DAY {
+        return None;
     }
+    // After 10, 30 and 70 minutes the next doubling is due.
+    let steps = (waited.as_secs() / (10 * MINUTE).as_secs() + 1).ilog2();
+    Some(rounded_up(base + doubled(10 * MINUTE, steps, HOUR)))
+}
 
-    fn after(self, done: Result<String, Error>) -> Self {
-        match done {
-            Ok(did) => Self { did: Some(did), ..self },
-            Err(error) => Self {
-                level: Level::Error,
-                found: format!("{}; nothing was done: {error}", self.found),
-                did: None,
-            },
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_deploy_has_a_day_to_be_mended() {
+        let vm = Vm::new("a", "z");
+        let start = Timestamp::from_unix_seconds(1_800_000_000);
+        let (mut now, mut since, mut delays) = (start, None, Vec::new());
+        while let Some(due) = due_without_entry(now, &vm, since) {
+            since = since.or(Some(now));
+            delays.push(due.since(now).as_secs() / 60);
+            now = due;
         }
-    }
-}
-
-impl VmReport {
-    fn new(vm: &Vm, findings: Vec<Finding>) -> Self {
-        let Vm { name, zone } = vm.clone();
-        Self { vm: vm.clone(), vm_instance_name: name, vm_instance_zone: zone, findings }
-    }
-}
-
-impl Report {
-    /// What was found, counted.
-    pub fn summary(&self) -> String {
-        let findings =
-            self.findings.len() + self.vms.iter().map(|vm| vm.findings.len()).sum::<usize>();
-        format!(
-            "{} looked at, {} found, {} not asked",
-            self.vms.len(),
-            findings,
-            self.not_asked.len()
-        )
+        assert_eq!(delays[..5], [10, 20, 40, 60, 60]);
+        assert!((24..26).contains(&(now.since(start).as_secs() / 3600)));
+        assert!(delays.len() < 30, "{delays:?}");
     }
 
-    /// One line for each finding, and one for the sweep.
-    fn log(&self) {
-        for report in &self.vms {
-            let Vm { name, zone } = &report.vm;
-            for finding in &report.findings {
-                match finding.level {
-                    Level::Info => info!(vm.name = %name, vm.zone = %zone, "VM {name}: {finding}"),
-                    Level::Warning => {
-                        warn!(vm.name = %name, vm.zone = %zone, "VM {name}: {finding}")
-                    }
-                    Level::Error => {
-                        error!(vm.name = %name, vm.zone = %zone, "VM {name}: {finding}")
-                    }
-                }
-            }
-        }
-        for finding in &self.findings {
-            match finding.level {
-                Level::Info => info!("{finding}"),
-                Level::Warning => warn!("{finding}"),
-                Level::Error => error!("{finding}"),
-            }
-        }
-        for text in &self.not_asked {
-            warn!("the sweep could not ask: {text}");
-        }
-        info!("swept: {}", self.summary());
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.found)?;
-        self.did.as_ref().map_or(Ok(()), |did| write!(f, "; {did}"))
+    #[test]
+    fn a_task_that_names_no_vm_is_not_kept() {
+        assert_eq!(due_without_entry(Timestamp::UNIX_EPOCH, &Vm::new("", ""), None), None);
     }
 }

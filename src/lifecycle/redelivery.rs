@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 
-use super::reconcile::{Finding, Level};
+use super::context::Context;
+use super::finding::{Finding, Level};
 use super::schedule::{HOUR, MINUTE, doubled};
 use crate::clients::Error;
 use crate::clients::github::app::{Delivery, DeliveryFilter};
 use crate::clock::{Deadline, Timestamp};
-use crate::state::AppState;
 
 /// How long GitHub keeps a delivery.
 const KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
@@ -35,18 +35,18 @@ const AT_A_TIME: usize = 4;
 ///
 /// # Errors
 /// If GitHub could not be asked which there are.
-pub(super) async fn ask_again(app: &AppState, deadline: Deadline) -> Result<Vec<Finding>, Error> {
-    let hook = app.github.hook_config(deadline).await?;
-    let here = format!("{}/github/webhook", app.service_url);
+pub(super) async fn ask_again(cx: &Context, deadline: Deadline) -> Result<Vec<Finding>, Error> {
+    let hook = cx.github.hook_config(deadline).await?;
+    let here = format!("{}/github/webhook", cx.service_url);
     if hook.url.is_none_or(|url| url.trim_end_matches('/') != here) {
         return Ok(Vec::new());
     }
-    let now = app.clock.now();
-    let failed = app.github.deliveries(DeliveryFilter::Failed, None, deadline).await?;
+    let now = cx.clock.now();
+    let failed = cx.github.deliveries(DeliveryFilter::Failed, None, deadline).await?;
     if undelivered(&failed.items, now).is_empty() {
         return Ok(Vec::new());
     }
-    let lost = undelivered(&attempts(app, now, deadline).await?, now);
+    let lost = undelivered(&attempts(cx, now, deadline).await?, now);
     let Some(first) = lost.first() else { return Ok(Vec::new()) };
     let found = format!(
         "{} of the App's webhook failed, the last at {}, answered {}",
@@ -55,7 +55,7 @@ pub(super) async fn ask_again(app: &AppState, deadline: Deadline) -> Result<Vec<
         first.answered,
     );
     let due: Vec<&Lost> = lost.iter().filter(|lost| lost.is_due(now)).take(MOST).collect();
-    let asked = due.iter().map(|lost| app.github.redeliver(lost.attempt, deadline));
+    let asked = due.iter().map(|lost| cx.github.redeliver(lost.attempt, deadline));
     let asked: Vec<_> = stream::iter(asked.collect::<Vec<_>>()).buffered(AT_A_TIME).collect().await;
     // GitHub may have dropped one since it listed it.
     let sent = asked.iter().filter(|asked| asked.is_ok()).count();
@@ -77,14 +77,14 @@ fn deliveries(count: usize) -> String {
 
 /// All attempts that GitHub still has, as far as they are read.
 async fn attempts(
-    app: &AppState,
+    cx: &Context,
     now: Timestamp,
     deadline: Deadline,
 ) -> Result<Vec<Delivery>, Error> {
     let mut all = Vec::new();
     let mut cursor: Option<String> = None;
     for _ in 0..MOST_PAGES {
-        let page = app.github.deliveries(DeliveryFilter::All, cursor.as_deref(), deadline).await?;
+        let page = cx.github.deliveries(DeliveryFilter::All, cursor.as_deref(), deadline).await?;
         let old = page.items.last().is_none_or(|last| now.since(last.delivered_at) >= KEPT);
         all.extend(page.items);
         cursor = page.next;

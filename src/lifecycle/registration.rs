@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+use super::context::Context;
 use crate::clients;
-use crate::clients::github::{Place, RegistrationToken};
+use crate::clients::github::{RegistrationToken, RunnerScope};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::{Entry, Label, Registers, RepoName, Vm};
 use crate::identity::{self, Untrusted};
-use crate::state::AppState;
 
 /// How long a token is given to whoever asks again: a VM that asks in a loop has GitHub make a few in an hour.
 const SHARED: Duration = Duration::from_secs(10 * 60);
@@ -61,7 +61,7 @@ pub enum Refusal {
     #[error("{error}: grant the GitHub App {}", write_permission(.place))]
     MayNot {
         /// Where it was to register.
-        place: Place,
+        place: RunnerScope,
         /// What GitHub said.
         error: clients::Error,
     },
@@ -70,54 +70,55 @@ pub enum Refusal {
     Upstream(clients::Error),
 }
 
-fn write_permission(place: &Place) -> String {
+fn write_permission(place: &RunnerScope) -> String {
     match place {
-        Place::Repository(repo) => format!("Administration: write on {repo}"),
-        Place::Organization(login) => format!("Self-hosted runners: write in {login}"),
+        RunnerScope::Repository(repo) => format!("Administration: write on {repo}"),
+        RunnerScope::Organization(login) => format!("Self-hosted runners: write in {login}"),
     }
 }
 
 /// The tokens that GitHub made lately, by place. Held while one is made, so that a flood makes one.
 #[derive(Clone, Debug, Default)]
-pub struct Tokens(Arc<Mutex<BTreeMap<String, (Timestamp, RegistrationToken)>>>);
+pub struct RegistrationTokenCache(Arc<Mutex<BTreeMap<String, (Timestamp, RegistrationToken)>>>);
 
 /// Gives the VM that this token was made for what it needs to register its runner.
 ///
 /// # Errors
 /// As [`Refusal`] says.
 pub async fn register(
-    app: &AppState,
+    cx: &Context,
+    cache: &RegistrationTokenCache,
     token: Option<&str>,
     repo: Option<&RepoName>,
     deadline: Deadline,
 ) -> Result<Grant, Refusal> {
-    if app.fleet.entries().iter().all(|entry| entry.register.is_none()) {
+    if cx.fleet.entries().iter().all(|entry| entry.register.is_none()) {
         return Err(Refusal::TurnedOff);
     }
     let token = token.ok_or(Untrusted::Missing)?;
-    let key = app.google_keys.key(&identity::key_id(token)?, deadline).await;
+    let key = cx.google_keys.key(&identity::key_id(token)?, deadline).await;
     let key = key.map_err(Refusal::Upstream)?.ok_or(Untrusted::UnknownKey)?;
-    let now = app.clock.now();
-    let identity = identity::verify(token, &key, &app.service_url, now)?;
+    let now = cx.clock.now();
+    let identity = identity::verify(token, &key, &cx.service_url, now)?;
     let not_ours = |why| Refusal::NotOurs {
         instance: identity.instance.clone(),
         zone: identity.zone.clone(),
         project: identity.project.clone(),
         why,
     };
-    if identity.project != app.project {
+    if identity.project != cx.project {
         return Err(not_ours("is not of this project"));
     }
     let vm = Vm::new(&identity.instance, &identity.zone);
-    let managed = app.fleet.vm(&vm).ok_or_else(|| not_ours("has no entry"))?;
+    let managed = cx.fleet.vm(&vm).ok_or_else(|| not_ours("has no entry"))?;
     let (place, entries) =
-        choose(app.fleet.entries(), &vm, repo).map_err(|choice| match choice {
+        choose(cx.fleet.entries(), &vm, repo).map_err(|choice| match choice {
             Choice::None => not_ours("has no entry that registers there"),
             Choice::Several => Refusal::Ambiguous(vm.clone()),
         })?;
-    let token = app.registrations.token(app, &place, now, deadline).await?;
+    let token = cache.token(cx, &place, now, deadline).await?;
     Ok(Grant {
-        url: app.github.page_url(&place),
+        url: cx.github.page_url(&place),
         token,
         name: managed.runner_names.for_vm(&vm.name),
         labels: labels(&entries),
@@ -136,13 +137,13 @@ fn choose<'a>(
     entries: &'a [Entry],
     vm: &Vm,
     repo: Option<&RepoName>,
-) -> Result<(Place, Vec<&'a Entry>), Choice> {
+) -> Result<(RunnerScope, Vec<&'a Entry>), Choice> {
     let place = |entry: &Entry| match entry.register? {
-        Registers::Repository => Some(Place::Repository(entry.repo.clone())),
-        Registers::Organization => Some(Place::Organization(entry.repo.owner().to_owned())),
+        Registers::Repository => Some(RunnerScope::Repository(entry.repo.clone())),
+        Registers::Organization => Some(RunnerScope::Organization(entry.repo.owner().to_owned())),
     };
     let of_vm = entries.iter().filter(|entry| entry.vm == *vm);
-    let mut found: Option<(Place, Vec<&Entry>)> = None;
+    let mut found: Option<(RunnerScope, Vec<&Entry>)> = None;
     for entry in of_vm.filter(|entry| repo.is_none_or(|repo| entry.repo == *repo)) {
         match (place(entry), &mut found) {
             (None, _) => {}
@@ -168,11 +169,11 @@ fn labels(entries: &[&Entry]) -> Vec<Label> {
     all
 }
 
-impl Tokens {
+impl RegistrationTokenCache {
     async fn token(
         &self,
-        app: &AppState,
-        place: &Place,
+        cx: &Context,
+        place: &RunnerScope,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<RegistrationToken, Refusal> {
@@ -188,7 +189,7 @@ impl Tokens {
         if let Some((_, token)) = tokens.get(&place.to_string()).filter(lately) {
             return Ok(token.clone());
         }
-        let token = app.github.registration_token(place, deadline).await;
+        let token = cx.github.registration_token(place, deadline).await;
         let token = token.map_err(|error| match error {
             error if error.is_forbidden() || error.is_not_found() => {
                 Refusal::MayNot { place: place.clone(), error }

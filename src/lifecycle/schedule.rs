@@ -1,37 +1,33 @@
-//! When to look again, and what a task is called: arithmetic without I/O.
+//! Times: buckets, due times and the `idle_since` value. Arithmetic without I/O.
 //!
-//! A task is named by its question and when it is asked, so whatever asks the same question at the same time
-//! makes the same task. Times are rounded to make that happen often: chains of tasks that were begun by
-//! different events meet, and go on as one.
+//! A task is named by its due time among other things, so due times are rounded: passes that different events created
+//! for one VM fall on the same time, get the same name, and go on as one.
 
+use std::fmt;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+use serde::{Deserialize, Serialize};
 
-use super::mark::Mark;
 use crate::clock::Timestamp;
-use crate::fleet::Vm;
 
-/// A minute.
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
-/// An hour.
 pub(super) const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// What due times and marks are rounded up to.
+pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Due times and `idle_since` are rounded up to this.
 pub(super) const BUCKET: Duration = Duration::from_secs(30);
 
-/// How long a VM may take from its start until its runner has taken a job.
+/// The time from a VM's start until its runner has taken a job.
 pub const BOOT_ALLOWANCE: Duration = Duration::from_secs(5 * 60);
 
-/// How often a start check looks whether its job still waits.
-pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// The longest time between two passes for a VM that is up, and between two attempts to start one.
+pub(super) const PASS_INTERVAL: Duration = Duration::from_secs(5 * 60);
 
-/// How soon the first start check looks: a stop that was under way at the event shows by then.
-pub(super) const FIRST_CHECK: Duration = Duration::from_secs(90);
-
-/// From this delay on, times are rounded to multiples of the delay itself.
-const MERGE_FROM: Duration = Duration::from_secs(2 * 60);
+/// The time from an event to its pass: a stop that was under way at the event shows in the VM's status by then, since a
+/// pass lives less than 20 s.
+pub(super) const FIRST_PASS: Duration = Duration::from_secs(90);
 
 /// The first multiple of [`BUCKET`] that is not before `time`.
 pub(super) fn rounded_up(time: Timestamp) -> Timestamp {
@@ -39,21 +35,41 @@ pub(super) fn rounded_up(time: Timestamp) -> Timestamp {
     Timestamp::from_unix_seconds(time.unix_millis().div_ceil(1000 * bucket) * bucket)
 }
 
-/// When to look again, `delay` from `now`: rounded up, or, from two minutes on, on the multiple of the delay
-/// that is nearest to it.
-pub(super) fn look_again(now: Timestamp, delay: Duration) -> Timestamp {
-    if delay < MERGE_FROM {
-        return rounded_up(now + delay);
-    }
-    let step = delay.as_secs();
-    let nearest = (now + delay + delay / 2).unix_seconds() / step * step;
-    Timestamp::from_unix_seconds(nearest)
+/// The first multiple of [`BUCKET`] after `time`.
+pub(super) fn next_bucket(time: Timestamp) -> Timestamp {
+    rounded_up(time + Duration::from_millis(1))
 }
 
-/// The next multiple of `step` that lies after `now`.
-pub(super) fn next_multiple(now: Timestamp, step: Duration) -> Timestamp {
-    let step = step.as_secs();
-    Timestamp::from_unix_seconds((now.unix_seconds() / step + 1) * step)
+/// The first multiple of [`PASS_INTERVAL`] after `time`.
+pub(super) fn next_interval(time: Timestamp) -> Timestamp {
+    let step = PASS_INTERVAL.as_secs();
+    Timestamp::from_unix_seconds((time.unix_seconds() / step + 1) * step)
+}
+
+/// The due time of the pass after `passes` passes without a time of their own: 1 min, 2 min, then the next multiple of
+/// 5 min.
+pub(super) fn usual_due(base: Timestamp, passes: u32) -> Timestamp {
+    match passes {
+        0 => rounded_up(base + MINUTE),
+        1 => rounded_up(base + 2 * MINUTE),
+        _ => next_interval(base),
+    }
+}
+
+/// The due time of a pass that waits for `time`: at `time` if that is near, otherwise at the next multiple of 5 min,
+/// since the VM may vanish meanwhile. Always after `base`.
+pub(super) fn due_before(base: Timestamp, time: Timestamp) -> Timestamp {
+    let due = if time <= base + PASS_INTERVAL { rounded_up(time) } else { next_interval(base) };
+    due.max(next_bucket(base))
+}
+
+/// The due time of the pass that looks after a stop: 2 min, doubled with every earlier stop that had no effect, an hour
+/// at most.
+pub(super) fn due_after_stop(base: Timestamp, earlier_stops: u32) -> Timestamp {
+    match earlier_stops {
+        0 => rounded_up(base + 2 * MINUTE),
+        more => next_interval(base + doubled(2 * MINUTE, more, HOUR) - Duration::from_millis(1)),
+    }
 }
 
 /// `first`, doubled `times` times, `most` at most.
@@ -61,30 +77,51 @@ pub(super) fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(times.min(30))).min(most)
 }
 
-/// The delay before a stop check's next look: 1, 2, 4, 8, then always 10 minutes.
-pub(super) fn stop_check_delay(looks: u32) -> Duration {
-    doubled(MINUTE, looks, 10 * MINUTE)
+/// The time by which follow-ups are scheduled: never before the pass was due, or a clock that is behind would give the
+/// follow-up the name of its own task, and it would be lost. A task that was run by hand ahead of its time counts for
+/// five minutes at most.
+pub(super) fn schedule_base(now: Timestamp, due: Timestamp) -> Timestamp {
+    now.max(due.min(now + PASS_INTERVAL))
 }
 
-/// What a task asks. Part of its name, so the words must stay as they are across deploys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
-    /// Is the VM up for the job that waits?
-    Start,
-    /// Can the VM be stopped, if nothing came after this mark? `None`: it has no mark.
-    Stop(Option<Mark>),
+/// The time of the last event that needed a VM, rounded up to a [`BUCKET`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct IdleSince(u64);
+
+impl IdleSince {
+    /// Older than any event.
+    pub(super) const BEFORE_ALL: Self = Self(0);
+
+    /// A label that lies further ahead than this was not written by the service. Believing it would supersede every
+    /// task, and the VM would never be stopped.
+    const LARGEST_CLOCK_SKEW: Duration = Duration::from_secs(10 * 60);
+
+    /// The value for an event at `time`.
+    pub(super) fn of_event(time: Timestamp) -> Self {
+        Self(rounded_up(time).unix_seconds())
+    }
+
+    pub(super) fn time(self) -> Timestamp {
+        Timestamp::from_unix_seconds(self.0)
+    }
+
+    /// One bucket later.
+    pub(super) fn next(self) -> Self {
+        Self(self.0.saturating_add(BUCKET.as_secs()))
+    }
+
+    /// The value of a label, unless the service cannot have written it.
+    pub(super) fn parse(label: &str, now: Timestamp) -> Option<Self> {
+        let value = Self(label.parse().ok()?);
+        (value.time() <= now + Self::LARGEST_CLOCK_SKEW).then_some(value)
+    }
 }
 
-/// The task's id: a hash, since Cloud Tasks slows down with ids that resemble one another.
-pub(super) fn task_id(question: Question, vm: &Vm, due: Timestamp) -> String {
-    let asked = match question {
-        Question::Start => "start".to_owned(),
-        Question::Stop(None) => "stop unmarked".to_owned(),
-        Question::Stop(Some(mark)) => format!("stop {mark}"),
-    };
-    let name = format!("{asked}\n{}\n{}\n{}", vm.zone, vm.name, due.unix_seconds());
-    let hash = Sha256::digest(name.as_bytes());
-    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+impl fmt::Display for IdleSince {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 #[cfg(test)]
@@ -95,69 +132,69 @@ mod tests {
         Timestamp::from_unix_seconds(seconds)
     }
 
-    #[track_caller]
-    fn again(now: u64, delay: u64, due: u64) {
-        assert_eq!(look_again(at(now), Duration::from_secs(delay)), at(due));
-    }
-
-    #[test]
-    fn short_delays_round_up_and_long_ones_to_their_nearest_multiple() {
-        again(0, 60, 60);
-        again(1, 60, 90);
-        again(10, 30, 60);
-        again(50, 90, 150);
-        again(0, 120, 120);
-        again(59, 120, 120);
-        again(60, 120, 240);
-        again(1_000, 600, 1_800);
-        again(1_499, 600, 1_800);
-        again(1_500, 600, 2_400);
-    }
-
-    #[test]
-    fn a_look_never_falls_on_the_moment_that_it_follows() {
-        for now in 0..5_000 {
-            for delay in [30, 60, 120, 240, 480, 600, 3_600] {
-                assert!(look_again(at(now), Duration::from_secs(delay)) > at(now), "{now} {delay}");
-            }
-            assert!(next_multiple(at(now), CHECK_INTERVAL) > at(now), "{now}");
-        }
-    }
-
-    #[test]
-    fn a_start_check_looks_every_five_minutes() {
-        assert_eq!(next_multiple(at(1_199), CHECK_INTERVAL), at(1_200));
-        assert_eq!(next_multiple(at(1_200), CHECK_INTERVAL), at(1_500));
-    }
-
     #[test]
     fn buckets_round_up_to_the_millisecond() {
         assert_eq!(rounded_up(at(60)), at(60));
         assert_eq!(rounded_up(at(60) + Duration::from_millis(1)), at(90));
+        assert_eq!(next_bucket(at(60)), at(90));
+        assert_eq!(next_bucket(at(59)), at(60));
     }
 
     #[test]
-    fn delays_double_up_to_their_limit() {
-        let minutes: Vec<u64> =
-            (0..7).map(|looks| stop_check_delay(looks).as_secs() / 60).collect();
-        assert_eq!(minutes, [1, 2, 4, 8, 10, 10, 10]);
-        assert_eq!(doubled(MINUTE, u32::MAX, HOUR), HOUR);
+    fn the_usual_due_times_are_one_minute_two_minutes_and_multiples_of_five() {
+        assert_eq!(usual_due(at(1_000), 0), at(1_080));
+        assert_eq!(usual_due(at(1_000), 1), at(1_140));
+        assert_eq!(usual_due(at(1_000), 2), at(1_200));
+        assert_eq!(usual_due(at(1_200), 9), at(1_500));
     }
 
     #[test]
-    fn equal_questions_at_equal_times_are_one_task() {
-        let (a, b) = (Vm::new("a", "z"), Vm::new("b", "z"));
-        let mark = |seconds| Some(Mark::at(at(seconds)));
-        let id = task_id(Question::Stop(mark(60)), &a, at(300));
-        assert_eq!(id, task_id(Question::Stop(mark(60)), &a, at(300)));
-        let others = [
-            task_id(Question::Stop(mark(90)), &a, at(300)),
-            task_id(Question::Stop(None), &a, at(300)),
-            task_id(Question::Start, &a, at(300)),
-            task_id(Question::Stop(mark(60)), &b, at(300)),
-            task_id(Question::Stop(mark(60)), &a, at(330)),
-        ];
-        assert!(!others.contains(&id));
-        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    fn a_pass_waits_for_a_time_that_is_near_and_looks_every_five_minutes_until_then() {
+        assert_eq!(due_before(at(1_000), at(1_300)), at(1_320));
+        assert_eq!(due_before(at(1_020), at(1_320)), at(1_320));
+        assert_eq!(due_before(at(1_000), at(1_301)), at(1_200));
+        assert_eq!(due_before(at(1_000), at(90_000)), at(1_200));
+    }
+
+    #[test]
+    fn the_pass_after_a_stop_that_had_no_effect_comes_later_each_time() {
+        assert_eq!(due_after_stop(at(900), 0), at(1_020));
+        assert_eq!(due_after_stop(at(900), 1), at(1_200));
+        assert_eq!(due_after_stop(at(960), 1), at(1_200));
+        assert_eq!(due_after_stop(at(900), 2), at(1_500));
+        assert_eq!(due_after_stop(at(900), 5), at(4_500));
+        assert_eq!(due_after_stop(at(900), u32::MAX), at(4_500));
+    }
+
+    #[test]
+    fn a_due_time_lies_after_its_base() {
+        for base in (0..3_000).map(at) {
+            for passes in 0..4 {
+                assert!(usual_due(base, passes) > base, "{base} {passes}");
+                assert!(due_after_stop(base, passes) > base, "{base} {passes}");
+            }
+            for time in [0, 1_000, 1_230, 9_000].map(at) {
+                assert!(due_before(base, time) > base, "{base} {time}");
+            }
+            assert!(next_interval(base) > base && next_bucket(base) > base, "{base}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_does_not_lose_a_follow_up() {
+        assert_eq!(schedule_base(at(1_000), at(970)), at(1_000));
+        assert_eq!(schedule_base(at(1_000), at(1_030)), at(1_030));
+        // An operator ran the task a day ahead of its time.
+        assert_eq!(schedule_base(at(1_000), at(87_400)), at(1_300));
+    }
+
+    #[test]
+    fn a_label_that_the_service_cannot_have_written_does_not_count() {
+        let parsed = |label| IdleSince::parse(label, at(1_800_000_000));
+        assert_eq!(parsed("1799999970"), Some(IdleSince(1_799_999_970)));
+        assert_eq!(parsed("1800000600"), Some(IdleSince(1_800_000_600)));
+        for label in ["1800000601", "99999999999999999999", "today", "", "-5"] {
+            assert_eq!(parsed(label), None, "{label}");
+        }
     }
 }

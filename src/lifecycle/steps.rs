@@ -1,43 +1,39 @@
-//! What each event sets going, in words: for whoever wants to know before it happens.
-//!
-//! The protocol is in [`super`]; its times are taken from where the code takes them.
+//! What each event leads to, in words: `explain` tells it. The times come from where the code takes them.
 
 use std::time::Duration;
 
-use super::schedule::{BOOT_ALLOWANCE, BUCKET, CHECK_INTERVAL, FIRST_CHECK};
+use super::schedule::{BOOT_ALLOWANCE, BUCKET, FIRST_PASS, PASS_INTERVAL};
 
-/// A job waits, and its VM is needed.
+/// A job is queued.
 pub fn of_a_queued_job(inactive: Duration) -> Vec<String> {
     vec![
         format!(
-            "read the VM, and schedule a start check in {}: it asks GitHub whether the job still waits",
-            text(FIRST_CHECK)
+            "read the VM, and create a pass in {} that carries this job: it sees whether the VM is up",
+            text(FIRST_PASS)
         ),
         format!(
             "by the VM's status: stopped, start it; suspended, resume it; up or booting, nothing; on its way down, \
-             another start check in {}",
+             another pass in {}",
             text(BUCKET)
         ),
+        "write the label runner-manager-idle-since: earlier passes are superseded".into(),
         format!(
-            "if it has to be started, or no event of the last half minute needed it: schedule a stop check in {}, \
-             should no completion ever be heard of; then write the label runner-manager-idle-since",
-            text(inactive + BOOT_ALLOWANCE)
+            "as long as the job waits or runs, a pass sees at least every {} that the VM is up, and starts it again \
+             if it is down",
+            text(PASS_INTERVAL)
         ),
-        format!(
-            "as long as the job waits, start checks see every {} that the VM is up",
-            text(CHECK_INTERVAL)
-        ),
+        idle(inactive),
     ]
 }
 
-/// A job that may wait for a review.
-pub fn of_a_job_in_review() -> Vec<String> {
+/// A job is queued, but a review comes first.
+pub fn of_a_waiting_job() -> Vec<String> {
     vec![
         "its status is `waiting`: it may have to be approved first, so the VM is not started yet"
             .into(),
         format!(
-            "schedule a start check in {}: it asks GitHub, and starts the VM if the job waits for a runner",
-            text(FIRST_CHECK)
+            "create a pass in {} that carries this job: it asks GitHub, and starts the VM once the job is queued",
+            text(FIRST_PASS)
         ),
     ]
 }
@@ -46,19 +42,27 @@ pub fn of_a_job_in_review() -> Vec<String> {
 pub fn of_a_completed_job(inactive: Duration) -> Vec<String> {
     vec![
         format!(
-            "schedule a stop check in {}, VM_INACTIVE_MINUTES, then write the label runner-manager-idle-since: stop \
-             checks from before do nothing any more",
-            text(inactive)
+            "create a pass in {}, then write the label runner-manager-idle-since: earlier passes are superseded",
+            text(inactive.min(PASS_INTERVAL))
         ),
-        "the stop check stops the VM if its runner is not busy, no job runs on it or waits for it, and nobody holds \
-         it; else it looks again"
-            .into(),
+        idle(inactive),
     ]
+}
+
+/// The rule for a stop.
+fn idle(inactive: Duration) -> String {
+    format!(
+        "a pass stops the VM no earlier than {} after the last job (VM_INACTIVE_MINUTES) and {} after a start, if its \
+         runner is not busy, no job runs on it or is queued for it, and it is not held; otherwise it requeues itself",
+        text(inactive),
+        text(BOOT_ALLOWANCE)
+    )
 }
 
 fn text(span: Duration) -> String {
     match span.as_secs() {
         seconds if seconds >= 120 && seconds.is_multiple_of(60) => format!("{} min", seconds / 60),
+        60 => "1 min".into(),
         seconds => format!("{seconds} s"),
     }
 }

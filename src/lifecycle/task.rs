@@ -1,251 +1,308 @@
-//! What tasks carry: the question, and hints that make its answer better.
+//! A pass as a task of Cloud Tasks: its body and its name.
 //!
-//! Bodies outlive deploys. Fields are only ever added, each with a default, and unknown ones are ignored; a
-//! task of the FastAPI original names at most the VM. Nothing but the question and the due time decides which
-//! task this is, so a hint may be missing, or be that of an equal task that was made a moment earlier.
+//! Bodies outlive deploys. Fields are only added, each with a default, and unknown ones are ignored. The name says which
+//! pass this is; everything else in the body is a hint, which may be missing, or be that of an equal task that another
+//! event created a moment earlier.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::mark::Mark;
-use super::schedule::{MINUTE, Question, task_id};
-use super::watch::Watch;
-use super::witness::Cursor;
-use crate::clients;
-use crate::clients::cloud_tasks::{Created, Task};
-use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{RepoName, Vm};
-use crate::state::AppState;
+use super::schedule::{DAY, IdleSince};
+use super::unclaimed::Unclaimed;
+use crate::clock::Timestamp;
+use crate::fleet::{Label, RepoName, Vm};
 
-/// A stop check: can the VM be stopped?
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// The endpoint that every pass calls.
+pub(super) const PATH: &str = "/runner/stop";
+
+/// A job, as far as a pass needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRef {
+    pub repo: RepoName,
+    pub id: u64,
+    /// The time from which it has waited for a runner, or may wait at the earliest.
+    pub queued_at: Timestamp,
+    /// Its `runs-on`. Not part of a body.
+    #[serde(skip)]
+    pub labels: Vec<Label>,
+}
+
+impl JobRef {
+    /// GitHub fails a job that was queued for 24 hours.
+    pub(super) const QUEUE_LIMIT: Duration = DAY;
+
+    pub(super) fn has_expired(&self, now: Timestamp) -> bool {
+        now.since(self.queued_at) >= Self::QUEUE_LIMIT
+    }
+}
+
+impl fmt::Display for JobRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job {} of {}", self.id, self.repo)
+    }
+}
+
+/// The reason why a pass may start the VM without asking GitHub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Evidence {
+    Job(JobRef),
+    /// An operator asked for the VM at this time.
+    Operator(Timestamp),
+}
+
+/// A source of facts at GitHub, as a task names one that refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Source {
+    Job,
+    Runner,
+    Jobs,
+    /// One that a later version asks.
+    #[serde(other)]
+    Unknown,
+}
+
+/// The position in a scan of a repository's runs at which the next pass resumes. A hint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Cursor {
+    pub(super) repo: RepoName,
+    /// The list, by its place in the order of reading.
+    pub(super) list: usize,
+    /// Runs are listed newest first: the scan resumes with those older than this one.
+    pub(super) before: Option<u64>,
+    /// The time at which the scan began.
+    #[serde(default)]
+    pub(super) began: Timestamp,
+    /// The VM was up then.
+    #[serde(default)]
+    pub(super) up: bool,
+    /// The newest runs of this repository that earlier passes listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) listed: Vec<u64>,
+}
+
+/// A pass for one VM: what is known of it, and what earlier passes saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct StopTask {
-    /// The VM's name; empty in a task that relies on there being just one.
+pub struct Task {
+    /// Empty in a task of the FastAPI original that relies on there being just one VM.
     pub vm_instance_name: String,
-    /// The VM's zone.
     pub vm_instance_zone: String,
-    /// The mark that the task was made for.
-    pub(super) idle_since: Option<Mark>,
-    /// There is no mark, since labels may not be written: such a task is never superseded.
+    /// The value that the task was created for.
+    pub(super) idle_since: Option<IdleSince>,
+    /// Labels could not be written: such a task is never superseded.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) unmarked: bool,
-    /// Unix seconds when it is due. The next look falls after this even where clocks differ.
-    pub(super) due: u64,
-    /// How many looks came before this one.
-    pub(super) looks: u32,
-    /// How many hearings in a row found the VM idle, with one witness only, or in parts.
-    #[serde(skip_serializing_if = "is_default")]
-    pub(super) confirmed: u32,
-    /// How often a stop was tried and the VM found up afterwards.
+    pub(super) due: Timestamp,
+    /// The job in evidence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) job: Option<JobRef>,
+    /// The operator in evidence: when the VM was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) operator: Option<Timestamp>,
+    /// Passes so far that had no due time of their own.
+    #[serde(rename = "looks")]
+    pub(super) passes: u32,
+    /// The last pass that saw a job on the VM, or its runner busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) busy_at: Option<Timestamp>,
+    /// The first pass since then that found the VM idle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) idle_at: Option<Timestamp>,
+    /// The end of the job that was in evidence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) completed_at: Option<Timestamp>,
+    /// The pass that found the VM idle by one source, or in a scan of several passes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) confirming_at: Option<Timestamp>,
+    /// Sources that refused at the pass before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) refused: Vec<Source>,
+    /// Since when both sources have been forbidden.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) forbidden_since: Option<Timestamp>,
+    /// Since when the runner has been busy and offline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) lost_since: Option<Timestamp>,
+    /// Since when only the job in evidence, which is not queued yet, is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pending_since: Option<Timestamp>,
+    /// Stops after which the VM was still up and idle.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) stops: u32,
-    /// Unix seconds since when both witnesses have been forbidden.
+    /// Since when no entry has named the VM.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) forbidden_since: Option<u64>,
-    /// Unix seconds since when no entry has named the VM.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) unconfigured_since: Option<u64>,
-    /// Jobs that wait for the VM.
-    #[serde(skip_serializing_if = "Watch::is_empty")]
-    pub(super) waiting: Watch,
-    /// Where the second witness goes on, if there was no time to hear it out.
+    pub(super) unconfigured_since: Option<Timestamp>,
+    #[serde(rename = "waiting", skip_serializing_if = "Unclaimed::is_empty")]
+    pub(super) unclaimed: Unclaimed,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cursor: Option<Cursor>,
-}
-
-/// A start check: is the VM up, if the job still waits?
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct StartTask {
-    /// The VM's name.
-    pub vm_instance_name: String,
-    /// The VM's zone.
-    pub vm_instance_zone: String,
-    /// The mark of the event that it was made for; none where labels may not be written.
-    pub(super) idle_since: Option<Mark>,
-    /// Unix seconds when it is due.
-    pub(super) due: u64,
-    /// Unix seconds of the event that began the chain.
-    pub(super) event_at: u64,
-    /// The job that waited then. An operator's start has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) job: Option<WaitingJob>,
-    /// Unix seconds since when no entry has named the VM.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) unconfigured_since: Option<u64>,
-    /// Jobs that wait for the VM.
-    #[serde(skip_serializing_if = "Watch::is_empty")]
-    pub(super) waiting: Watch,
-    /// Where the second witness goes on, if there was no time to hear it out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) cursor: Option<Cursor>,
-}
-
-/// A job that the VM is needed for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WaitingJob {
-    /// Its repository.
-    pub repo: RepoName,
-    /// GitHub's number for it.
-    pub id: u64,
-    /// Unix seconds when it came to wait for a runner.
-    pub queued_at: u64,
-}
-
-impl WaitingJob {
-    /// Whether GitHub has dropped it: a job may wait for 24 hours.
-    pub(super) fn has_expired(&self, now: Timestamp) -> bool {
-        now.since(Timestamp::from_unix_seconds(self.queued_at)) >= Duration::from_secs(24 * 3600)
-    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-impl StopTask {
-    /// The first look after `mark`; without one where labels may not be written.
-    pub(super) fn new(vm: &Vm, mark: Option<Mark>) -> Self {
+impl Task {
+    /// The first pass for `vm` after an event with this `idle_since`.
+    pub(super) fn new(vm: &Vm, idle_since: IdleSince) -> Self {
         Self {
             vm_instance_name: vm.name.clone(),
             vm_instance_zone: vm.zone.clone(),
-            idle_since: mark,
-            unmarked: mark.is_none(),
+            idle_since: Some(idle_since),
             ..Self::default()
         }
     }
 
-    /// Neither mark nor the word that there is none: a task of the FastAPI original.
-    pub(super) fn is_foreign(&self) -> bool {
-        self.idle_since.is_none() && !self.unmarked
+    pub(super) fn with_job(self, job: JobRef) -> Self {
+        Self { job: Some(job), ..self }
     }
 
-    /// Whether a newer task stands for the VM, now that it has this mark.
-    pub(super) fn is_superseded_by(&self, mark: Option<Mark>) -> bool {
+    pub(super) fn with_operator(self, since: Timestamp) -> Self {
+        Self { operator: Some(since), ..self }
+    }
+
+    pub(super) fn vm(&self) -> Vm {
+        Vm::new(&self.vm_instance_name, &self.vm_instance_zone)
+    }
+
+    pub(super) fn evidence(&self) -> Option<Evidence> {
+        let job = self.job.clone().map(Evidence::Job);
+        job.or_else(|| self.operator.map(Evidence::Operator))
+    }
+
+    /// The VM was needed after this task was created, and another pass knows.
+    pub(super) fn is_superseded_by(&self, label: Option<IdleSince>) -> bool {
         match self.idle_since {
-            Some(own) => mark > Some(own),
-            None => self.is_foreign() && mark.is_some(),
+            _ if self.unmarked => false,
+            Some(own) => label > Some(own),
+            // A task of the FastAPI original.
+            None => label.is_some(),
         }
     }
 
-    /// Has Cloud Tasks ask this at `due`. The original's task gets a follow-up that any mark supersedes too.
-    pub(super) async fn ask_at(
-        mut self,
-        app: &AppState,
-        due: Timestamp,
-        deadline: Deadline,
-    ) -> Result<Created, clients::Error> {
-        self.due = due.unix_seconds();
-        if self.is_foreign() {
-            self.idle_since = Some(Mark::BEFORE_ALL);
-        } else if app.marks.are_forbidden() && self.idle_since != Some(Mark::BEFORE_ALL) {
-            // Marks that nobody can write tell chains apart for nothing.
-            (self.idle_since, self.unmarked) = (None, true);
-        }
-        let vm = Vm::new(&self.vm_instance_name, &self.vm_instance_zone);
-        let id = task_id(Question::Stop(self.idle_since), &vm, due);
-        create(app, id, "/runner/stop", &self, due, deadline).await
+    /// The name: a hash, since Cloud Tasks slows down with names that resemble one another. Equal passes have equal
+    /// names, so Cloud Tasks keeps one of them.
+    pub(super) fn id(&self) -> String {
+        let idle_since = self.idle_since.filter(|_| !self.unmarked);
+        let idle_since =
+            idle_since.map_or_else(|| "unmarked".to_owned(), |value| value.to_string());
+        let evidence = if self.evidence().is_some() { "evidence" } else { "no evidence" };
+        let Self { vm_instance_name: name, vm_instance_zone: zone, due, .. } = self;
+        let text =
+            format!("pass\n{zone}\n{name}\n{evidence}\n{idle_since}\n{}", due.unix_seconds());
+        let hash = Sha256::digest(text.as_bytes());
+        hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-impl StartTask {
-    /// The first check for an event at `now`, with its mark.
-    pub(super) fn new(
-        vm: &Vm,
-        mark: Option<Mark>,
-        job: Option<WaitingJob>,
-        now: Timestamp,
-    ) -> Self {
-        Self {
-            vm_instance_name: vm.name.clone(),
-            vm_instance_zone: vm.zone.clone(),
-            idle_since: mark,
-            event_at: now.unix_seconds(),
-            job,
-            ..Self::default()
+/// A start check of the version before there was one kind of pass.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StartCheck {
+    event_at: Timestamp,
+    #[serde(flatten)]
+    task: Task,
+}
+
+impl From<StartCheck> for Task {
+    /// A pass with its job as evidence; without a job an operator asked for the VM.
+    fn from(check: StartCheck) -> Self {
+        let StartCheck { event_at, task } = check;
+        match task.job {
+            Some(_) => task,
+            None => task.with_operator(event_at),
         }
     }
-
-    /// Has Cloud Tasks ask this at `due`.
-    pub(super) async fn ask_at(
-        mut self,
-        app: &AppState,
-        due: Timestamp,
-        deadline: Deadline,
-    ) -> Result<Created, clients::Error> {
-        self.due = due.unix_seconds();
-        let vm = Vm::new(&self.vm_instance_name, &self.vm_instance_zone);
-        let id = task_id(Question::Start, &vm, due);
-        create(app, id, "/runner/start", &self, due, deadline).await
-    }
-}
-
-async fn create(
-    app: &AppState,
-    id: String,
-    path: &'static str,
-    body: &impl Serialize,
-    due: Timestamp,
-    deadline: Deadline,
-) -> Result<Created, clients::Error> {
-    let body = serde_json::to_vec(body).map_err(|error| clients::Error::Unreadable {
-        call: "tasks.create",
-        why: error.to_string(),
-    })?;
-    app.tasks.create(&Task { id, path, body, due }, deadline).await
-}
-
-/// The time by which a callback reckons: never before it was due, or a clock that is behind would let its
-/// follow-up bear its own name and be lost. But a task that was run by hand ahead of time is not believed.
-pub(super) fn reckoned(now: Timestamp, due: u64) -> Timestamp {
-    now.max(Timestamp::from_unix_seconds(due).min(now + 5 * MINUTE))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn task(json: &str) -> StopTask {
+    fn task(json: &str) -> Task {
         serde_json::from_str(json).unwrap()
     }
 
+    fn idle_since(seconds: u64) -> Option<IdleSince> {
+        Some(IdleSince::of_event(Timestamp::from_unix_seconds(seconds)))
+    }
+
     #[test]
-    fn only_a_greater_mark_supersedes_a_task() {
-        let mark = |seconds| Some(Mark::at(Timestamp::from_unix_seconds(seconds)));
+    fn only_a_greater_label_supersedes_a_task() {
         let ours = task(r#"{"idle_since": 60}"#);
-        assert!(ours.is_superseded_by(mark(90)));
-        assert!(
-            !ours.is_superseded_by(mark(60))
-                && !ours.is_superseded_by(mark(30))
-                && !ours.is_superseded_by(None)
-        );
-        assert!(!task(r#"{"unmarked": true}"#).is_superseded_by(mark(90)));
+        assert!(ours.is_superseded_by(idle_since(90)));
+        for label in [idle_since(60), idle_since(30), None] {
+            assert!(!ours.is_superseded_by(label), "{label:?}");
+        }
+        let unmarked = task(r#"{"idle_since": 60, "unmarked": true}"#);
+        assert!(!unmarked.is_superseded_by(idle_since(90)));
     }
 
     #[test]
-    fn a_task_of_the_original_is_superseded_by_any_mark() {
+    fn a_task_of_the_original_is_superseded_by_any_label() {
         let original = task(r#"{"vm_instance_name": "a", "vm_instance_zone": "z"}"#);
-        assert!(original.is_superseded_by(Some(Mark::at(Timestamp::UNIX_EPOCH))));
+        assert!(original.is_superseded_by(idle_since(0)));
         assert!(!original.is_superseded_by(None));
-        assert!(task("{}").is_foreign());
     }
 
     #[test]
-    fn a_clock_that_is_behind_does_not_lose_a_follow_up() {
+    fn equal_passes_have_equal_names() {
         let at = Timestamp::from_unix_seconds;
-        assert_eq!(reckoned(at(1_000), 970), at(1_000));
-        assert_eq!(reckoned(at(1_000), 1_030), at(1_030));
-        // Somebody ran it a day ahead of its time.
-        assert_eq!(reckoned(at(1_000), 87_400), at(1_300));
+        let job = JobRef { repo: "acme/app".into(), id: 7, queued_at: at(0), labels: Vec::new() };
+        let base =
+            Task { due: at(300), ..Task::new(&Vm::new("a", "z"), IdleSince::of_event(at(60))) };
+        let id = base.id();
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        // Hints do not count.
+        assert_eq!(Task { passes: 3, busy_at: Some(at(200)), ..base.clone() }.id(), id);
+        let different = [
+            Task { due: at(330), ..base.clone() },
+            Task { idle_since: idle_since(90), ..base.clone() },
+            Task { unmarked: true, ..base.clone() },
+            Task { vm_instance_name: "b".into(), ..base.clone() },
+            Task { vm_instance_zone: "y".into(), ..base.clone() },
+            base.clone().with_job(job.clone()),
+        ];
+        for (nth, task) in different.iter().enumerate() {
+            assert_ne!(task.id(), id);
+            assert!(different[..nth].iter().all(|other| other.id() != task.id()), "{task:?}");
+        }
+        let another = JobRef { id: 8, ..job.clone() };
+        assert_eq!(base.clone().with_job(job.clone()).id(), base.clone().with_job(another).id());
+        assert_eq!(base.clone().with_job(job).id(), base.with_operator(at(0)).id());
+        // Where labels cannot be written, the value does not tell passes apart.
+        let unmarked =
+            |seconds| Task { unmarked: true, idle_since: idle_since(seconds), ..Task::default() };
+        assert_eq!(unmarked(60).id(), unmarked(90).id());
     }
 
     #[test]
-    fn bodies_of_other_versions_are_understood() {
-        let later = task(r#"{"idle_since": 60, "a_later_field": {"of": "any shape"}}"#);
-        assert_eq!(later.looks, 0);
-        let check: StartTask = serde_json::from_str(r#"{"vm_instance_name": "a"}"#).unwrap();
-        assert!(check.job.is_none() && check.waiting.is_empty());
+    fn bodies_of_other_versions_are_read() {
+        let later = task(
+            r#"{"idle_since": 60, "a_later_field": {"of": "any shape"}, "refused": ["jobs", "moon"]}"#,
+        );
+        assert_eq!((later.passes, later.refused), (0, vec![Source::Jobs, Source::Unknown]));
+        let stop_check = task(
+            r#"{"vm_instance_name": "a", "vm_instance_zone": "z", "idle_since": 60, "due": 300, "looks": 3, "confirmed": 1,
+                "waiting": [{"job": 7, "since": 60, "until": 300}], "cursor": {"repo": "acme/app", "list": 2, "before": 9}}"#,
+        );
+        assert_eq!((stop_check.passes, stop_check.evidence()), (3, None));
+        assert_eq!(stop_check.cursor.unwrap().before, Some(9));
+        let start_check = |json| Task::from(serde_json::from_str::<StartCheck>(json).unwrap());
+        let of_job = start_check(
+            r#"{"vm_instance_name": "a", "vm_instance_zone": "z", "idle_since": null, "due": 90, "event_at": 5,
+                "job": {"repo": "acme/app", "id": 7, "queued_at": 5}}"#,
+        );
+        assert!(matches!(of_job.evidence(), Some(Evidence::Job(job)) if job.id == 7));
+        let of_operator =
+            start_check(r#"{"vm_instance_name": "a", "idle_since": 30, "due": 90, "event_at": 5}"#);
+        assert_eq!(
+            of_operator.evidence(),
+            Some(Evidence::Operator(Timestamp::from_unix_seconds(5)))
+        );
     }
 }

@@ -29,8 +29,8 @@ pub(super) async fn root(State(app): State<AppState>, headers: HeaderMap) -> Res
 fn service(app: &AppState) -> Response {
     let shown = Service {
         service: SERVICE,
-        inactive_minutes: app.inactive.as_secs() / 60,
-        runner_configs: app.fleet.entries().iter().map(RunnerConfig::from).collect(),
+        inactive_minutes: app.cx.inactive.as_secs() / 60,
+        runner_configs: app.cx.fleet.entries().iter().map(RunnerConfig::from).collect(),
     };
     Json(shown).into_response()
 }

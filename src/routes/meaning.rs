@@ -3,6 +3,7 @@
 //! The webhook's handler acts on it, and `explain` tells it: one reading, so that they always agree.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -90,7 +91,7 @@ impl Meaning {
     }
 
     /// The VM that it is about.
-    pub fn vm<'a>(&self, fleet: &'a Fleet) -> Option<&'a ManagedVm> {
+    pub fn vm<'a>(&self, fleet: &'a Fleet) -> Option<&'a Arc<ManagedVm>> {
         match self {
             Self::Nothing(_) => None,
             Self::Queued { job, .. } => fleet.route(&job.repo, &job.labels),

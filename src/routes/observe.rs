@@ -11,8 +11,8 @@ use super::extract::Authorized;
 use super::info::SERVICE;
 use super::{OUTCOME, outcome_header};
 use crate::clock::Deadline;
-use crate::lifecycle::CALLBACK_TIME;
-use crate::lifecycle::reconcile::{self, SWEEP_TIME};
+use crate::lifecycle::reconcile::PASS_TIME;
+use crate::lifecycle::resync::{self, RESYNC_TIME};
 use crate::lifecycle::status::{self, Report};
 use crate::state::AppState;
 
@@ -29,23 +29,23 @@ pub(super) async fn status(
     State(app): State<AppState>,
     _: Authorized,
 ) -> Result<Json<Status>, ApiError> {
-    let report = status::report(&app, Deadline::after(CALLBACK_TIME)).await;
+    let report = status::report(&app.cx, &app.status, Deadline::after(PASS_TIME)).await;
     Ok(Json(Status { service: SERVICE, version: env!("CARGO_PKG_VERSION"), report }))
 }
 
 #[derive(Serialize)]
-pub(super) struct Swept {
+pub(super) struct Resynced {
     status: &'static str,
     #[serde(flatten)]
-    report: reconcile::Report,
+    report: resync::Report,
 }
 
 /// Whatever a scheduler puts into the body says nothing.
 pub(super) async fn reconcile(
     State(app): State<AppState>,
     _: Authorized,
-) -> ([(&'static str, HeaderValue); 1], Json<Swept>) {
-    let report = reconcile::sweep(&app, Deadline::after(SWEEP_TIME)).await;
+) -> ([(&'static str, HeaderValue); 1], Json<Resynced>) {
+    let report = resync::resync(&app.cx, Deadline::after(RESYNC_TIME)).await;
     let header = outcome_header(&report.summary());
-    ([(OUTCOME, header)], Json(Swept { status: "ok", report }))
+    ([(OUTCOME, header)], Json(Resynced { status: "ok", report }))
 }

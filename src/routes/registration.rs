@@ -9,7 +9,7 @@ use super::error::ApiError;
 use super::extract::Bearer;
 use crate::clock::Deadline;
 use crate::fleet::{Label, RepoName};
-use crate::lifecycle::CALLBACK_TIME;
+use crate::lifecycle::reconcile::PASS_TIME;
 use crate::lifecycle::registration::{Grant, register};
 use crate::state::AppState;
 
@@ -35,8 +35,10 @@ pub(super) async fn registration(
     request: Bearer,
 ) -> Result<([(header::HeaderName, HeaderValue); 1], Json<Answer>), ApiError> {
     let wish: Wish = request.body()?;
-    let deadline = Deadline::after(CALLBACK_TIME);
-    let grant = register(&app, request.token(), wish.repo.as_ref(), deadline).await?;
+    let deadline = Deadline::after(PASS_TIME);
+    let grant =
+        register(&app.cx, &app.registrations, request.token(), wish.repo.as_ref(), deadline)
+            .await?;
     let Grant { url, token, name, labels } = grant;
     tracing::info!("VM {name}: it may register its runner in {url} until {}", token.expires_at);
     let answer = Answer {

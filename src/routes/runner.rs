@@ -1,5 +1,10 @@
-//! `POST /runner/start` and `/runner/stop`: operators by hand, and Cloud Tasks when a look is due. `POST /runner/hold`
-//! and `/runner/release`: operators alone.
+//! `POST /runner/start` and `/runner/stop`: operators, and Cloud Tasks when a pass is due. `POST /runner/hold` and
+//! `/runner/release`: operators alone.
+//!
+//! Every pass is called back at `/runner/stop`; `/runner/start` still serves the start checks of earlier versions. A
+//! callback is told by its `X-CloudTasks-TaskName` header. That opens no door: the caller had to know the secret anyway.
+
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,15 +16,15 @@ use super::extract::{Authorized, Caller};
 use super::{OUTCOME, log, outcome_header};
 use crate::clock::Deadline;
 use crate::fleet::{ManagedVm, NoSuchVm, Vm};
-use crate::lifecycle::task::{StartTask, StopTask};
-use crate::lifecycle::{
-    CALLBACK_TIME, Outcome, Status, by_hand, start_check, stop_check, unconfigured,
-};
+use crate::lifecycle::operator::Care;
+use crate::lifecycle::reconcile::{self, PASS_TIME};
+use crate::lifecycle::task::{StartCheck, Task};
+use crate::lifecycle::{Outcome, Status, operator};
 use crate::state::AppState;
 
 type Reply = ([(&'static str, HeaderValue); 1], Json<Body>);
 
-/// What an operator may say. Without any of it, the one VM that there is.
+/// An operator's command. Without a name it means the one VM that there is.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Command {
@@ -33,39 +38,44 @@ pub(super) async fn start(
     State(app): State<AppState>,
     request: Authorized,
 ) -> Result<Reply, ApiError> {
-    let deadline = Deadline::after(CALLBACK_TIME);
-    if request.caller() == Caller::Operator {
-        let command: Command = request.body()?;
-        let vm = command.vm(&app)?;
-        return Ok(reply(&vm.vm, &by_hand::start(&app, vm, deadline).await?, Caller::Operator));
+    match request.caller() {
+        Caller::CloudTasks => callback(&app, request.body::<StartCheck>()?.into()).await,
+        Caller::Operator => operator_start(&app, &request.body()?).await,
     }
-    let check: StartTask = request.body()?;
-    let vm = Vm::new(&check.vm_instance_name, &check.vm_instance_zone);
-    let outcome = match callback_vm(&app, &vm) {
-        Ok(vm) => start_check::start_check(&app, vm, check, deadline).await,
-        Err(_) => unconfigured::start_check(&app, check, deadline).await,
-    };
-    Ok(reply(&vm, &outcome.map_err(ApiError::Repeat)?, Caller::CloudTasks))
 }
 
 pub(super) async fn stop(
     State(app): State<AppState>,
     request: Authorized,
 ) -> Result<Reply, ApiError> {
-    let deadline = Deadline::after(CALLBACK_TIME);
-    if request.caller() == Caller::Operator {
-        let command: Command = request.body()?;
-        let vm = command.vm(&app)?;
-        let outcome = by_hand::stop(&app, vm, command.force, deadline).await?;
-        return Ok(reply(&vm.vm, &outcome, Caller::Operator));
+    match request.caller() {
+        Caller::CloudTasks => callback(&app, request.body()?).await,
+        Caller::Operator => operator_stop(&app, &request.body()?).await,
     }
-    let task: StopTask = request.body()?;
+}
+
+/// A pass is due.
+async fn callback(app: &AppState, task: Task) -> Result<Reply, ApiError> {
+    let deadline = Deadline::after(PASS_TIME);
     let named = Vm::new(&task.vm_instance_name, &task.vm_instance_zone);
-    let (vm, outcome) = match callback_vm(&app, &named) {
-        Ok(vm) => (&vm.vm, stop_check::stop_check(&app, vm, task, deadline).await),
-        Err(_) => (&named, unconfigured::stop_check(&app, task, deadline).await),
+    let (vm, outcome) = match callback_vm(app, &named) {
+        Ok(vm) => (&vm.vm, reconcile::pass(&app.cx, vm, task, deadline).await),
+        Err(_) => (&named, reconcile::pass_without_entry(&app.cx, task, deadline).await),
     };
-    Ok(reply(vm, &outcome.map_err(ApiError::Repeat)?, Caller::CloudTasks))
+    Ok(reply(vm, &outcome.map_err(ApiError::Repeat)?, None))
+}
+
+async fn operator_start(app: &AppState, command: &Command) -> Result<Reply, ApiError> {
+    let vm = command.vm(app)?;
+    let outcome = operator::start(&app.cx, vm, Deadline::after(PASS_TIME)).await?;
+    Ok(reply_to_operator(&vm.vm, &outcome))
+}
+
+async fn operator_stop(app: &AppState, command: &Command) -> Result<Reply, ApiError> {
+    let vm = command.vm(app)?;
+    let care = if command.force { Care::Force } else { Care::IfIdle };
+    let outcome = operator::stop(&app.cx, vm, care, Deadline::after(PASS_TIME)).await?;
+    Ok(reply_to_operator(&vm.vm, &outcome))
 }
 
 pub(super) async fn hold(
@@ -74,8 +84,8 @@ pub(super) async fn hold(
 ) -> Result<Reply, ApiError> {
     let command: Command = request.body()?;
     let vm = command.vm(&app)?;
-    let outcome = by_hand::hold(&app, vm, Deadline::after(CALLBACK_TIME)).await?;
-    Ok(reply(&vm.vm, &outcome, Caller::Operator))
+    let outcome = operator::hold(&app.cx, vm, Deadline::after(PASS_TIME)).await?;
+    Ok(reply_to_operator(&vm.vm, &outcome))
 }
 
 pub(super) async fn release(
@@ -84,54 +94,59 @@ pub(super) async fn release(
 ) -> Result<Reply, ApiError> {
     let command: Command = request.body()?;
     let vm = command.vm(&app)?;
-    let outcome = by_hand::release(&app, vm, Deadline::after(CALLBACK_TIME)).await?;
-    Ok(reply(&vm.vm, &outcome, Caller::Operator))
+    let outcome = operator::release(&app.cx, vm, Deadline::after(PASS_TIME)).await?;
+    Ok(reply_to_operator(&vm.vm, &outcome))
 }
 
 impl Command {
-    fn vm<'a>(&self, app: &'a AppState) -> Result<&'a ManagedVm, NoSuchVm> {
-        app.fleet.find(self.vm_instance_name.as_deref(), self.vm_instance_zone.as_deref())
+    fn vm<'a>(&self, app: &'a AppState) -> Result<&'a Arc<ManagedVm>, NoSuchVm> {
+        app.cx.fleet.find(self.vm_instance_name.as_deref(), self.vm_instance_zone.as_deref())
     }
 }
 
-/// A task of ours names its VM; one of the FastAPI original may rely on there being just one.
-fn callback_vm<'a>(app: &'a AppState, vm: &'a Vm) -> Result<&'a ManagedVm, NoSuchVm> {
+/// A task of this service names its VM; one of the FastAPI original may rely on there being just one.
+fn callback_vm<'a>(app: &'a AppState, vm: &'a Vm) -> Result<&'a Arc<ManagedVm>, NoSuchVm> {
     let given = |text: &'a String| Some(text.as_str()).filter(|text| !text.is_empty());
-    app.fleet.find(given(&vm.name), given(&vm.zone))
+    app.cx.fleet.find(given(&vm.name), given(&vm.zone))
 }
 
-/// The status, the operation if there is one, and for a person the evidence where the status needs it.
 #[derive(Serialize)]
 pub(super) struct Body {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<String>,
+    /// The evidence, for a person.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
 
-fn reply(vm: &Vm, outcome: &Outcome, caller: Caller) -> Reply {
+fn reply_to_operator(vm: &Vm, outcome: &Outcome) -> Reply {
+    reply(vm, outcome, detail(outcome))
+}
+
+fn reply(vm: &Vm, outcome: &Outcome, detail: Option<String>) -> Reply {
     log(vm, outcome);
     let header = outcome_header(&format!("{}: {outcome}", vm.name));
-    let detail = (caller == Caller::Operator).then(|| detail(outcome)).flatten();
     let body =
         Body { status: outcome.status.as_str(), operation: outcome.operation.clone(), detail };
     ([(OUTCOME, header)], Json(body))
 }
 
-/// What an operator wants to know of a decision that is not the plain one.
+/// The evidence where the status does not say everything. SPEC's replies to a plain start or stop have none.
 fn detail(outcome: &Outcome) -> Option<String> {
-    if matches!(outcome.status, Status::Held | Status::Released) {
+    let is_plain = match outcome.status {
+        Status::Held | Status::Released => true,
+        Status::Starting | Status::AlreadyRunning | Status::Stopping | Status::AlreadyStopped => {
+            outcome.operation.is_some() || outcome.status != Status::Stopping
+        }
+        _ => false,
+    };
+    if is_plain {
         return None;
     }
-    let plain = matches!(
-        outcome.status,
-        Status::Starting | Status::AlreadyRunning | Status::Stopping | Status::AlreadyStopped
-    );
-    let because = (!plain || outcome.operation.is_none() && outcome.again.is_some())
-        .then_some(&outcome.because)?;
-    Some(match outcome.again {
-        Some(again) => format!("{because}; looks again at {}", again.rfc3339()),
+    let because = &outcome.because;
+    Some(match outcome.next_check {
+        Some(due) => format!("{because}; next check {}", due.rfc3339()),
         None => because.clone(),
     })
 }

@@ -8,10 +8,9 @@ use super::extract::SignedDelivery;
 use super::meaning::Meaning;
 use super::{OUTCOME, log, outcome_header};
 use crate::clock::Deadline;
-use crate::lifecycle::job_completed::job_completed;
-use crate::lifecycle::job_queued::{job_pending_review, job_queued};
-use crate::lifecycle::task::WaitingJob;
-use crate::lifecycle::{Outcome, WEBHOOK_TIME};
+use crate::lifecycle::Outcome;
+use crate::lifecycle::events::{WEBHOOK_TIME, job_completed, job_queued, job_waiting};
+use crate::lifecycle::task::JobRef;
 use crate::state::AppState;
 
 /// The reply is the same for every event that was understood; the header tells them apart.
@@ -29,23 +28,23 @@ pub(super) async fn receive(
 
 /// What was done, in words.
 async fn act(app: &AppState, meaning: Meaning, deadline: Deadline) -> Result<String, ApiError> {
-    let vm = meaning.vm(&app.fleet);
+    let vm = meaning.vm(&app.cx.fleet);
     let (vm, outcome) = match (meaning, vm) {
         (Meaning::Nothing(why), _) => return Ok(nothing_to_do(why)),
         (Meaning::Queued { job, .. } | Meaning::Completed(job), None) => {
             return Ok(nothing_to_do(job.unmatched()));
         }
         (Meaning::Completed(job), Some(vm)) => {
-            (vm, job_completed(app, vm, job.id, deadline).await?)
+            (vm, job_completed(&app.cx, vm, job.id, deadline).await?)
         }
         (Meaning::Queued { job, awaits_review }, Some(vm)) => {
             // From this event on it waits for a runner, however long it waited for a review before.
-            let queued_at = app.clock.now().unix_seconds();
-            let waiting = WaitingJob { repo: job.repo, id: job.id, queued_at };
+            let queued_at = app.cx.clock.now();
+            let job = JobRef { repo: job.repo, id: job.id, queued_at, labels: job.labels };
             if awaits_review {
-                (vm, job_pending_review(app, vm, waiting, deadline).await?)
+                (vm, job_waiting(&app.cx, vm, job, deadline).await?)
             } else {
-                (vm, job_queued(app, vm, waiting, deadline).await?)
+                (vm, job_queued(&app.cx, vm, job, deadline).await?)
             }
         }
     };

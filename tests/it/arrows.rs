@@ -1,12 +1,15 @@
-//! What no compiler checks: dependencies point one way, the tests that docs/promises.md names exist, and the image can
-//! be built from what the Dockerfile copies.
+//! What no compiler checks: dependencies point one way and in no circles, the tests that docs/promises.md names exist,
+//! and the image can be built from what the Dockerfile copies.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files below the first must not speak of the second.
-const FORBIDDEN: [(&str, &[&str]); 13] = [
-    ("lifecycle", &["axum", "crate::routes", "crate::emulators"]),
+const FORBIDDEN: [(&str, &[&str]); 14] = [
+    ("lifecycle", &["axum", "crate::routes", "crate::emulators", "crate::state"]),
+    // The rules of a pass: no I/O and no clock.
+    ("lifecycle/decide.rs", &["crate::clients", "async", "await", "tokio", "clock.now", "tracing"]),
     ("clients", &["axum", "crate::lifecycle", "crate::routes", "crate::state", "crate::emulators"]),
     (
         "routes",
@@ -71,6 +74,100 @@ fn dependencies_point_one_way() {
         }
     }
     assert!(against.is_empty(), "{against:#?}");
+}
+
+/// The modules that a file imports from, as files: what `use` names, with groups taken apart.
+fn imports(file: &Path, source: &Path) -> BTreeSet<PathBuf> {
+    let text = fs::read_to_string(file).unwrap();
+    let code: String = text
+        .split("#[cfg(test)]")
+        .next()
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let inside = match file.file_stem().and_then(|stem| stem.to_str()) {
+        Some("mod" | "lib" | "main") => file.parent().unwrap().to_owned(),
+        _ => file.with_extension(""),
+    };
+    let uses = code.split("use ").skip(1).filter_map(|rest| rest.split(';').next());
+    let mut files = BTreeSet::new();
+    for path in uses.flat_map(|tree| paths(tree.trim())) {
+        let mut parts = path.split("::").peekable();
+        let mut at = match parts.next() {
+            Some("crate") => source.to_owned(),
+            Some("super") => inside.parent().unwrap().to_owned(),
+            Some("self") => inside.clone(),
+            _ => continue,
+        };
+        while parts.next_if(|part| *part == "super").is_some() {
+            at.pop();
+        }
+        for part in parts {
+            if !at.join(part).is_dir() && !at.join(part).with_extension("rs").is_file() {
+                break;
+            }
+            at.push(part);
+        }
+        let candidates = [at.with_extension("rs"), at.join("mod.rs"), at.join("lib.rs")];
+        files.extend(candidates.into_iter().find(|path| path.is_file()));
+    }
+    files.remove(file);
+    files
+}
+
+/// `a::{b, c::{d, e}}` as `a::b`, `a::c::d`, `a::c::e`.
+fn paths(tree: &str) -> Vec<String> {
+    let Some((head, group)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
+    let group = group.rsplit_once('}').map_or(group, |(group, _)| group);
+    let (mut depth, mut parts) = (0, vec![String::new()]);
+    for c in group.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        parts.last_mut().unwrap().push(c);
+    }
+    let named = parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty());
+    named.flat_map(paths).map(|path| format!("{}{path}", head.trim())).collect()
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = rust_files(&source);
+    let graph: BTreeMap<_, _> =
+        files.iter().map(|file| (file.clone(), imports(file, &source))).collect();
+    assert!(graph.values().map(BTreeSet::len).sum::<usize>() > 200, "imports are not read");
+    // What imports nothing that is left is taken away, until only circles are left. A module may re-export its parts
+    // and stand for them, so its own file is no part of a circle through them.
+    let is_parent = |of: &Path, file: &Path| {
+        file.with_extension("") == of.parent().unwrap() || file == of.with_file_name("mod.rs")
+    };
+    let mut left = graph.clone();
+    loop {
+        let names: BTreeSet<PathBuf> = left.keys().cloned().collect();
+        let before = left.len();
+        left.retain(|file, imports| {
+            imports.iter().any(|import| names.contains(import) && !is_parent(file, import))
+        });
+        if left.len() == before {
+            break;
+        }
+    }
+    let circles: Vec<_> = left
+        .iter()
+        .map(|(file, imports)| {
+            (file, imports.iter().filter(|i| left.contains_key(*i)).collect::<Vec<_>>())
+        })
+        .collect();
+    assert!(circles.is_empty(), "{circles:#?}");
 }
 
 #[test]

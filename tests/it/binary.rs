@@ -303,7 +303,7 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
     assert_eq!(outcomes.len(), 60);
     assert_eq!(outcomes[0]["delivery"], "72d3162e-1");
     let message = outcomes[0]["message"].as_str().unwrap();
-    assert!(message.starts_with("VM runner-1: already_running, job 1 of acme/app"), "{message}");
+    assert!(message.starts_with("VM runner-1: already_running: job 1 of acme/app"), "{message}");
 }
 
 #[test]
@@ -315,9 +315,9 @@ fn the_demo_keeps_every_promise() {
     assert!(!told.contains('\x1b'), "no colours without a terminal");
     for step in [
         "webhook queued -> runner-1: starting",
-        "stopping, nothing needs it",
+        "stopping: nothing needs it",
         "superseded",
-        "busy, its runner in acme/web",
+        "busy: job ",
     ] {
         assert!(told.contains(step), "{step}: {told}");
     }
@@ -345,7 +345,7 @@ fn the_service_finds_its_way_with_googles_real_credential_chain() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(
         answer.contains(
-            "x-runner-manager-outcome: runner-1: starting, job 29679449 of acme/app waits"
+            "x-runner-manager-outcome: runner-1: starting: job 29679449 of acme/app is queued"
         ),
         "{answer}"
     );

@@ -45,8 +45,8 @@ fn each_entry_says_why_it_is_the_one_or_not() {
         "✓ RUNNER_CONFIG[1] acme/app [self-hosted] -> runner-1: matches\n",
         "✗ RUNNER_CONFIG[2] acme/web [self-hosted] -> runner-1: no, it is for another repository\n",
         "VM runner-1 in asia-northeast1-a: RUNNER_CONFIG[1] is the first that matches.\n",
-        "  1. read the VM, and schedule a start check in 90 s",
-        "schedule a stop check in 8 min,",
+        "  1. read the VM, and create a pass in 90 s",
+        "no earlier than 3 min after the last job (VM_INACTIVE_MINUTES)",
     ] {
         assert!(told.contains(line), "{line}\n{told}");
     }
@@ -71,7 +71,7 @@ fn a_completed_job_belongs_to_the_vm_that_ran_it() {
     assert_ne!(other, COMPLETED);
     let told = told(&fleet(""), &other);
     assert!(told.contains("VM gpu-1 in asia-northeast1-a: its runner gpu-1 ran it"), "{told}");
-    assert!(told.contains("  1. schedule a stop check in 3 min, VM_INACTIVE_MINUTES"), "{told}");
+    assert!(told.contains("  1. create a pass in 3 min, then write the label"), "{told}");
 }
 
 #[test]
@@ -105,7 +105,10 @@ fn a_payload_may_come_from_a_file_an_editor_or_a_form() {
         .output()
         .unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && told.contains("a stop check in 20 min,"), "{told}");
+    assert!(
+        output.status.success() && told.contains("no earlier than 15 min after the last job"),
+        "{told}"
+    );
 }
 
 #[test]

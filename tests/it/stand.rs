@@ -46,13 +46,28 @@ pub(crate) fn cloud(clock: &Clock) -> Cloud {
 
 /// The service, as production builds it, on that cloud.
 pub(crate) fn service(runner_config: &str, cloud: &Cloud, clock: &Clock) -> Router {
-    routes::router(app(runner_config, cloud, clock))
+    service_inactive_for(3, runner_config, cloud, clock)
+}
+
+/// The same with another `VM_INACTIVE_MINUTES`.
+pub(crate) fn service_inactive_for(
+    minutes: u64,
+    runner_config: &str,
+    cloud: &Cloud,
+    clock: &Clock,
+) -> Router {
+    routes::router(app_inactive_for(minutes, runner_config, cloud, clock))
 }
 
 /// The service's state: its clients, on that cloud.
 pub(crate) fn app(runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
+    app_inactive_for(3, runner_config, cloud, clock)
+}
+
+fn app_inactive_for(minutes: u64, runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
     keep_ears_open();
-    let config = Config::from_vars(vars(runner_config)).unwrap();
+    let inactive = ("VM_INACTIVE_MINUTES".into(), minutes.to_string().into());
+    let config = Config::from_vars(vars(runner_config).chain([inactive])).unwrap();
     AppState::new(config, in_process(cloud.router()), credentials(cloud, clock), clock.clone())
 }
 

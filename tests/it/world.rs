@@ -77,6 +77,11 @@ impl World {
 
     /// The same with another RUNNER_CONFIG.
     pub(crate) fn with_config(config: String) -> Self {
+        Self::inactive_for(INACTIVE.as_secs() / 60, config)
+    }
+
+    /// The same with another `VM_INACTIVE_MINUTES`.
+    pub(crate) fn inactive_for(minutes: u64, config: String) -> Self {
         let clock = stand::clock();
         let cloud = stand::cloud(&clock);
         for repo in ["acme/app", "acme/web"] {
@@ -104,7 +109,7 @@ impl World {
         cloud.subscribe(move |happening| seen.lock().unwrap().push(happening.clone()));
         let service = Service::new(config, {
             let (cloud, clock) = (cloud.clone(), clock.clone());
-            move |config| stand::service(config, &cloud, &clock)
+            move |config| stand::service_inactive_for(minutes, config, &cloud, &clock)
         });
         let driver = Driver::new(service.http());
         Self { cloud, clock, driver, service, history }

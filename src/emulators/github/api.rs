@@ -10,6 +10,10 @@ use axum::routing::MethodFilter;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
+use super::answer::{
+    Answer, LIMIT, Refusal, SUSPENDED, TOKEN_LIFETIME, bad_credentials, not_accessible, not_found,
+    ok, reset, unprocessable,
+};
 use super::{
     GitHub, Installed, JobId, JobStatus, Permission, Repository, Run, RunnerState, Scope, State,
     TokenRefusal, app, payloads,
@@ -17,9 +21,6 @@ use super::{
 use crate::clock::Timestamp;
 use crate::emulators::wire::{Incoming, Routes, json_response};
 use crate::emulators::{Api, hash, lock};
-
-/// An answer, or a refusal.
-pub(super) type Answer = Result<Response, Refusal>;
 
 impl GitHub {
     pub(in crate::emulators) fn routes(&self, routes: Routes) -> Routes {
@@ -492,71 +493,6 @@ impl State {
         headers.insert("x-github-media-type", HeaderValue::from_static("github.v3; format=json"));
         response
     }
-}
-
-const LIMIT: u32 = 5000;
-
-/// How long an installation token is good.
-pub(super) const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
-
-pub(super) const SUSPENDED: &str = "This installation has been suspended";
-
-/// The end of the hour.
-fn reset(now: Timestamp) -> u64 {
-    (now.unix_seconds() / 3600 + 1) * 3600
-}
-
-pub(super) fn ok(value: &Value) -> Response {
-    json_response(StatusCode::OK, value)
-}
-
-/// What GitHub says in place of an answer.
-#[derive(Clone, Debug)]
-pub(in crate::emulators) struct Refusal {
-    status: StatusCode,
-    message: String,
-    /// Where a renamed repository is found.
-    location: Option<String>,
-}
-
-impl Refusal {
-    pub(in crate::emulators) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), location: None }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let mut body = json!({
-            "message": self.message,
-            "documentation_url": "https://docs.github.com/rest",
-            "status": self.status.as_u16().to_string(),
-        });
-        if let Some(location) = &self.location {
-            body["url"] = json!(location);
-        }
-        let mut response = json_response(self.status, &body);
-        if let Some(Ok(location)) = self.location.map(HeaderValue::try_from) {
-            response.headers_mut().insert(header::LOCATION, location);
-        }
-        response
-    }
-}
-
-pub(in crate::emulators) fn not_found() -> Refusal {
-    Refusal::new(StatusCode::NOT_FOUND, "Not Found")
-}
-
-fn bad_credentials() -> Refusal {
-    Refusal::new(StatusCode::UNAUTHORIZED, "Bad credentials")
-}
-
-fn not_accessible() -> Refusal {
-    Refusal::new(StatusCode::FORBIDDEN, "Resource not accessible by integration")
-}
-
-pub(super) fn unprocessable(what: &str) -> Refusal {
-    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, format!("Validation Failed: {what}"))
 }
 
 /// A page of a list.

@@ -10,7 +10,7 @@ use axum::routing::MethodFilter;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::api::{Answer, Refusal, SUSPENDED, TOKEN_LIFETIME, not_found, ok, unprocessable};
+use super::answer::{Answer, Refusal, SUSPENDED, TOKEN_LIFETIME, not_found, ok, unprocessable};
 use super::{Attempt, Delivery, GitHub, Installed, Owner, State, payloads};
 use crate::clock::Timestamp;
 use crate::emulators::accounts::claims;

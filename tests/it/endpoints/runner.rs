@@ -93,10 +93,10 @@ async fn every_status_is_answered_for() {
         (Status::Staging, "starting", "stop_scheduled"),
         (Status::Pending, "starting", "stop_scheduled"),
         (Status::Repairing, "starting", "stop_scheduled"),
-        (Status::Stopping, "start_scheduled", "stopping"),
-        (Status::PendingStop, "start_scheduled", "stopping"),
-        (Status::Suspending, "start_scheduled", "stopping"),
-        (Status::Deprovisioning, "start_scheduled", "stopping"),
+        (Status::Stopping, "start_scheduled", "already_stopped"),
+        (Status::PendingStop, "start_scheduled", "already_stopped"),
+        (Status::Suspending, "start_scheduled", "already_stopped"),
+        (Status::Deprovisioning, "start_scheduled", "already_stopped"),
     ] {
         says(&World::new().vm("gpu-1", status).command("/runner/start", GPU).await, start);
         says(&World::new().vm("gpu-1", status).command("/runner/stop", GPU).await, stop);
@@ -111,10 +111,7 @@ async fn a_stop_by_hand_asks_the_witnesses_unless_it_is_forced() {
     let answer = world.command("/runner/stop", GPU).await;
     says(&answer, "busy");
     let told = answer.body["detail"].as_str().unwrap();
-    assert!(
-        told.contains("its runner in acme/app works; looks again at 2026-11-24T09:0"),
-        "{told}"
-    );
+    assert!(told.contains("its runner in acme/app is busy; next check 2026-11-24T09:0"), "{told}");
     let forced = r#"{"vm_instance_name": "gpu-1", "force": true}"#;
     says(&world.command("/runner/stop", forced).await, "stopping");
     world.pass(seconds(10)).await;
@@ -147,7 +144,7 @@ async fn a_start_by_hand_of_a_vm_that_just_began_to_stop_is_done_later() {
     let answer = world.command("/runner/start", GPU).await;
     says(&answer, "start_scheduled");
     let detail = answer.body["detail"].as_str().unwrap();
-    assert!(detail.contains("looks again at 2026-11-24T09:01:00Z"), "{detail}");
+    assert!(detail.contains("next check 2026-11-24T09:01:00Z"), "{detail}");
     world.cloud.faults.off();
     world.cloud.compute.set_status("gpu-1", Status::Terminated);
     world.pass_until(minutes(2), |world| world.status("gpu-1") == Status::Running).await;
@@ -175,8 +172,10 @@ async fn a_held_vm_can_be_stopped_by_hand() {
 async fn what_google_refuses_is_told_with_the_call_and_its_status() {
     let world = World::new();
     world.cloud.compute.forbid("compute.instances.start");
-    let refused = detail(&world.command("/runner/start", GPU).await, StatusCode::BAD_GATEWAY);
-    assert!(refused.starts_with("instances.start: 403 Forbidden: forbidden: "), "{refused}");
+    let refused = world.command("/runner/start", GPU).await;
+    says(&refused, "start_scheduled");
+    let told = refused.body["detail"].as_str().unwrap();
+    assert!(told.contains("the VM was not started: instances.start: 403 Forbidden: "), "{told}");
 
     let world = World::new();
     world.cloud.compute.delete("gpu-1");
@@ -187,7 +186,7 @@ async fn what_google_refuses_is_told_with_the_call_and_its_status() {
     world.cloud.tasks.forbid_create(true);
     let unguarded = detail(&world.command("/runner/start", GPU).await, StatusCode::BAD_GATEWAY);
     assert!(unguarded.starts_with("tasks.create: 403"), "{unguarded}");
-    assert!(world.is_stopped("gpu-1"), "a VM without a lease would leak");
+    assert!(world.is_stopped("gpu-1"), "a VM without a pass would leak");
 
     let world = World::with_config(fleet(""));
     world.cloud.compute.delete("gpu-1");

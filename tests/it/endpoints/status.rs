@@ -59,8 +59,8 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                 "since": "2026-11-24T09:00:09Z",
                 "idle_since": "2026-11-24T09:00:30Z",
                 "held": false,
-                "may_stop_at": null,
-                "because": format!("job {job} of acme/app runs on it"),
+                "stop_after": null,
+                "because": format!("job {job} of acme/app is running on it"),
                 "runners": [{
                     "name": "gpu-1", "registered_in": "acme/app", "online": true, "busy": true,
                     "version": "2.330.0", "labels": ["self-hosted", "linux", "x64", "gpu"],
@@ -79,8 +79,8 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                 "since": null,
                 "idle_since": null,
                 "held": false,
-                "may_stop_at": null,
-                "because": "nothing needs it",
+                "stop_after": null,
+                "because": "it is TERMINATED, and nothing needs it",
                 "runners": [
                     {"name": "runner-1", "registered_in": "acme/app", "online": false, "busy": false,
                      "version": "2.330.0", "labels": ["self-hosted", "linux", "x64"]},
@@ -121,8 +121,11 @@ async fn an_idle_vm_is_stopped_no_earlier_than_was_told() {
     world.pass(seconds(31)).await;
     let status = world.look().await;
     let idle = of(&status, "gpu-1");
-    assert_eq!((&idle["because"], &idle["jobs"]), (&json!("nothing needs it"), &json!([])));
-    let told = idle["may_stop_at"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (&idle["because"], &idle["jobs"]),
+        (&json!("nothing needs it; it may be stopped at 09:05:00"), &json!([]))
+    );
+    let told = idle["stop_after"].as_str().unwrap().to_owned();
     assert_eq!(told, mark_plus_inactive(&world), "{idle:#}");
     world.pass_until(minutes(10), |world| world.status("gpu-1") == Status::Stopping).await;
     let stopped = world.last("gpu-1", Status::Stopping).unwrap().rfc3339();
@@ -131,8 +134,8 @@ async fn an_idle_vm_is_stopped_no_earlier_than_was_told() {
         "{told} {stopped}"
     );
     let leaving = world.look().await;
-    assert_eq!(of(&leaving, "gpu-1")["because"], "it is on its way down");
-    assert_eq!(of(&leaving, "gpu-1")["may_stop_at"], Value::Null);
+    assert_eq!(of(&leaving, "gpu-1")["because"], "it is STOPPING, and nothing needs it");
+    assert_eq!(of(&leaving, "gpu-1")["stop_after"], Value::Null);
     world.pass(minutes(2)).await;
     let down = world.look().await;
     assert_eq!(
@@ -154,9 +157,9 @@ fn told_plus_a_minute(told: &str) -> String {
 async fn why_a_vm_is_up_is_said_in_words() {
     let because = |status: &Value| of(status, "gpu-1")["because"].as_str().unwrap().to_owned();
     for (status, why) in [
-        (Status::Provisioning, "it boots"),
-        (Status::Stopping, "it is on its way down"),
-        (Status::Suspended, "nothing needs it"),
+        (Status::Provisioning, "it is PROVISIONING"),
+        (Status::Stopping, "it is STOPPING, and nothing needs it"),
+        (Status::Suspended, "it is SUSPENDED, and nothing needs it"),
     ] {
         assert_eq!(because(&World::new().vm("gpu-1", status).look().await), why);
     }
@@ -168,12 +171,12 @@ async fn why_a_vm_is_up_is_said_in_words() {
         .compute
         .insert(Instance { status: Status::Running, ..Instance::new("gpu-1", ZONE) });
     let foreign = because(&world.look().await);
-    assert!(foreign.starts_with("nothing needs it, but it has no mark"), "{foreign}");
+    assert!(foreign.contains("this service did not start it"), "{foreign}");
     world.command("/runner/hold", GPU).await;
     let held = world.look().await;
     assert_eq!(because(&held), "it carries the hold label");
     assert_eq!(of(&held, "gpu-1")["held"], true);
-    assert_eq!(of(&held, "gpu-1")["may_stop_at"], Value::Null);
+    assert_eq!(of(&held, "gpu-1")["stop_after"], Value::Null);
 
     let mut world = World::new();
     world.cloud.github.remove_runner("gpu-1");
@@ -183,7 +186,7 @@ async fn why_a_vm_is_up_is_said_in_words() {
     let unfit = world.look().await;
     assert_eq!(of(&unfit, "gpu-1")["jobs"][0]["id"], job.0, "it is told");
     assert!(
-        !because(&unfit).contains("waits for it"),
+        !because(&unfit).contains("is queued for it"),
         "but no runner of the VM can take it: {unfit:#}"
     );
 }
@@ -207,8 +210,14 @@ async fn what_cannot_be_asked_is_told_and_hides_nothing_else() {
 
     for (permission, grant) in [
         (Permission::Administration, "list runners of a repository: 403 Forbidden"),
-        (Permission::Administration, "Administration: read on acme/app"),
-        (Permission::Actions, "Actions: read on acme/app"),
+        (
+            Permission::Administration,
+            "the runners of acme/app are refused: grant the GitHub App Administration: read",
+        ),
+        (
+            Permission::Actions,
+            "the jobs of acme/app are refused: grant the GitHub App Actions: read",
+        ),
     ] {
         let world = World::new().vm("gpu-1", Status::Running);
         world.cloud.github.forbid(permission);
@@ -216,7 +225,6 @@ async fn what_cannot_be_asked_is_told_and_hides_nothing_else() {
         let status = world.look().await;
         assert!(not_asked(of(&status, "gpu-1")).contains(grant), "{grant}: {status:#}");
         assert_eq!(of(&status, "gpu-1")["status"], "RUNNING");
-        assert!(of(&status, "gpu-1")["because"].as_str().unwrap().contains("not known"));
     }
 
     let world = World::new().vm("gpu-1", Status::Running);
@@ -274,12 +282,12 @@ async fn what_changes_a_vm_is_a_reason_to_ask_github_anew() {
     let mut world = World::new();
     world.pass(minutes(1)).await;
     assert_eq!(of(&world.look().await, "gpu-1")["jobs"], json!([]));
-    world.pass(seconds(15)).await;
+    world.pass(seconds(20)).await;
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.pass(seconds(3)).await;
     let status = world.look().await;
     assert_eq!(of(&status, "gpu-1")["jobs"][0]["id"], job.0, "{status:#}");
-    assert_eq!(of(&status, "gpu-1")["because"], format!("job {job} of acme/app waits for it"));
+    assert_eq!(of(&status, "gpu-1")["because"], format!("job {job} of acme/app is queued for it"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,10 +37,10 @@ async fn a_queued_job_starts_its_vm() {
     let world = World::new();
     is_ok(
         &world.webhook("workflow_job", QUEUED).await,
-        "runner-1: starting, job 29679449 of acme/app waits",
+        "runner-1: starting: job 29679449 of acme/app is queued",
     );
     assert_eq!(world.count("instances.start"), 1);
-    let line = r#"VM runner-1: starting, job 29679449 of acme/app waits"#;
+    let line = r#"VM runner-1: starting: job 29679449 of acme/app is queued"#;
     assert_eq!(log.count("INFO", line), 1);
 }
 
@@ -68,7 +68,7 @@ async fn a_completed_job_schedules_the_stop() {
     let world = World::new();
     is_ok(
         &world.webhook("workflow_job", COMPLETED).await,
-        "runner-1: ok, job 29679449 is completed; look again 09:03:30",
+        "runner-1: ok: job 29679449 is completed; next check 09:03:30",
     );
     let tasks = world.cloud.tasks.pending();
     assert_eq!(tasks.len(), 1);
@@ -192,14 +192,14 @@ async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_job_gets_a_start_check_and_no_start() {
+async fn a_waiting_job_gets_a_pass_and_no_start() {
     let world = World::new();
     let waiting = QUEUED.replace(r#""status": "queued""#, r#""status": "waiting""#);
     assert_ne!(waiting, QUEUED);
     is_ok(&world.webhook("workflow_job", &waiting).await, "waits for a review");
     assert_eq!((world.count("instances.get"), world.cloud.calls().len()), (1, 2));
     let check = world.cloud.tasks.pending().remove(0);
-    assert_eq!(check.path, "/runner/start");
+    assert_eq!((check.path.as_str(), &check.body["idle_since"]), ("/runner/stop", &json!(0)));
     let in_seconds = check.body["due"].as_u64().unwrap() - world.clock.now().unix_seconds();
     assert!((90..=120).contains(&in_seconds), "{check:?}");
 }

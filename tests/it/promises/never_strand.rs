@@ -108,7 +108,7 @@ async fn a_job_is_not_stranded_by_a_crash_at_any_call() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_is_started_though_the_first_answers_of_google_are_errors() {
-    for method in ["instances.get", "instances.start", "instances.setLabels", "tasks.create"] {
+    for method in ["instances.get", "instances.start", "instances.setLabels"] {
         let mut world = World::new();
         for _ in 0..2 {
             let unavailable = http::StatusCode::SERVICE_UNAVAILABLE;
@@ -254,7 +254,7 @@ async fn a_start_that_is_sent_twice_says_that_it_is_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delivery_fails_if_no_start_check_was_made_though_the_vm_starts() {
+async fn a_delivery_fails_if_no_pass_was_created() {
     let unavailable = Fault::Before(http::StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html);
     // Not every conflict says that there is such a task.
     let conflict = Fault::Before(http::StatusCode::CONFLICT, ErrorBody::Empty);
@@ -265,8 +265,8 @@ async fn a_delivery_fails_if_no_start_check_was_made_though_the_vm_starts() {
         world.pass(seconds(10)).await;
         let (status, _) = world.outcomes().remove(0);
         assert_eq!(status, http::StatusCode::BAD_GATEWAY);
-        assert_eq!(world.starts("runner-1"), 1, "its lease was made");
-        world.settle().await;
+        assert_eq!(world.starts("runner-1"), 0, "nothing would look after it");
+        assert!(world.is_quiet());
     }
 }
 
@@ -384,7 +384,6 @@ async fn a_job_whose_webhook_was_lost_gets_the_vm_back_that_it_was_running_on() 
     let first = world.queue_job("acme/app", "self-hosted", minutes(1));
     world.pass_until(minutes(5), |world| world.is_completed(first)).await;
     world.pass(seconds(75)).await;
-    assert!(!world.cloud.tasks.pending().iter().any(|task| task.path == "/runner/start"));
     world.cloud.github.lose_next_webhook(1);
     let second = world.queue_job("acme/app", "self-hosted", minutes(20));
     world.pass(minutes(4)).await;
@@ -408,7 +407,7 @@ async fn a_job_in_review_is_not_forgotten_with_the_job_that_came_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_check_whose_job_is_over_goes_on_until_github_was_heard_out() {
+async fn passes_go_on_for_a_vm_that_is_down_until_github_answered() {
     let unavailable = Fault::Before(http::StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html);
     for (method, fault) in [
         ("actions.listWorkflowRunsForRepo", unavailable),
@@ -416,19 +415,15 @@ async fn a_check_whose_job_is_over_goes_on_until_github_was_heard_out() {
     ] {
         let mut world = World::new();
         let job = world.queue_job("acme/app", "self-hosted", seconds(20));
-        world.queue_job("acme/app", "ubuntu-latest", minutes(1));
+        world.queue_job("acme/app", "ubuntu-latest", minutes(60));
         world.pass_until(minutes(2), |world| world.is_completed(job)).await;
+        world.pass(minutes(1)).await;
+        world.cloud.compute.stop_by_hand("runner-1");
         world.cloud.faults.on(move |call| (call.method == method).then(|| fault.clone()));
-        world.pass(seconds(90)).await;
-        let tasks = world.cloud.tasks.pending();
-        assert!(tasks.iter().any(|task| task.path == "/runner/start"), "{}", world.story());
+        world.pass(minutes(30)).await;
+        assert!(!world.cloud.tasks.pending().is_empty(), "{}", world.story());
         world.cloud.faults.off();
-        world
-            .pass_until(minutes(12), |world| {
-                let tasks = world.cloud.tasks.pending();
-                !tasks.iter().any(|task| task.path == "/runner/start")
-            })
-            .await;
+        world.pass_until(minutes(6), |world| world.cloud.tasks.pending().is_empty()).await;
     }
 }
 
@@ -457,49 +452,49 @@ async fn a_stopped_vm_is_looked_at_every_five_minutes_until_github_is_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_check_that_was_heard_out_begins_afresh_the_next_time() {
+async fn a_scan_that_was_settled_begins_anew_the_next_time() {
     let mut world = World::new();
     let job = world.queue_job("acme/app", "self-hosted", minutes(30));
     world.pass_until(minutes(3), |world| world.is_started(job)).await;
-    world.pass(minutes(3)).await;
+    world.pass(minutes(5)).await;
     world.cloud.tasks.purge();
+    let idle_since = world.mark("runner-1").unwrap();
     let body = format!(
         r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}",
-            "job": {{"repo": "acme/app", "id": {job}, "queued_at": {}}},
+            "idle_since": {idle_since}, "job": {{"repo": "acme/app", "id": {job}, "queued_at": {}}},
             "cursor": {{"repo": "acme/app", "list": 4, "before": 7}}}}"#,
         world.clock.now().unix_seconds()
     );
     let answer = world.callback("/runner/start", &body).await;
-    assert!(answer.outcome.contains("runs"), "{answer:?}");
-    let tasks = world.cloud.tasks.pending();
-    let next = tasks.iter().find(|task| task.path == "/runner/start").unwrap();
+    assert!(answer.outcome.contains("is running on it"), "{answer:?}");
+    let next = world.cloud.tasks.pending().remove(0);
     assert_eq!(next.body.get("cursor"), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_check_whose_job_is_over_goes_on_for_the_one_that_runs() {
+async fn a_pass_whose_job_is_over_goes_on_for_the_one_that_runs() {
     let mut world = World::new();
     let runs = world.queue_job("acme/app", "self-hosted", minutes(30));
     world.pass_until(minutes(3), |world| world.is_started(runs)).await;
-    world.pass(minutes(3)).await;
+    world.pass(minutes(5)).await;
     world.cloud.tasks.purge();
+    let idle_since = world.mark("runner-1").unwrap();
     let now = world.clock.now().unix_seconds();
     let body = format!(
         r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unconfigured_since": 1,
-            "job": {{"repo": "acme/app", "id": 1, "queued_at": {now}}},
+            "idle_since": {idle_since}, "job": {{"repo": "acme/app", "id": 1, "queued_at": {now}}},
             "waiting": [{{"job": 2, "since": {}, "until": {now}}}]}}"#,
         now - 1_200
     );
     let answer = world.callback("/runner/start", &body).await;
-    assert!(
-        answer.outcome.contains(&format!("job {runs} of acme/app runs or may come")),
-        "{answer:?}"
-    );
-    let tasks = world.cloud.tasks.pending();
-    let next = &tasks.iter().find(|task| task.path == "/runner/start").unwrap().body;
-    assert_eq!(next["job"]["id"], runs.0);
+    assert!(answer.outcome.contains("busy: its runner in acme/app is busy"), "{answer:?}");
+    let next = world.cloud.tasks.pending().remove(0).body;
     // An entry names the VM again, and nothing has been waiting for a VM that is free.
     assert_eq!((next.get("unconfigured_since"), next.get("waiting")), (None, None));
+    world.cloud.compute.preempt("runner-1");
+    world.pass_until(minutes(6), |world| world.starts("runner-1") == 2).await;
+    world.pass_until(minutes(40), |world| world.is_completed(runs)).await;
+    world.settle().await;
 }
 
 /// A world in which the GPU machine's start-up script registers its runner if GitHub has forgotten it.

@@ -18,7 +18,8 @@ async fn without_labels_it_works_as_the_original_did_and_leaks_nothing() {
     assert_eq!(world.mark("runner-1"), None);
     assert_eq!(world.starts("runner-1"), 1);
     world.settle().await;
-    assert_eq!(world.count("instances.setLabels"), 1, "once was enough to know");
+    let tried = world.count("instances.setLabels");
+    assert!((2..=5).contains(&tried), "it is tried again every ten minutes: {tried}");
     assert_eq!(log.count("WARN", "grant compute.instances.setLabels"), 1, "and to say so");
 }
 
@@ -37,14 +38,13 @@ async fn with_both_witnesses_forbidden_a_vm_is_stopped_after_a_day_and_not_befor
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_actions_read_a_start_check_ends_once_the_vm_is_up() {
+async fn without_actions_read_a_job_is_no_evidence_once_its_vm_was_up() {
     let mut world = World::new();
     world.cloud.github.forbid(Permission::Actions);
     let job = world.queue_job("acme/app", "self-hosted", minutes(45));
     world.pass(minutes(10)).await;
-    let starts =
-        world.cloud.tasks.pending().into_iter().filter(|task| task.path == "/runner/start").count();
-    assert_eq!(starts, 0, "{}", world.story());
+    let tasks = world.cloud.tasks.pending();
+    assert!(tasks.iter().all(|task| task.body.get("job").is_none()), "{}", world.story());
     world.pass_until(minutes(60), |world| world.is_completed(job)).await;
     world.settle().await;
 }

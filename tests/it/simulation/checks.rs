@@ -8,10 +8,10 @@ use http::StatusCode;
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::{JobId, JobStatus};
-use runner_manager::emulators::{Happening, Reply};
+use runner_manager::emulators::{Api, Happening, Reply};
 
-use super::day::Profile;
-use crate::world::{INACTIVE, SECRET, World, minutes, seconds};
+use super::day::{Day, Profile};
+use crate::world::{SECRET, World, minutes, seconds};
 
 /// Something that explains why a VM was not up, or not stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,9 @@ pub(super) struct Bounds {
     pub(super) waiting: Duration,
     /// The longest that a VM may run without being needed.
     pub(super) idling: Duration,
-    /// Marks are written in time, so no older task counts.
+    /// `VM_INACTIVE_MINUTES`.
+    pub(super) inactive: Duration,
+    /// Labels are written in time, so no older pass counts.
     pub(super) marks_hold: bool,
     /// Nothing is wrong, so nothing may be answered as if it were.
     pub(super) nothing_fails: bool,
@@ -53,28 +55,32 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn of(profile: Profile) -> Self {
+    pub(super) fn of(day: &Day) -> Self {
+        let (profile, inactive) = (day.profile, minutes(day.inactive));
         let waiting = match profile {
-            // A stop that has just begun, and the start checks half a minute apart.
+            // A stop that has just begun, and passes half a minute apart.
             Profile::None | Profile::Stale => minutes(3),
-            // One check interval, and the VM may still be stopping at its end.
-            Profile::Outage | Profile::Permission => minutes(7),
-            // A check that fails or comes late: another interval or two.
+            // One pass interval, and the VM may still be stopping at its end.
+            Profile::Outage | Profile::Permission => minutes(6),
+            // A pass that fails or comes late: another interval or two.
             Profile::Loss | Profile::All => minutes(17),
-            // And a sweep or two, of which one may see nothing.
+            // And a resync or two, of which one may see nothing.
             Profile::Swept => minutes(30),
         };
         let idling = match profile {
-            // A lease, and the looks after it: a job that never came to a runner.
-            Profile::None | Profile::Stale => INACTIVE + minutes(10),
-            // The chain looks every ten minutes, give or take half of that, and confirms.
-            Profile::Outage | Profile::Permission => INACTIVE + minutes(25),
-            Profile::Loss | Profile::All | Profile::Swept => INACTIVE + minutes(60),
+            // The boot allowance, and the pass after it: a job that never came to a runner.
+            Profile::None | Profile::Stale => inactive + minutes(10),
+            // A pass that could not query GitHub, and another that confirms.
+            Profile::Outage | Profile::Permission => inactive + minutes(25),
+            Profile::Loss | Profile::All | Profile::Swept => inactive + minutes(60),
         };
+        // Where the last `completed` was lost, it counts from the pass that found the VM idle.
+        let idling = if profile.loses() { idling + inactive } else { idling };
         Self {
             waiting,
             idling,
-            // Where a mark could not be written in time, an older task may count.
+            inactive,
+            // Where a label could not be written in time, an older pass may count.
             marks_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
             nothing_fails: matches!(profile, Profile::None | Profile::Stale),
             both_witnesses: profile != Profile::Permission,
@@ -94,6 +100,11 @@ pub(super) struct Figures {
     tasks: usize,
     jobs: usize,
     stops: usize,
+    days: usize,
+    calls: usize,
+    github: usize,
+    creates: usize,
+    instances: usize,
 }
 
 impl Figures {
@@ -104,20 +115,31 @@ impl Figures {
             tasks: self.tasks.max(other.tasks),
             jobs: self.jobs + other.jobs,
             stops: self.stops + other.stops,
+            days: self.days + other.days,
+            calls: self.calls + other.calls,
+            github: self.github + other.github,
+            creates: self.creates + other.creates,
+            instances: self.instances + other.instances,
         }
     }
 }
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let a_day = |total: usize| total as f64 / self.days.max(1) as f64;
         write!(
             f,
-            "{} jobs, {} stops; longest wait for a VM that is down {} s, longest idle time {} s, most tasks {}",
+            "{} jobs, {} stops; longest wait for a VM that is down {} s, longest idle time {} s, most tasks {}; \
+             a day: {:.1} calls, {:.1} of them to GitHub, {:.1} tasks.create, {:.1} instances.*",
             self.jobs,
             self.stops,
             self.waited.as_secs(),
             self.idled.as_secs(),
-            self.tasks
+            self.tasks,
+            a_day(self.calls),
+            a_day(self.github),
+            a_day(self.creates),
+            a_day(self.instances)
         )
     }
 }
@@ -198,6 +220,7 @@ pub(super) fn check(
     let history = world.history();
     let accepted = accepted(&history);
     let jobs = world.cloud.github.jobs();
+    let calls = world.cloud.calls();
     let vm_of = |repo: &str, labels: &[String]| {
         if repo == "acme/app" && labels.iter().any(|label| label == "gpu") {
             "gpu-1"
@@ -215,7 +238,16 @@ pub(super) fn check(
         stockout: 0,
         github_down: 0,
         now: Timestamp::UNIX_EPOCH,
-        figures: Figures { tasks: most_tasks, jobs: jobs.len(), ..Figures::default() },
+        figures: Figures {
+            tasks: most_tasks,
+            jobs: jobs.len(),
+            days: 1,
+            calls: calls.len(),
+            github: calls.iter().filter(|call| call.api == Api::GitHub).count(),
+            creates: calls.iter().filter(|call| call.method == "tasks.create").count(),
+            instances: calls.iter().filter(|call| call.method.starts_with("instances.")).count(),
+            ..Figures::default()
+        },
         given_up: BTreeSet::new(),
         broken: Vec::new(),
     };
@@ -234,7 +266,7 @@ pub(super) fn check(
     review.end(world);
     let Review { figures, mut broken, given_up, .. } = review;
     for job in &jobs {
-        if job.status != JobStatus::Completed && !given_up.contains(&job.id) {
+        if job.status != JobStatus::Completed && !job.stuck && !given_up.contains(&job.id) {
             broken.push(format!("never strand: job {} is {:?} in the end", job.id, job.status));
         }
     }
@@ -403,7 +435,7 @@ impl Review<'_> {
         let in_view = |last: &Timestamp| at.since(*last) > WINDOW;
         if let Some(last) =
             vm.last_completed.filter(in_view).filter(|_| bounds.marks_hold && !by_hand)
-            && at.since(last) < INACTIVE
+            && at.since(last) < bounds.inactive
         {
             broken.push(format!(
                 "the last job counts: {at}: {name} was stopped {:?} after {last}",

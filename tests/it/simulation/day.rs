@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::number;
 use crate::world::{minutes, seconds};
 
 /// Numbers that look random and are the same for the same seed (SplitMix64).
@@ -137,6 +138,12 @@ pub(crate) enum Op {
     RevokeTokens,
     /// `busy` shows false for a while, whatever the runner does.
     Glitch { vm: &'static str, span: Duration },
+    /// GitHub's search index is empty for a while: lists of runs by status show none.
+    SearchIndexDown { span: Duration },
+    /// GitHub shows a job running on the VM that lost its runner six days ago.
+    StuckJob { vm: &'static str },
+    /// Installation tokens are refused until they are so old.
+    NewTokensRefused { span: Duration, forbidden: bool },
 }
 
 /// How the runner of `runner-1` is registered.
@@ -169,6 +176,8 @@ impl RunnerIs {
 pub(crate) struct Day {
     pub(crate) seed: u64,
     pub(crate) profile: Profile,
+    /// `VM_INACTIVE_MINUTES`.
+    pub(crate) inactive: u64,
     pub(crate) ops: Vec<(Duration, Op)>,
 }
 
@@ -176,8 +185,8 @@ impl fmt::Debug for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "Day {{ seed: {}, profile: Profile::{:?}, ops: vec![",
-            self.seed, self.profile
+            "Day {{ seed: {}, profile: Profile::{:?}, inactive: {}, ops: vec![",
+            self.seed, self.profile, self.inactive
         )?;
         self.ops
             .iter()
@@ -206,8 +215,33 @@ impl Day {
             let at = seconds(dice.between(0, 9 * 3600));
             ops.extend(trouble(&mut dice, profile).map(|op| (at, op)));
         }
+        // With numbers of their own, so that the rest of a day does not depend on them.
+        let mut dice = Dice::new(seed ^ 0xd0b7);
+        if profile.breaks_down() {
+            for _ in 0..dice.between(0, 2) {
+                ops.push((seconds(dice.between(0, 9 * 3600)), doubt(&mut dice)));
+            }
+        }
         ops.sort_by_key(|(at, _)| *at);
-        Self { seed, profile, ops }
+        Self { seed, profile, inactive: inactive(&mut dice), ops }
+    }
+}
+
+/// `VM_INACTIVE_MINUTES` of a day: mostly short, so that a day has many stops.
+fn inactive(dice: &mut Dice) -> u64 {
+    match number("SIM_INACTIVE", 0) {
+        0 => *dice.pick(&[1, 1, 3, 3, 3, 3, 15, 15, 60, 1440]),
+        forced => forced,
+    }
+}
+
+/// Something that makes GitHub's answers doubtful.
+fn doubt(dice: &mut Dice) -> Op {
+    let vm = *dice.pick(&VMS);
+    match dice.between(0, 2) {
+        0 => Op::SearchIndexDown { span: minutes(dice.between(1, 90)) },
+        1 => Op::StuckJob { vm },
+        _ => Op::NewTokensRefused { span: seconds(dice.between(1, 5)), forbidden: dice.chance(50) },
     }
 }
 

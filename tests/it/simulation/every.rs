@@ -250,6 +250,7 @@ fn bounds(play: &Play) -> Bounds {
         // One check interval, and a VM that is stopping in the meantime.
         waiting: minutes(7),
         idling: INACTIVE + minutes(10),
+        inactive: INACTIVE,
         // The call that broke may have been the mark's.
         marks_hold: !call_broke,
         nothing_fails: !call_broke && play.trouble != Trouble::NoCompleted,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use runner_manager::clock::Timestamp;
-use runner_manager::emulators::github::{JobStatus, Permission, Runner, Scope};
+use runner_manager::emulators::github::{JobStatus, Permission, Runner, Scope, TokenRefusal};
 use runner_manager::emulators::{Api, ErrorBody, Fault, compute, github};
 
 use super::checks::{self, Bounds, Excuse, Figures, MISTYPED};
@@ -24,7 +24,7 @@ pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
     stage.finish().await;
     let story = stage.world.story();
     let Stage { world, excuses, most_tasks, broken_sweep, .. } = stage;
-    let result = checks::check(&world, Bounds::of(day.profile), &excuses, most_tasks);
+    let result = checks::check(&world, Bounds::of(day), &excuses, most_tasks);
     (story, broken_sweep.map_or(result, Err))
 }
 
@@ -34,6 +34,7 @@ type Ending = Box<dyn FnOnce(&mut World)>;
 struct Stage {
     world: World,
     runner: RunnerIs,
+    inactive: u64,
     begun: Timestamp,
     agenda: BTreeMap<(Timestamp, usize), Ending>,
     order: usize,
@@ -51,7 +52,7 @@ struct Stage {
 impl Stage {
     fn new(day: &Day) -> Self {
         let runner = RunnerIs::draw(day.seed);
-        let world = World::with_config(runner.config());
+        let world = World::inactive_for(day.inactive, runner.config());
         world.cloud.github.remove_runner("runner-1");
         runner.register(&world);
         let mut dice = Dice::new(day.seed ^ 0xfa17);
@@ -64,6 +65,7 @@ impl Stage {
         let stage = Self {
             world,
             runner,
+            inactive: day.inactive,
             begun,
             agenda: BTreeMap::new(),
             order: 0,
@@ -193,6 +195,7 @@ impl Stage {
                 let open = jobs
                     .iter()
                     .rev()
+                    .filter(|job| !job.stuck)
                     .nth(*nth_latest)
                     .filter(|job| job.status != JobStatus::Completed);
                 if let Some(job) = open {
@@ -283,6 +286,25 @@ impl Stage {
                 self.excuse(*span, Excuse::GitHubDown);
                 self.later(*span, |world| world.cloud.github.rate_limited(false));
             }
+            Op::SearchIndexDown { span } => {
+                cloud.github.search_index_down(true);
+                self.excuse(*span, Excuse::GitHubDown);
+                self.later(*span, |world| world.cloud.github.search_index_down(false));
+            }
+            Op::StuckJob { vm } => {
+                let (name, labels) = match *vm {
+                    "gpu-1" => ("gpu-1", "self-hosted gpu"),
+                    _ => (self.runner.name(), "self-hosted"),
+                };
+                let since = now - minutes(6 * 24 * 60);
+                cloud.github.stuck_job("acme/app", words(labels), Some(name), since);
+            }
+            Op::NewTokensRefused { span, forbidden } => {
+                let refusal =
+                    if *forbidden { TokenRefusal::Forbidden } else { TokenRefusal::Unauthorized };
+                cloud.github.new_tokens_refused_for(*span, refusal);
+                cloud.github.revoke_tokens();
+            }
             Op::RevokeTokens => cloud.github.revoke_tokens(),
             Op::Glitch { vm, span } => {
                 let name = if *vm == "runner-1" { self.runner.name() } else { *vm };
@@ -306,16 +328,19 @@ impl Stage {
             // Jobs whose webhook was lost are nobody's promise; a person would start them again.
             let accepted = checks::accepted(&self.world.history());
             for job in self.world.cloud.github.jobs() {
-                if job.status != JobStatus::Completed && !accepted.contains_key(&job.id) {
+                if job.status != JobStatus::Completed
+                    && !job.stuck
+                    && !accepted.contains_key(&job.id)
+                {
                     self.world.cloud.github.cancel_job(job.id);
                 }
             }
         }
-        let end = self.world.clock.now() + minutes(40 * 60);
+        let end = self.world.clock.now() + minutes(40 * 60 + 2 * self.inactive);
         let is_over = |world: &World| {
             let waits = |world: &World| {
                 let jobs = world.cloud.github.jobs();
-                jobs.iter().any(|job| job.status != JobStatus::Completed)
+                jobs.iter().any(|job| job.status != JobStatus::Completed && !job.stuck)
             };
             world.is_quiet() && !(swept && waits(world))
         };

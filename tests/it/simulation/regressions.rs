@@ -16,6 +16,7 @@ fn a_job_that_ran_on_another_vm_is_not_stranded_when_that_one_vanishes() {
     keeps_every_promise(&Day {
         seed: 10_268,
         profile: Profile::All,
+        inactive: 3,
         ops: vec![
             (seconds(3_817), job("self-hosted gpu", 54)),
             (seconds(3_953), Op::Matrix { repo: "acme/app", jobs: 10, runs: seconds(95) }),
@@ -32,6 +33,7 @@ fn a_delivery_about_a_review_fails_if_its_vm_does_not_exist() {
     keeps_every_promise(&Day {
         seed: 30_326,
         profile: Profile::All,
+        inactive: 3,
         ops: vec![
             (seconds(1_529), Op::Misdeploy { span: seconds(3_120) }),
             (seconds(1_550), Op::StaleWaiting { repo: "acme/app", runs: seconds(56) }),
@@ -46,6 +48,7 @@ fn a_runner_that_nobody_knows_does_not_say_that_it_is_idle() {
     keeps_every_promise(&Day {
         seed: 31_000,
         profile: Profile::Permission,
+        inactive: 3,
         ops: vec![(
             seconds(29_012),
             Op::Job { repo: "acme/web", labels: "self-hosted", runs: seconds(563) },
@@ -60,6 +63,7 @@ fn a_job_that_ran_in_between_has_not_been_waiting_for_an_hour() {
     keeps_every_promise(&Day {
         seed: 40_614,
         profile: Profile::Outage,
+        inactive: 3,
         ops: vec![
             (
                 seconds(18_348),
@@ -78,6 +82,7 @@ fn a_job_that_ran_on_another_vm_does_not_wait_for_that_one_to_be_free() {
     keeps_every_promise(&Day {
         seed: 50_847,
         profile: Profile::Outage,
+        inactive: 3,
         ops: vec![
             (seconds(20_139), job("self-hosted", 586)),
             (seconds(20_266), job("self-hosted", 7_099)),
@@ -96,6 +101,7 @@ fn a_job_that_begins_between_two_parts_of_a_hearing_is_not_killed() {
     keeps_every_promise(&Day {
         seed: 60_189,
         profile: Profile::All,
+        inactive: 3,
         ops: vec![
             (seconds(4_811), job("self-hosted", 24)),
             (seconds(5_226), web),
@@ -119,6 +125,7 @@ fn a_check_that_two_jobs_share_ends_with_neither_of_them_alone() {
     keeps_every_promise(&Day {
         seed: 70_106,
         profile: Profile::Outage,
+        inactive: 3,
         ops: vec![
             (seconds(9_680), job("acme/web", "self-hosted", 260)),
             (seconds(9_754), job("acme/app", "self-hosted gpu", 57)),

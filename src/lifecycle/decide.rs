@@ -1,0 +1,842 @@
+//! The rules of a pass: from the facts so far to the next question, or to the decision.
+//!
+//! No I/O and no clock. The driver in [`reconcile`](super::reconcile) asks what [`decide`] asks for, adds the answer to
+//! the facts, and calls it again until it decides. Facts are asked for in order of their cost, and only as far as the
+//! decision needs them. Tasks, operators, the resync and the status page go by the same rules; [`Asker`] names the few
+//! that differ.
+//!
+//! A rule either passes, and the next one applies, or it ends the dialogue with a [`Step`]: `?` reads as "unless that
+//! settles it".
+
+use std::time::Duration;
+
+use super::demand::{Coverage, Demand, JobState, RunnerState, RunsOn};
+use super::outcome::Status;
+use super::schedule::{
+    BUCKET, DAY, HOUR, IdleSince, MINUTE, due_after_stop, due_before, next_interval, rounded_up,
+    schedule_base, usual_due,
+};
+use super::task::{Evidence, JobRef, Source, Task};
+use super::vm::{Phase, VmSnapshot};
+use crate::clock::Timestamp;
+use crate::fleet::Vm;
+
+/// The requester of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// A task that is due. Every rule applies.
+    Task,
+    /// An operator who wants the VM stopped: its past, a hold and confirmation do not count.
+    Operator,
+    /// An operator who wants the VM stopped whatever runs on it.
+    Force,
+    /// The resync or the status page, without a task: earlier passes are not known, and nothing is done.
+    Observer,
+}
+
+/// The facts about a VM, as far as they are known.
+#[derive(Clone, Debug)]
+pub(super) struct Facts<'a> {
+    pub(super) asker: Asker,
+    pub(super) now: Timestamp,
+    /// The time that a VM stays up after its last job.
+    pub(super) inactive: Duration,
+    /// A stop may discard the VM's local SSDs.
+    pub(super) discard_local_ssd: bool,
+    /// Labels are known not to be writable, or the service just tried.
+    pub(super) label_settled: bool,
+    pub(super) task: &'a Task,
+    pub(super) vm: VmSnapshot,
+    /// The job in evidence.
+    pub(super) job: Option<JobState>,
+    pub(super) runner: Option<RunnerState>,
+    pub(super) demand: Option<Demand>,
+}
+
+/// The next step of a pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Ask(Question),
+    Do(Box<Decision>),
+}
+
+/// A fact that the decision needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Not a question: the label is to be brought up to the task's `idle_since`.
+    WriteIdleSince,
+    Job,
+    Runner,
+    /// The open jobs.
+    Jobs,
+}
+
+/// What to do, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub(super) status: Status,
+    /// The evidence.
+    pub(super) because: String,
+    pub(super) action: Action,
+    /// The next pass and its due time. A pass without one ends.
+    pub(super) next: Option<(Task, Timestamp)>,
+    /// Jobs that are given up on from now on: they belong into the VM's label.
+    pub(super) given_up: Vec<u64>,
+    /// Jobs that other VMs have to be told of: each gets a pass.
+    pub(super) tell: Vec<(Vm, JobRef)>,
+    pub(super) notices: Vec<Notice>,
+}
+
+/// What is done to the VM once the next pass was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Nothing,
+    Start,
+    Stop,
+}
+
+/// Something that an operator has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Notice {
+    Warning(String),
+    Error(String),
+}
+
+/// How long both sources may be forbidden before the VM is stopped without either.
+const BLIND_LIMIT: Duration = DAY;
+
+/// How long an operator's wish to start is tried.
+const OPERATOR_LIMIT: Duration = DAY;
+
+/// How long a job that is not queued yet is asked for while its VM is down. GitHub waits 30 days for a review.
+const PENDING_LIMIT: Duration = Duration::from_secs(30 * DAY.as_secs());
+
+/// The longest time between a pass that found the VM idle by one source and the pass that confirms it.
+const CONFIRMATION_LIMIT: Duration = Duration::from_secs(2 * MINUTE.as_secs());
+
+/// The next step for these facts.
+pub(super) fn decide(facts: &Facts<'_>) -> Step {
+    let mut pass = Pass::new(facts);
+    pass.rules().unwrap_or_else(|step| step)
+}
+
+/// The earliest time at which the VM may be stopped if nothing needs it.
+pub(super) fn stop_after(facts: &Facts<'_>) -> Timestamp {
+    Pass::new(facts).stop_after()
+}
+
+/// A rule's result: the rules after it apply, or it settles the next step.
+type Rule<T = ()> = Result<T, Step>;
+
+/// What the job in evidence says of the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Carried {
+    /// There is none, or it does not need this VM any more.
+    Nothing,
+    /// It is queued for the VM, with these labels.
+    Queued(JobRef),
+    /// It will be queued once something else is over.
+    Pending(JobRef),
+}
+
+/// The sources by which a VM is idle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Basis {
+    BothSources,
+    /// The other one is refused.
+    OneSource(String),
+    /// Both, but the jobs were read in several passes: one may have begun in between.
+    SeveralPasses,
+    /// Both have been refused for a day.
+    Neither(String),
+}
+
+/// The facts, and what the next pass has to know.
+struct Pass<'a> {
+    facts: &'a Facts<'a>,
+    next: Task,
+    given_up: Vec<u64>,
+    tell: Vec<(Vm, JobRef)>,
+    notices: Vec<Notice>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(facts: &'a Facts<'a>) -> Self {
+        let task = facts.task;
+        // Facts of this pass alone: it has to find them anew to hand them on.
+        let next = Task {
+            refused: Vec::new(),
+            confirming_at: None,
+            cursor: None,
+            lost_since: None,
+            unconfigured_since: None,
+            idle_since: Some(
+                facts.vm.idle_since.max(task.idle_since).unwrap_or(IdleSince::BEFORE_ALL),
+            ),
+            ..task.clone()
+        };
+        Self { facts, next, given_up: Vec::new(), tell: Vec::new(), notices: Vec::new() }
+    }
+
+    /// The rules in their order, numbered as in the module's documentation.
+    fn rules(&mut self) -> Rule<Step> {
+        self.bring_label_up_to_date()?;
+        self.superseded()?;
+        self.not_idle_long_enough()?;
+        self.in_transition()?;
+        let carried = self.evidence()?;
+        self.kept_up(&carried)?;
+        let runner = self.runner()?;
+        let demand = self.demand(runner, &carried)?;
+        self.needed(runner, demand, &carried)?;
+        if self.is_up() {
+            let basis = self.known_to_be_idle(runner, demand)?;
+            self.observed_to_be_kept_up()?;
+            self.idle_since_a_moment_ago()?;
+            self.confirmed(basis)?;
+            Ok(self.stop("nothing needs it"))
+        } else {
+            Ok(self.down_and_not_needed(demand, &carried))
+        }
+    }
+
+    // 1. The VM, and whether the task is the latest.
+
+    /// A crash came between the pass and the label of its event.
+    fn bring_label_up_to_date(&self) -> Rule {
+        let Facts { task, vm, .. } = self.facts;
+        let is_behind = task.idle_since > vm.idle_since
+            && task.idle_since > Some(IdleSince::BEFORE_ALL)
+            && !task.unmarked;
+        if self.is_task() && is_behind && !self.facts.label_settled {
+            return Err(Step::Ask(Question::WriteIdleSince));
+        }
+        Ok(())
+    }
+
+    /// The VM was needed since, so another pass is pending. A job in evidence that still waits is handed on to it.
+    fn superseded(&mut self) -> Rule {
+        if !self.is_task() || !self.facts.task.is_superseded_by(self.facts.vm.idle_since) {
+            return Ok(());
+        }
+        let Some(Evidence::Job(job)) = self.facts.task.evidence() else {
+            return Err(self.end(Status::Superseded, "the VM was needed since"));
+        };
+        match self.job()? {
+            JobState::Queued(_) if !self.is_given_up(job.id) => Ok(()),
+            JobState::Pending if !job.has_expired(self.now()) => Ok(()),
+            JobState::Unavailable(because) => {
+                let because = format!("{job} could not be queried ({because})");
+                Err(if self.is_up() {
+                    self.requeue_in_an_interval(Status::Unknown, because)
+                } else {
+                    self.start(because)
+                })
+            }
+            JobState::Running(RunsOn::Elsewhere(Some(other))) | JobState::ForAnother(other) => {
+                self.tell(other, job);
+                Err(self.end(Status::Superseded, "the VM was needed since"))
+            }
+            _ => Err(self.end(Status::Superseded, format!("{job} does not wait any more"))),
+        }
+    }
+
+    // 2. Before `stop_after` nothing has to be known.
+
+    fn not_idle_long_enough(&mut self) -> Rule {
+        if self.is_task() && self.is_up() && self.now() < self.stop_after() {
+            return Err(self.wait_until_stop_after("it was needed not long ago"));
+        }
+        Ok(())
+    }
+
+    fn stop_after(&self) -> Timestamp {
+        let Facts { vm, inactive, .. } = self.facts;
+        let idle_since = self.next.idle_since.unwrap_or(IdleSince::BEFORE_ALL);
+        let ends = [Some(idle_since.time()), self.next.completed_at, self.next.idle_at];
+        let idle_enough = ends.into_iter().flatten().max().map(|end| end + *inactive);
+        idle_enough.max(vm.boot_allowance_ends(idle_since)).unwrap_or_default()
+    }
+
+    fn wait_until_stop_after(&mut self, because: &str) -> Step {
+        let stop_after = self.stop_after();
+        let because = format!("{because}; it may be stopped at {}", stop_after.time_of_day());
+        let due = due_before(self.base(), stop_after);
+        self.requeue(due, Status::StopScheduled, because)
+    }
+
+    // 3. On its way down or up.
+
+    fn in_transition(&mut self) -> Rule {
+        let (asker, phase) = (self.facts.asker, self.facts.vm.phase);
+        let status = match (asker, phase) {
+            (_, Phase::Up) => return Ok(()),
+            (Asker::Task | Asker::Observer, Phase::Stopped | Phase::Suspended) => return Ok(()),
+            // An observer sees whether a job waits for it all the same.
+            (Asker::Observer, _) => return Ok(()),
+            (Asker::Operator | Asker::Force, Phase::Stopped | Phase::Suspended) => {
+                let because = format!("it is {}", self.facts.vm.status());
+                return Err(self.end(Status::AlreadyStopped, because));
+            }
+            (Asker::Force, Phase::Booting) => return Err(self.stop("an operator asked for it")),
+            (Asker::Operator | Asker::Force, Phase::Leaving) => Status::AlreadyStopped,
+            (Asker::Task, Phase::Leaving) => Status::Stopping,
+            (Asker::Task | Asker::Operator, Phase::Booting) => Status::StopScheduled,
+        };
+        self.clear_unclaimed();
+        let delay = if self.facts.task.evidence().is_some() { BUCKET } else { MINUTE };
+        let because = format!("it is {}", self.facts.vm.status());
+        Err(self.requeue(rounded_up(self.base() + delay), status, because))
+    }
+
+    // 4. The evidence.
+
+    fn evidence(&mut self) -> Rule<Carried> {
+        if self.facts.asker == Asker::Force {
+            return Err(self.stop("an operator asked for it"));
+        }
+        let now = self.now();
+        let job = match self.facts.task.evidence() {
+            None => return Ok(Carried::Nothing),
+            Some(Evidence::Operator(since)) => {
+                let is_tried = !self.is_up() && now.since(since) < OPERATOR_LIMIT;
+                if is_tried {
+                    return Err(self.start("an operator asked for it"));
+                }
+                self.next.operator = None;
+                return Ok(Carried::Nothing);
+            }
+            Some(Evidence::Job(job)) => job,
+        };
+        let up = self.is_up();
+        match self.job()? {
+            JobState::Running(place) if up => self.running(&job, &place),
+            JobState::Running(RunsOn::Elsewhere(Some(other))) | JobState::ForAnother(other) => {
+                self.tell(other, job);
+                Ok(self.dropped())
+            }
+            JobState::Running(_) => Ok(self.dropped()),
+            JobState::Queued(labels) => Ok(Carried::Queued(JobRef { labels, ..job })),
+            JobState::Pending => self.pending(JobRef { queued_at: now, ..job }),
+            JobState::Completed(at) => {
+                self.next.completed_at = self.next.completed_at.max(at);
+                Ok(self.dropped())
+            }
+            JobState::Gone(_) => Ok(self.dropped()),
+            JobState::Unavailable(because) => {
+                let because = format!("{job} could not be queried ({because})");
+                Err(if up { self.unknown(because) } else { self.start(because) })
+            }
+            JobState::Forbidden(because) if up => {
+                self.notices.push(Notice::Warning(because));
+                Ok(self.dropped())
+            }
+            JobState::Forbidden(because) => {
+                self.notices.push(Notice::Warning(because));
+                Err(self.start(format!("{job} waited for it when it was last known")))
+            }
+        }
+    }
+
+    /// The VM is up, and the job in evidence runs.
+    fn running(&mut self, job: &JobRef, place: &RunsOn) -> Rule<Carried> {
+        let here = match place {
+            RunsOn::Here => true,
+            RunsOn::HereIfUnregistered => !self.runner_known_so_far()?.is_registered(),
+            RunsOn::Elsewhere(_) => false,
+        };
+        if here {
+            // If the VM vanishes, the job waits from then on.
+            self.next.job = Some(JobRef { queued_at: self.now(), ..job.clone() });
+            return Err(self.busy(format!("{job} is running on it")));
+        }
+        if let RunsOn::Elsewhere(Some(other)) = place {
+            self.tell(other.clone(), job.clone());
+        }
+        Ok(self.dropped())
+    }
+
+    fn pending(&mut self, job: JobRef) -> Rule<Carried> {
+        if let Some(since) = self.facts.task.pending_since.filter(|_| !self.is_up()) {
+            if self.now().since(since) >= PENDING_LIMIT {
+                return Ok(self.dropped());
+            }
+            let because = format!("{job} is not queued yet");
+            self.next.job = Some(job);
+            return Err(self.requeue_in_an_interval(Status::StartScheduled, because));
+        }
+        // Once the VM was up, other jobs may have run on it.
+        (self.next.job, self.next.pending_since) = (Some(job.clone()), None);
+        Ok(Carried::Pending(job))
+    }
+
+    /// Another VM runs the job, or it is queued for that one: only a pass of that VM learns if it vanishes. If it does,
+    /// the job waits from then on.
+    fn tell(&mut self, other: Vm, job: JobRef) {
+        self.tell.push((other, JobRef { queued_at: self.now(), ..job }));
+    }
+
+    fn dropped(&mut self) -> Carried {
+        (self.next.job, self.next.pending_since) = (None, None);
+        Carried::Nothing
+    }
+
+    // 5. Held, or impossible to stop.
+
+    fn kept_up(&mut self, carried: &Carried) -> Rule {
+        let Facts { vm, discard_local_ssd, .. } = self.facts;
+        if !self.is_task() || !self.is_up() {
+            return Ok(());
+        }
+        if vm.is_held() {
+            return Err(self.requeue_in_an_interval(Status::Held, "it carries the hold label"));
+        }
+        if vm.instance.has_local_ssd && !discard_local_ssd && *carried == Carried::Nothing {
+            let because = "a stop would lose its local SSD: set \"discard_local_ssd\": true in its entry, or stop it \
+                           by other means";
+            self.notices.push(Notice::Error(because.to_owned()));
+            let due = self.count_stop();
+            return Err(self.requeue(due, Status::StopScheduled, because));
+        }
+        Ok(())
+    }
+
+    // 6. Source one: the runner.
+
+    fn runner(&mut self) -> Rule<&'a RunnerState> {
+        let runner = self.runner_known_so_far()?;
+        if let RunnerState::Forbidden(_) = runner {
+            self.note_refusal(Source::Runner);
+        }
+        if let (RunnerState::Busy { because, offline }, true) = (runner, self.is_up()) {
+            if *offline {
+                let since = self.facts.task.lost_since.unwrap_or(self.now());
+                self.next.lost_since = Some(since);
+                if self.now().since(since) >= HOUR {
+                    self.notices.push(Notice::Error(format!(
+                        "{because}, but has been offline since {}: see on the VM whether the runner's service runs",
+                        since.rfc3339()
+                    )));
+                }
+            }
+            // A job says more, where it is known already.
+            let job = self.facts.demand.as_ref().and_then(|demand| demand.running.as_ref());
+            let job = job.map(|job| format!("{job} is running on it"));
+            return Err(self.busy(job.unwrap_or(because.clone())));
+        }
+        Ok(runner)
+    }
+
+    fn runner_known_so_far(&self) -> Rule<&'a RunnerState> {
+        self.facts.runner.as_ref().ok_or(Step::Ask(Question::Runner))
+    }
+
+    // 7. Source two: the open jobs.
+
+    /// Nothing if the runner could not be queried: another question would not be answered either.
+    fn demand(&mut self, runner: &RunnerState, carried: &Carried) -> Rule<Option<&'a Demand>> {
+        if matches!(runner, RunnerState::Unavailable(_)) {
+            return Ok(None);
+        }
+        // A VM that is down is started for the job in evidence; the lists would only delay it.
+        if !self.is_up() && self.first_that_counts(runner, None, carried).is_some() {
+            return Ok(None);
+        }
+        let Some(demand) = &self.facts.demand else { return Err(Step::Ask(Question::Jobs)) };
+        if let Coverage::Forbidden(_) = demand.coverage {
+            self.note_refusal(Source::Jobs);
+        }
+        self.notices.extend(demand.leftovers.iter().map(|job| {
+            Notice::Warning(format!(
+                "{job} has been running for more than 5 days according to GitHub, which ends jobs after that: it does \
+                 not count"
+            ))
+        }));
+        if let (Some(job), true) = (&demand.running, self.is_up()) {
+            return Err(self.busy(format!("{job} is running on it")));
+        }
+        Ok(Some(demand))
+    }
+
+    // 8. Needed.
+
+    fn needed(&mut self, runner: &RunnerState, demand: Option<&Demand>, carried: &Carried) -> Rule {
+        self.track_unclaimed(runner, demand, carried);
+        let Some(job) = self.first_that_counts(runner, demand, carried) else { return Ok(()) };
+        let because = format!("{job} is queued for it");
+        (self.next.job, self.next.pending_since) = (Some(job), None);
+        if let (false, Some(demand)) = (self.is_up(), demand) {
+            self.tell.extend(demand.elsewhere.iter().map(|(vm, job)| (vm.clone(), job.clone())));
+        }
+        Err(self.start(because))
+    }
+
+    /// The job in evidence, or else the first one found, that is queued, fits the runner, and was not given up on.
+    fn first_that_counts(
+        &self,
+        runner: &RunnerState,
+        demand: Option<&Demand>,
+        carried: &Carried,
+    ) -> Option<JobRef> {
+        let carried = match carried {
+            Carried::Queued(job) => Some(job),
+            Carried::Nothing | Carried::Pending(_) => None,
+        };
+        let found = demand.into_iter().flat_map(|demand| &demand.queued);
+        let counts = |job: &&JobRef| runner.fits(&job.labels) && !self.is_given_up(job.id);
+        carried.into_iter().chain(found).find(counts).cloned()
+    }
+
+    fn is_given_up(&self, job: u64) -> bool {
+        self.facts.vm.given_up.contains(&job) || self.next.unclaimed.is_given_up(job)
+    }
+
+    /// Notes which jobs are queued although the VM is free for them.
+    fn track_unclaimed(
+        &mut self,
+        runner: &RunnerState,
+        demand: Option<&Demand>,
+        carried: &Carried,
+    ) {
+        if !self.is_up() {
+            return self.clear_unclaimed();
+        }
+        let (RunnerState::Idle(_), Some(demand)) = (runner, demand) else { return };
+        let carried = match carried {
+            Carried::Queued(job) => Some(job),
+            Carried::Nothing | Carried::Pending(_) => None,
+        };
+        let fitting =
+            carried.into_iter().chain(&demand.queued).filter(|job| runner.fits(&job.labels));
+        let mut jobs = Vec::new();
+        for job in fitting {
+            if !jobs.contains(&job.id) {
+                jobs.push(job.id);
+            }
+        }
+        let (before, now) = (&self.facts.task.unclaimed, self.now());
+        let after = match &demand.coverage {
+            Coverage::Complete if self.facts.task.cursor.is_none() => before.saw_all(&jobs, now),
+            Coverage::Complete | Coverage::Partial { resume: Some(_), .. } => {
+                before.saw_some(&jobs, now)
+            }
+            Coverage::Partial { resume: None, .. } | Coverage::Forbidden(_) => return,
+        };
+        let newly = |job: &u64| after.is_given_up(*job) && !self.facts.vm.given_up.contains(job);
+        let newly: Vec<u64> = jobs.into_iter().filter(newly).collect();
+        for job in &newly {
+            self.notices.push(Notice::Warning(format!(
+                "job {job} has been queued for an hour while the VM was free for it: it does not count any more; see \
+                 which runner group and labels it asks for"
+            )));
+        }
+        self.given_up = newly;
+        self.next.unclaimed = after;
+    }
+
+    fn clear_unclaimed(&mut self) {
+        self.next.unclaimed = self.facts.task.unclaimed.cleared();
+    }
+
+    // 9. Down, and nothing needs it.
+
+    fn down_and_not_needed(&mut self, demand: Option<&Demand>, carried: &Carried) -> Step {
+        let status = self.facts.vm.status();
+        let Some(demand) = demand else {
+            let because = match &self.facts.runner {
+                Some(RunnerState::Unavailable(because)) => because.as_str(),
+                _ => "its runner could not be queried",
+            };
+            let because = format!("it is {status}; GitHub could not be queried ({because})");
+            return self.requeue_in_an_interval(Status::Unknown, because);
+        };
+        self.tell.extend(demand.elsewhere.iter().map(|(vm, job)| (vm.clone(), job.clone())));
+        let pending = match carried {
+            Carried::Pending(job) => Some(job),
+            Carried::Nothing | Carried::Queued(_) => demand.pending.as_ref(),
+        };
+        self.next.job = pending.cloned();
+        if let Coverage::Partial { because, resume } = &demand.coverage {
+            let because = format!("it is {status}; the open jobs were not all read ({because})");
+            if resume.is_some() {
+                self.next.cursor.clone_from(resume);
+                return self.requeue(rounded_up(self.base() + BUCKET), Status::Unknown, because);
+            }
+            return self.requeue_in_an_interval(Status::Unknown, because);
+        }
+        let refusal = match (&self.facts.runner, &demand.coverage) {
+            (_, Coverage::Forbidden(because)) if self.refused_only_now(Source::Jobs) => {
+                Some(because)
+            }
+            (Some(RunnerState::Forbidden(because)), _) if self.refused_only_now(Source::Runner) => {
+                Some(because)
+            }
+            _ => None,
+        };
+        if let Some(because) = refusal {
+            let because = format!("it is {status}; {because}");
+            return self.requeue_in_an_interval(Status::Unknown, because);
+        }
+        if let Some(job) = pending {
+            // From the next pass on, only this job is asked for.
+            self.next.pending_since = Some(self.now());
+            let because = format!("it is {status}; {job} is not queued yet");
+            return self.requeue_in_an_interval(Status::StartScheduled, because);
+        }
+        if let Some(job) = &demand.running {
+            let because = format!("it is {status}, but GitHub shows {job} running on it");
+            return self.requeue_in_an_interval(Status::Busy, because);
+        }
+        self.end(Status::AlreadyStopped, format!("it is {status}, and nothing needs it"))
+    }
+
+    // 10. Up, and no source says that it is needed.
+
+    /// Both sources, or the one that may be asked, were read to the end.
+    fn known_to_be_idle(&mut self, runner: &RunnerState, demand: Option<&Demand>) -> Rule<Basis> {
+        let Some(demand) = demand else {
+            let because = match runner {
+                RunnerState::Unavailable(because) => because.as_str(),
+                _ => "its runner was not queried",
+            };
+            return Err(self.unknown(format!("GitHub could not be queried ({because})")));
+        };
+        let jobs_refused = match &demand.coverage {
+            Coverage::Complete => None,
+            Coverage::Partial { because, resume } => {
+                let because = format!("the open jobs were not all read ({because})");
+                let Some(cursor) = resume else { return Err(self.unknown(because)) };
+                self.next.cursor = Some(cursor.clone());
+                self.next.confirming_at = self.facts.task.confirming_at;
+                let due = rounded_up(self.base() + BUCKET);
+                return Err(self.requeue(due, Status::Unknown, because));
+            }
+            Coverage::Forbidden(because) => Some(because),
+        };
+        let runner_refused = match runner {
+            RunnerState::Forbidden(because) => Some(because),
+            _ => None,
+        };
+        for (refusal, source) in [(runner_refused, Source::Runner), (jobs_refused, Source::Jobs)] {
+            if let Some(because) = refusal.filter(|_| self.refused_only_now(source)) {
+                return Err(self.unknown(because.clone()));
+            }
+        }
+        let basis = match (runner_refused, jobs_refused) {
+            (Some(runner), Some(jobs)) => Basis::Neither(format!("{runner}; {jobs}")),
+            // A runner that no list knows is no source: a job may run on it under another name.
+            (None, Some(jobs)) if !runner.is_registered() => {
+                Basis::Neither(format!("no runner of its name is registered; {jobs}"))
+            }
+            (Some(because), None) | (None, Some(because)) => Basis::OneSource(because.clone()),
+            (None, None) if self.facts.task.cursor.is_some() => Basis::SeveralPasses,
+            (None, None) => Basis::BothSources,
+        };
+        if let Basis::Neither(because) = &basis {
+            self.blind(because)?;
+        } else {
+            self.next.forbidden_since = None;
+        }
+        Ok(basis)
+    }
+
+    /// Neither source may be asked, and no pass will ever learn more.
+    fn blind(&mut self, because: &str) -> Rule {
+        let since = self.facts.task.forbidden_since.unwrap_or(self.now());
+        self.next.forbidden_since = Some(since);
+        if self.is_task() && self.now().since(since) >= BLIND_LIMIT {
+            return Ok(());
+        }
+        self.notices.push(Notice::Warning(because.to_owned()));
+        Err(self.usual(Status::Unknown, because))
+    }
+
+    /// A `completed` may be late, or lost: the VM stays up for a while after the last pass that saw it at work.
+    fn idle_since_a_moment_ago(&mut self) -> Rule {
+        let was_busy = self.next.busy_at.is_some_and(|busy| {
+            self.next.idle_since.is_none_or(|idle_since| busy > idle_since.time())
+        });
+        if self.is_task() && was_busy && self.next.idle_at.is_none() {
+            self.next.idle_at = Some(self.now());
+            return Err(self.wait_until_stop_after("it is idle now"));
+        }
+        if matches!(self.facts.asker, Asker::Task | Asker::Observer)
+            && self.now() < self.stop_after()
+        {
+            return Err(self.wait_until_stop_after("nothing needs it"));
+        }
+        Ok(())
+    }
+
+    /// A task has been through this before GitHub was asked.
+    fn observed_to_be_kept_up(&mut self) -> Rule {
+        let vm = &self.facts.vm;
+        match self.facts.asker {
+            Asker::Observer if vm.phase != Phase::Up => {
+                Err(self.end(Status::StopScheduled, format!("it is {}", vm.status())))
+            }
+            Asker::Observer if vm.is_held() => {
+                Err(self.end(Status::Held, "it carries the hold label"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One source alone, or a scan that took several passes, has to say so twice, a minute apart.
+    fn confirmed(&mut self, basis: Basis) -> Rule {
+        let because = match basis {
+            Basis::BothSources => return Ok(()),
+            Basis::OneSource(because) => {
+                self.notices.push(Notice::Warning(because.clone()));
+                because
+            }
+            Basis::SeveralPasses => {
+                "nothing needs it, but the jobs were read in several passes".to_owned()
+            }
+            Basis::Neither(because) => {
+                let error =
+                    format!("neither source could be asked for a day, so it is stopped: {because}");
+                self.notices.push(Notice::Error(error));
+                return Ok(());
+            }
+        };
+        let began = self.facts.task.cursor.as_ref().map_or(self.now(), |cursor| cursor.began);
+        let confirms = |at: Timestamp| began > at && began.since(at) <= CONFIRMATION_LIMIT;
+        if !self.is_task() || self.facts.task.confirming_at.is_some_and(confirms) {
+            return Ok(());
+        }
+        self.next.confirming_at = Some(self.now());
+        let due = rounded_up(self.base() + MINUTE);
+        Err(self.requeue(due, Status::Confirming, because))
+    }
+
+    // What the rules share.
+
+    fn is_task(&self) -> bool {
+        self.facts.asker == Asker::Task
+    }
+
+    fn now(&self) -> Timestamp {
+        self.facts.now
+    }
+
+    fn base(&self) -> Timestamp {
+        schedule_base(self.now(), self.facts.task.due)
+    }
+
+    /// It works, or could in a moment.
+    fn is_up(&self) -> bool {
+        match self.facts.vm.phase {
+            Phase::Up => true,
+            Phase::Booting => self.facts.asker == Asker::Observer,
+            Phase::Stopped | Phase::Suspended | Phase::Leaving => false,
+        }
+    }
+
+    /// The state of the job in evidence. The first refusal of a pass counts as no answer.
+    fn job(&mut self) -> Rule<JobState> {
+        let Some(state) = &self.facts.job else { return Err(Step::Ask(Question::Job)) };
+        match state {
+            JobState::Forbidden(because) => {
+                let first = self.refused_only_now(Source::Job);
+                self.note_refusal(Source::Job);
+                Ok(if first { JobState::Unavailable(because.clone()) } else { state.clone() })
+            }
+            state => Ok(state.clone()),
+        }
+    }
+
+    fn note_refusal(&mut self, source: Source) {
+        if !self.next.refused.contains(&source) {
+            self.next.refused.push(source);
+        }
+    }
+
+    /// No pass ends on a single refusal: a new installation token is refused for seconds.
+    fn refused_only_now(&self, source: Source) -> bool {
+        self.is_task() && !self.facts.task.refused.contains(&source)
+    }
+
+    fn busy(&mut self, because: String) -> Step {
+        self.next.busy_at = Some(self.now());
+        self.next.idle_at = None;
+        self.next.forbidden_since = None;
+        self.next.stops = 0;
+        self.clear_unclaimed();
+        self.usual(Status::Busy, because)
+    }
+
+    fn unknown(&mut self, because: String) -> Step {
+        self.next.forbidden_since = None;
+        self.usual(Status::Unknown, because)
+    }
+
+    /// The VM has to be up: start it, if it is not.
+    fn start(&mut self, because: impl Into<String>) -> Step {
+        let status = if self.is_up() { Status::Busy } else { Status::Starting };
+        (self.next.stops, self.next.idle_at) = (0, None);
+        if !self.is_up() {
+            self.clear_unclaimed();
+        }
+        let due = next_interval(self.base());
+        let action = if self.is_up() { Action::Nothing } else { Action::Start };
+        let next = Some((self.next.clone(), due));
+        self.decision(status, because, action, next)
+    }
+
+    fn stop(&mut self, because: &str) -> Step {
+        let due = self.count_stop();
+        let next = Some((self.next.clone(), due));
+        self.decision(Status::Stopping, because, Action::Stop, next)
+    }
+
+    /// Counts a stop; the due time of the pass after it.
+    fn count_stop(&mut self) -> Timestamp {
+        let due = due_after_stop(self.base(), self.facts.task.stops);
+        self.next.stops = self.facts.task.stops.saturating_add(1);
+        self.next.passes = 0;
+        due
+    }
+
+    /// Requeues after the usual interval.
+    fn usual(&mut self, status: Status, because: impl Into<String>) -> Step {
+        let due = usual_due(self.base(), self.facts.task.passes);
+        self.next.passes = self.facts.task.passes.saturating_add(1);
+        self.requeue(due, status, because)
+    }
+
+    fn requeue_in_an_interval(&mut self, status: Status, because: impl Into<String>) -> Step {
+        self.requeue(next_interval(self.base()), status, because)
+    }
+
+    fn requeue(&mut self, due: Timestamp, status: Status, because: impl Into<String>) -> Step {
+        let next = Some((self.next.clone(), due));
+        self.decision(status, because, Action::Nothing, next)
+    }
+
+    fn end(&mut self, status: Status, because: impl Into<String>) -> Step {
+        self.decision(status, because, Action::Nothing, None)
+    }
+
+    fn decision(
+        &mut self,
+        status: Status,
+        because: impl Into<String>,
+        action: Action,
+        next: Option<(Task, Timestamp)>,
+    ) -> Step {
+        Step::Do(Box::new(Decision {
+            status,
+            because: because.into(),
+            action,
+            next,
+            given_up: std::mem::take(&mut self.given_up),
+            tell: std::mem::take(&mut self.tell),
+            notices: std::mem::take(&mut self.notices),
+        }))
+    }
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

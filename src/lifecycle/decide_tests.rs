@@ -1,0 +1,1126 @@
+//! The rules of a pass: a table for each step, and every combination of abstract facts held against what must be true
+//! of any decision.
+
+use super::*;
+use crate::clients::compute::{Instance, Labels, Status as InstanceStatus};
+use crate::fleet::Label;
+use crate::lifecycle::task::Cursor;
+use crate::lifecycle::vm::{GIVEN_UP_LABEL, HOLD_LABEL, IDLE_SINCE_LABEL};
+
+/// Noon, a multiple of five minutes.
+const NOW: u64 = 1_800_000_000;
+
+const INACTIVE: Duration = Duration::from_secs(15 * 60);
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_unix_seconds(seconds)
+}
+
+fn ago(minutes: u64) -> Timestamp {
+    at(NOW - 60 * minutes)
+}
+
+fn ahead(seconds: u64) -> Timestamp {
+    at(NOW + seconds)
+}
+
+fn labels(text: &str) -> Vec<Label> {
+    text.split_whitespace().map(Label::from).collect()
+}
+
+fn a_job(id: u64) -> JobRef {
+    JobRef { repo: "acme/app".into(), id, queued_at: ago(90), labels: labels("self-hosted gpu") }
+}
+
+fn other_vm() -> Vm {
+    Vm::new("other", "z")
+}
+
+fn registered() -> RunnerState {
+    RunnerState::Idle(vec![labels("self-hosted linux x64 gpu")])
+}
+
+fn runner_busy() -> RunnerState {
+    RunnerState::Busy { because: "its runner in acme/app is busy".into(), offline: false }
+}
+
+fn partial(resume: bool) -> Coverage {
+    let cursor = Cursor {
+        repo: "acme/app".into(),
+        list: 3,
+        before: None,
+        began: at(NOW),
+        up: true,
+        listed: Vec::new(),
+    };
+    Coverage::Partial { because: "503".into(), resume: resume.then_some(cursor) }
+}
+
+fn with_coverage(coverage: Coverage) -> Demand {
+    Demand { coverage, ..Demand::default() }
+}
+
+/// What one row of a table starts from: a VM that was last needed an hour ago, has been up for two, and its task.
+#[derive(Clone)]
+struct Case {
+    asker: Asker,
+    status: &'static str,
+    label: Option<Timestamp>,
+    started: Timestamp,
+    held: bool,
+    local_ssd: bool,
+    given_up: Vec<u64>,
+    label_settled: bool,
+    task: Task,
+    job: Option<JobState>,
+    runner: RunnerState,
+    demand: Demand,
+}
+
+fn idle() -> Case {
+    let task = Task::new(&Vm::new("gpu-1", "z"), IdleSince::of_event(ago(60)));
+    Case {
+        asker: Asker::Task,
+        status: "RUNNING",
+        label: Some(ago(60)),
+        started: ago(120),
+        held: false,
+        local_ssd: false,
+        given_up: Vec::new(),
+        label_settled: false,
+        task: Task { due: at(NOW), ..task },
+        job: None,
+        runner: registered(),
+        demand: Demand::default(),
+    }
+}
+
+fn down() -> Case {
+    Case { status: "TERMINATED", ..idle() }
+}
+
+impl Case {
+    fn with(self, change: impl FnOnce(&mut Self)) -> Self {
+        let mut case = self;
+        change(&mut case);
+        case
+    }
+
+    /// The job in evidence, and what GitHub says of it.
+    fn carrying(self, state: JobState) -> Self {
+        self.with(|case| {
+            case.task.job = Some(a_job(7));
+            case.job = Some(state);
+        })
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        let mut all = Labels::new();
+        if let Some(label) = self.label {
+            all.insert(IDLE_SINCE_LABEL.into(), label.unix_seconds().to_string());
+        }
+        if self.held {
+            all.insert(HOLD_LABEL.into(), "1".into());
+        }
+        if !self.given_up.is_empty() {
+            let ids: Vec<String> = self.given_up.iter().map(u64::to_string).collect();
+            all.insert(GIVEN_UP_LABEL.into(), ids.join("_"));
+        }
+        let instance = Instance {
+            id: "1".into(),
+            status: InstanceStatus::from(self.status),
+            labels: all,
+            label_fingerprint: String::new(),
+            last_start: Some(self.started),
+            last_stop: None,
+            last_suspend: None,
+            has_local_ssd: self.local_ssd,
+        };
+        Facts {
+            asker: self.asker,
+            now: at(NOW),
+            inactive: INACTIVE,
+            discard_local_ssd: false,
+            label_settled: self.label_settled,
+            task: &self.task,
+            vm: VmSnapshot::new(instance, at(NOW)),
+            job: None,
+            runner: None,
+            demand: None,
+        }
+    }
+
+    /// Answers the questions as a driver would: what was asked, in order, and the decision.
+    fn play(&self) -> (Vec<Question>, Decision) {
+        let (mut facts, mut asked) = (self.facts(), Vec::new());
+        loop {
+            match decide(&facts) {
+                Step::Do(decision) => return (asked, *decision),
+                Step::Ask(question) => {
+                    assert!(!asked.contains(&question), "{question:?} is asked twice");
+                    asked.push(question);
+                    match question {
+                        Question::WriteIdleSince => facts.label_settled = true,
+                        Question::Job => facts.job.clone_from(&self.job),
+                        Question::Runner => facts.runner = Some(self.runner.clone()),
+                        Question::Jobs => facts.demand = Some(self.demand.clone()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Checks the questions, the word, what is done, and when the next pass comes.
+    #[track_caller]
+    fn gives(
+        &self,
+        asked: &[Question],
+        status: Status,
+        action: Action,
+        next: Option<u64>,
+    ) -> Decision {
+        let (questions, decision) = self.play();
+        let due = decision.next.as_ref().map(|(_, due)| due.unix_seconds() - NOW);
+        assert_eq!(
+            (questions.as_slice(), decision.status, decision.action, due),
+            (asked, status, action, next),
+            "{decision:#?}"
+        );
+        decision
+    }
+}
+
+fn next(decision: &Decision) -> &Task {
+    &decision.next.as_ref().expect("a next pass").0
+}
+
+use Action::{Nothing, Start, Stop};
+use Question::{Job, Jobs, Runner, WriteIdleSince};
+
+const NO_QUESTION: &[Question] = &[];
+
+#[test]
+fn step_1_a_newer_label_supersedes_a_task_unless_its_job_still_waits() {
+    let newer = |case: Case| case.with(|case| case.label = Some(ago(30)));
+    newer(idle()).gives(NO_QUESTION, Status::Superseded, Nothing, None);
+    newer(down()).gives(NO_QUESTION, Status::Superseded, Nothing, None);
+    newer(down().with(|case| case.task.operator = Some(ago(5)))).gives(
+        NO_QUESTION,
+        Status::Superseded,
+        Nothing,
+        None,
+    );
+    // (a) It goes on with the label's value.
+    let queued = newer(down().carrying(JobState::Queued(labels("gpu"))));
+    let started = queued.gives(&[Job, Runner], Status::Starting, Start, Some(300));
+    assert_eq!(next(&started).idle_since, Some(IdleSince::of_event(ago(30))));
+    assert_eq!(next(&started).job.as_ref().unwrap().id, 7);
+    newer(down().carrying(JobState::Pending)).gives(
+        &[Job, Runner, Jobs],
+        Status::StartScheduled,
+        Nothing,
+        Some(300),
+    );
+    // (b)
+    let unavailable = || JobState::Unavailable("503".into());
+    let started =
+        newer(down().carrying(unavailable())).gives(&[Job], Status::Starting, Start, Some(300));
+    assert_eq!(next(&started).idle_since, Some(IdleSince::of_event(ago(30))));
+    newer(idle().carrying(unavailable())).gives(&[Job], Status::Unknown, Nothing, Some(300));
+    // (c)
+    for state in [
+        JobState::Running(RunsOn::Here),
+        JobState::Completed(None),
+        JobState::Gone(""),
+        JobState::ForAnother(other_vm()),
+        JobState::Running(RunsOn::Elsewhere(Some(other_vm()))),
+    ] {
+        newer(down().carrying(state)).gives(&[Job], Status::Superseded, Nothing, None);
+    }
+    let given_up = newer(down().carrying(JobState::Queued(labels("gpu"))));
+    given_up.with(|case| case.given_up = vec![7]).gives(&[Job], Status::Superseded, Nothing, None);
+    let pending_for_long = newer(down().carrying(JobState::Pending));
+    pending_for_long.with(|case| case.task.job.as_mut().unwrap().queued_at = ago(24 * 60)).gives(
+        &[Job],
+        Status::Superseded,
+        Nothing,
+        None,
+    );
+}
+
+#[test]
+fn step_1_an_older_label_is_written_first() {
+    let older = idle().with(|case| case.label = Some(ago(90)));
+    older.gives(&[WriteIdleSince, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let none = idle().with(|case| case.label = None);
+    none.gives(&[WriteIdleSince, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let unmarked = none.with(|case| case.task.unmarked = true);
+    unmarked.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+}
+
+#[test]
+fn step_1_tasks_without_the_label_or_without_our_fields_still_work() {
+    // Where labels cannot be written, no label supersedes.
+    let unmarked = idle().with(|case| (case.task.unmarked, case.label) = (true, Some(ago(30))));
+    unmarked.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let original = idle().with(|case| case.task.idle_since = None);
+    original.gives(NO_QUESTION, Status::Superseded, Nothing, None);
+    let unlabelled = original.with(|case| case.label = None);
+    let stopped = unlabelled.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!(next(&stopped).idle_since, Some(IdleSince::BEFORE_ALL), "any event supersedes it");
+}
+
+#[test]
+fn step_2_nothing_is_asked_before_stop_after() {
+    let needed = |minutes| {
+        idle().with(|case| {
+            case.label = Some(ago(minutes));
+            case.task.idle_since = Some(IdleSince::of_event(ago(minutes)));
+        })
+    };
+    needed(1).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(300));
+    needed(11).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(240));
+    needed(15).gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    // The boot allowance, if it was started after `idle_since`, with a bucket's slack.
+    let booted = idle().with(|case| case.started = ago(2));
+    booted.gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(180));
+    let with_the_event = needed(16).with(|case| case.started = at(NOW - 16 * 60 - 20));
+    with_the_event.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    // What earlier passes saw.
+    let idle_again = idle().with(|case| case.task.idle_at = Some(ago(13)));
+    idle_again.gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(120));
+    let completed = idle().with(|case| case.task.completed_at = Some(ago(14)));
+    completed.gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(60));
+}
+
+#[test]
+fn step_2_a_clock_that_is_behind_schedules_after_the_task() {
+    let early = idle().with(|case| {
+        case.label = Some(ahead(60) - INACTIVE);
+        case.task.idle_since = Some(IdleSince::of_event(ahead(60) - INACTIVE));
+        case.task.due = ahead(60);
+    });
+    early.gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(90));
+}
+
+#[test]
+fn step_3_a_vm_on_its_way_is_looked_at_in_a_minute_and_sooner_with_evidence() {
+    for (status, word) in [
+        ("STOPPING", Status::Stopping),
+        ("SUSPENDING", Status::Stopping),
+        ("HIBERNATING", Status::Stopping),
+        ("PROVISIONING", Status::StopScheduled),
+        ("REPAIRING", Status::StopScheduled),
+    ] {
+        let on_its_way = idle().with(|case| case.status = status);
+        on_its_way.gives(NO_QUESTION, word, Nothing, Some(60));
+        let carrying = on_its_way.clone().carrying(JobState::Queued(Vec::new()));
+        carrying.gives(NO_QUESTION, word, Nothing, Some(30));
+        let operator = on_its_way.with(|case| case.task.operator = Some(ago(1)));
+        operator.gives(NO_QUESTION, word, Nothing, Some(30));
+    }
+}
+
+#[test]
+fn step_4_the_job_in_evidence_while_the_vm_is_up() {
+    let here = idle().carrying(JobState::Running(RunsOn::Here));
+    let busy = here.gives(&[Job], Status::Busy, Nothing, Some(60));
+    assert_eq!(
+        next(&busy).job.as_ref().unwrap().queued_at,
+        at(NOW),
+        "it waits from now if the VM vanishes"
+    );
+    assert_eq!(next(&busy).busy_at, Some(at(NOW)));
+    let elsewhere = idle().carrying(JobState::Running(RunsOn::Elsewhere(Some(other_vm()))));
+    let dropped = elsewhere.gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!((next(&dropped).job.clone(), dropped.tell.len()), (None, 1));
+    let perhaps = idle().carrying(JobState::Running(RunsOn::HereIfUnregistered));
+    perhaps.gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let unregistered = perhaps.with(|case| case.runner = RunnerState::Idle(Vec::new()));
+    unregistered.gives(&[Job, Runner], Status::Busy, Nothing, Some(60));
+    let queued = idle().carrying(JobState::Queued(labels("gpu")));
+    queued.gives(&[Job, Runner, Jobs], Status::Busy, Nothing, Some(300));
+    let unfit = idle().carrying(JobState::Queued(labels("arm64")));
+    unfit.gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let pending = idle().carrying(JobState::Pending);
+    let stopped = pending.gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert!(next(&stopped).job.is_some() && next(&stopped).pending_since.is_none());
+    let completed = idle().carrying(JobState::Completed(Some(ago(10))));
+    let waits = completed.gives(&[Job, Runner, Jobs], Status::StopScheduled, Nothing, Some(300));
+    assert_eq!((next(&waits).job.clone(), next(&waits).completed_at), (None, Some(ago(10))));
+    idle().carrying(JobState::Gone("")).gives(
+        &[Job, Runner, Jobs],
+        Status::Stopping,
+        Stop,
+        Some(120),
+    );
+    let unavailable = idle().carrying(JobState::Unavailable("503".into()));
+    let unknown = unavailable.gives(&[Job], Status::Unknown, Nothing, Some(60));
+    assert!(next(&unknown).job.is_some());
+    let operator = idle().with(|case| case.task.operator = Some(ago(3)));
+    let stopped = operator.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!(next(&stopped).operator, None);
+}
+
+#[test]
+fn step_4_the_job_in_evidence_while_the_vm_is_down() {
+    let queued = down().carrying(JobState::Queued(labels("gpu")));
+    queued.gives(&[Job, Runner], Status::Starting, Start, Some(300));
+    for unknown in
+        [RunnerState::Idle(Vec::new()), RunnerState::Unavailable("503".into()), runner_busy()]
+    {
+        // Without the runner's labels, all labels fit.
+        let case = queued.clone().with(|case| case.runner = unknown);
+        case.gives(&[Job, Runner], Status::Starting, Start, Some(300));
+    }
+    let unfit = down().carrying(JobState::Queued(labels("arm64")));
+    unfit.gives(&[Job, Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    let given_up = queued.with(|case| case.given_up = vec![7]);
+    given_up.gives(&[Job, Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    for state in [JobState::Running(RunsOn::Here), JobState::Completed(None), JobState::Gone("")] {
+        down().carrying(state).gives(&[Job, Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    }
+    down().carrying(JobState::Unavailable("503".into())).gives(
+        &[Job],
+        Status::Starting,
+        Start,
+        Some(300),
+    );
+    let another = down().carrying(JobState::ForAnother(other_vm()));
+    let ended = another.gives(&[Job, Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    assert_eq!(ended.tell[0].0, other_vm());
+    let operator = |minutes| down().with(|case| case.task.operator = Some(ago(minutes)));
+    operator(3).gives(NO_QUESTION, Status::Starting, Start, Some(300));
+    operator(24 * 60).gives(&[Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+}
+
+#[test]
+fn step_4_a_job_that_is_not_queued_yet_is_asked_for_alone_once_the_lists_were_read() {
+    let pending = down().carrying(JobState::Pending);
+    let first = pending.gives(&[Job, Runner, Jobs], Status::StartScheduled, Nothing, Some(300));
+    assert_eq!(next(&first).pending_since, Some(at(NOW)));
+    let alone = pending.clone().with(|case| case.task.pending_since = Some(ago(60)));
+    alone.gives(&[Job], Status::StartScheduled, Nothing, Some(300));
+    let for_long = pending.with(|case| case.task.pending_since = Some(ago(30 * 24 * 60)));
+    for_long.gives(&[Job, Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    // One that the lists show.
+    let found = down().with(|case| case.demand.pending = Some(a_job(9)));
+    let found = found.gives(&[Runner, Jobs], Status::StartScheduled, Nothing, Some(300));
+    assert_eq!(next(&found).job.as_ref().unwrap().id, 9);
+    // Once the VM was up, other jobs may have run on it.
+    let up =
+        idle().carrying(JobState::Pending).with(|case| case.task.pending_since = Some(ago(60)));
+    let stopped = up.gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!(next(&stopped).pending_since, None);
+}
+
+#[test]
+fn step_4_a_refusal_counts_once_the_pass_before_got_the_same() {
+    let refused = |case: Case| case.carrying(JobState::Forbidden("403".into()));
+    let first = refused(down()).gives(&[Job], Status::Starting, Start, Some(300));
+    assert_eq!(next(&first).refused, [Source::Job]);
+    refused(idle()).gives(&[Job], Status::Unknown, Nothing, Some(60));
+    let again = |case: Case| case.with(|case| case.task.refused = vec![Source::Job]);
+    again(refused(down())).gives(&[Job], Status::Starting, Start, Some(300));
+    let seen_up =
+        again(refused(idle())).gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!(next(&seen_up).job, None);
+}
+
+#[test]
+fn step_5_a_held_vm_and_one_that_cannot_be_stopped_stay_up() {
+    let held = idle().with(|case| case.held = true);
+    held.gives(NO_QUESTION, Status::Held, Nothing, Some(300));
+    held.clone().carrying(JobState::Queued(Vec::new())).gives(
+        &[Job],
+        Status::Held,
+        Nothing,
+        Some(300),
+    );
+    held.with(|case| case.status = "TERMINATED").gives(
+        &[Runner, Jobs],
+        Status::AlreadyStopped,
+        Nothing,
+        None,
+    );
+    let ssd = |stops| idle().with(|case| (case.local_ssd, case.task.stops) = (true, stops));
+    let refused = ssd(0).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(120));
+    assert!(
+        matches!(&refused.notices[..], [Notice::Error(text)] if text.contains("discard_local_ssd"))
+    );
+    assert_eq!(next(&refused).stops, 1);
+    ssd(9).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(3600));
+}
+
+#[test]
+fn step_6_a_busy_runner_keeps_its_vm_up() {
+    let busy = idle().with(|case| case.runner = runner_busy());
+    let decision = busy.gives(&[Runner], Status::Busy, Nothing, Some(60));
+    assert_eq!(next(&decision).busy_at, Some(at(NOW)));
+    busy.clone().with(|case| case.task.passes = 1).gives(
+        &[Runner],
+        Status::Busy,
+        Nothing,
+        Some(120),
+    );
+    busy.with(|case| case.task.passes = 2).gives(&[Runner], Status::Busy, Nothing, Some(300));
+    // GitHub shows the runner of a VM that vanished as busy for a while.
+    down().with(|case| case.runner = runner_busy()).gives(
+        &[Runner, Jobs],
+        Status::AlreadyStopped,
+        Nothing,
+        None,
+    );
+    let lost = |since| {
+        idle().with(|case| {
+            case.runner = RunnerState::Busy { because: "busy".into(), offline: true };
+            case.task.lost_since = since;
+        })
+    };
+    let first = lost(None).gives(&[Runner], Status::Busy, Nothing, Some(60));
+    assert_eq!((next(&first).lost_since, first.notices.len()), (Some(at(NOW)), 0));
+    let told = lost(Some(ago(60))).gives(&[Runner], Status::Busy, Nothing, Some(60));
+    assert!(matches!(&told.notices[..], [Notice::Error(text)] if text.contains("offline")));
+}
+
+#[test]
+fn step_7_a_running_job_keeps_its_vm_up_and_a_leftover_does_not() {
+    let running = idle().with(|case| case.demand.running = Some(a_job(9)));
+    running.gives(&[Runner, Jobs], Status::Busy, Nothing, Some(60));
+    let leftover = idle().with(|case| case.demand.leftovers = vec![a_job(9)]);
+    let stopped = leftover.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert!(
+        matches!(&stopped.notices[..], [Notice::Warning(text)] if text.contains("job 9 of acme/app"))
+    );
+}
+
+#[test]
+fn step_8_a_queued_job_that_fits_needs_the_vm() {
+    let queued = |case: Case| case.with(|case| case.demand.queued = vec![a_job(9)]);
+    let busy = queued(idle()).gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));
+    assert_eq!(next(&busy).job.as_ref().unwrap().id, 9);
+    let started = queued(down()).gives(&[Runner, Jobs], Status::Starting, Start, Some(300));
+    assert_eq!(next(&started).job.as_ref().unwrap().id, 9);
+    let unfit = queued(idle()).with(|case| case.runner = RunnerState::Idle(vec![labels("linux")]));
+    unfit.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let given_up = queued(idle()).with(|case| case.given_up = vec![9]);
+    given_up.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let elsewhere =
+        queued(down()).with(|case| case.demand.elsewhere = [(other_vm(), a_job(8))].into());
+    assert_eq!(elsewhere.gives(&[Runner, Jobs], Status::Starting, Start, Some(300)).tell.len(), 1);
+}
+
+#[test]
+fn step_8_a_job_that_a_free_vm_did_not_take_for_an_hour_is_given_up_on() {
+    let waited = |minutes: u64| {
+        let passes = (0..=minutes / 5).rev().map(|pass| ago(5 * pass));
+        let unclaimed = passes
+            .fold(crate::lifecycle::unclaimed::Unclaimed::default(), |jobs, at| {
+                jobs.saw_all(&[9], at)
+            });
+        idle().with(|case| {
+            case.demand.queued = vec![a_job(9)];
+            case.task.unclaimed = unclaimed;
+        })
+    };
+    let busy = waited(55).gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));
+    assert!(busy.given_up.is_empty());
+    let stopped = waited(60).gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!((stopped.given_up.as_slice(), stopped.notices.len()), (&[9][..], 1));
+    // A busy runner or a running job clears the hour, and so does a VM that is down.
+    let at_work = waited(55).with(|case| case.runner = runner_busy());
+    assert!(next(&at_work.gives(&[Runner], Status::Busy, Nothing, Some(60))).unclaimed.is_empty());
+    let started = waited(55).with(|case| case.status = "TERMINATED");
+    assert!(
+        next(&started.gives(&[Runner, Jobs], Status::Starting, Start, Some(300)))
+            .unclaimed
+            .is_empty()
+    );
+    // What could not be read neither extends nor clears it.
+    for (runner, coverage) in [
+        (RunnerState::Forbidden("403".into()), Coverage::Complete),
+        (registered(), partial(false)),
+        (registered(), Coverage::Forbidden("403".into())),
+    ] {
+        let unread = waited(60).with(|case| {
+            case.task.unclaimed = case.task.unclaimed.saw_all(&[9], ago(5));
+            (case.runner, case.demand.coverage) = (runner, coverage);
+        });
+        let before = unread.task.unclaimed.clone();
+        assert_eq!(next(&unread.play().1).unclaimed, before);
+    }
+}
+
+#[test]
+fn step_9_a_vm_that_is_down_ends_its_passes_once_every_list_was_read() {
+    down().gives(&[Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    down().with(|case| case.status = "SUSPENDED").gives(
+        &[Runner, Jobs],
+        Status::AlreadyStopped,
+        Nothing,
+        None,
+    );
+    let running = down().with(|case| case.demand.running = Some(a_job(9)));
+    running.gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));
+    down().with(|case| case.demand.coverage = partial(false)).gives(
+        &[Runner, Jobs],
+        Status::Unknown,
+        Nothing,
+        Some(300),
+    );
+    let cut = down().with(|case| case.demand.coverage = partial(true));
+    assert!(next(&cut.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(30))).cursor.is_some());
+    let unavailable = down().with(|case| case.runner = RunnerState::Unavailable("503".into()));
+    unavailable.gives(&[Runner], Status::Unknown, Nothing, Some(300));
+    // A list that is forbidden counts as read, if the pass before got the same.
+    let forbidden = down().with(|case| {
+        case.runner = RunnerState::Forbidden("403".into());
+        case.demand.coverage = Coverage::Forbidden("403".into());
+    });
+    let first = forbidden.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(300));
+    assert_eq!(next(&first).refused, [Source::Runner, Source::Jobs]);
+    let second = forbidden.with(|case| case.task.refused = vec![Source::Runner, Source::Jobs]);
+    second.gives(&[Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+}
+
+#[test]
+fn step_10_both_sources_have_to_be_read() {
+    idle().gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let unavailable = idle().with(|case| case.runner = RunnerState::Unavailable("503".into()));
+    unavailable.gives(&[Runner], Status::Unknown, Nothing, Some(60));
+    idle().with(|case| case.demand.coverage = partial(false)).gives(
+        &[Runner, Jobs],
+        Status::Unknown,
+        Nothing,
+        Some(60),
+    );
+    let cut = idle().with(|case| case.demand.coverage = partial(true));
+    assert!(next(&cut.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(30))).cursor.is_some());
+}
+
+#[test]
+fn step_10_one_source_alone_has_to_say_so_twice() {
+    let no_runner = (RunnerState::Forbidden("403".into()), Coverage::Complete, Source::Runner);
+    let no_jobs = (registered(), Coverage::Forbidden("403".into()), Source::Jobs);
+    for (runner, coverage, source) in [no_runner, no_jobs] {
+        let case = idle().with(|case| (case.runner, case.demand.coverage) = (runner, coverage));
+        let first = case.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(60));
+        assert_eq!(next(&first).refused, [source]);
+        let again = case.with(|case| case.task.refused = vec![source]);
+        let confirming = again.gives(&[Runner, Jobs], Status::Confirming, Nothing, Some(60));
+        assert_eq!(next(&confirming).confirming_at, Some(at(NOW)));
+        assert_eq!(confirming.notices.len(), 1, "the permission is named");
+        let confirmed =
+            |seconds| again.clone().with(|case| case.task.confirming_at = Some(at(NOW - seconds)));
+        confirmed(120).gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+        confirmed(121).gives(&[Runner, Jobs], Status::Confirming, Nothing, Some(60));
+    }
+}
+
+#[test]
+fn step_10_a_scan_of_several_passes_has_to_say_so_twice() {
+    let Coverage::Partial { resume: Some(cursor), .. } = partial(true) else { unreachable!() };
+    let began = |minutes| Cursor { began: ago(minutes), ..cursor.clone() };
+    let resumed = idle().with(|case| case.task.cursor = Some(began(5)));
+    let confirming = resumed.gives(&[Runner, Jobs], Status::Confirming, Nothing, Some(60));
+    assert_eq!(next(&confirming).cursor, None, "the second scan begins anew");
+    // The second scan began a minute after the first ended, and took several passes too.
+    let second = resumed.with(|case| case.task.confirming_at = Some(ago(6)));
+    second.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let cut = second.with(|case| case.demand.coverage = partial(true));
+    let unknown = cut.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(30));
+    assert_eq!(next(&unknown).confirming_at, Some(ago(6)));
+}
+
+#[test]
+fn step_10_without_any_source_a_vm_is_stopped_after_a_day() {
+    let blind = |runner: RunnerState, since| {
+        idle().with(|case| {
+            (case.runner, case.demand.coverage) = (runner, Coverage::Forbidden("403".into()));
+            case.task.refused = vec![Source::Runner, Source::Jobs];
+            case.task.forbidden_since = since;
+        })
+    };
+    for runner in [RunnerState::Forbidden("403".into()), RunnerState::Idle(Vec::new())] {
+        let first =
+            blind(runner.clone(), None).gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(60));
+        assert_eq!(next(&first).forbidden_since, Some(at(NOW)));
+        blind(runner.clone(), Some(ago(24 * 60 - 1))).gives(
+            &[Runner, Jobs],
+            Status::Unknown,
+            Nothing,
+            Some(60),
+        );
+        let stopped = blind(runner, Some(ago(24 * 60))).gives(
+            &[Runner, Jobs],
+            Status::Stopping,
+            Stop,
+            Some(120),
+        );
+        assert!(matches!(&stopped.notices[..], [Notice::Error(_)]));
+    }
+    // A break begins the day anew.
+    let busy = blind(runner_busy(), Some(ago(24 * 60 - 1))).gives(
+        &[Runner],
+        Status::Busy,
+        Nothing,
+        Some(60),
+    );
+    assert_eq!(next(&busy).forbidden_since, None);
+}
+
+#[test]
+fn step_10_a_vm_that_was_seen_at_work_stays_up_for_a_while_after_it() {
+    let was_busy = idle().with(|case| case.task.busy_at = Some(ago(5)));
+    let noted = was_busy.gives(&[Runner, Jobs], Status::StopScheduled, Nothing, Some(300));
+    assert_eq!(next(&noted).idle_at, Some(at(NOW)));
+    let later = was_busy.clone().with(|case| case.task.idle_at = Some(ago(15)));
+    later.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    // An event came since.
+    let before = was_busy.with(|case| case.task.busy_at = Some(ago(61)));
+    before.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+}
+
+#[test]
+fn step_10_a_stop_that_had_no_effect_is_tried_again_ever_later() {
+    for (stops, due) in [(0, 120), (1, 300), (2, 600), (3, 1_200), (5, 3_600), (60, 3_600)] {
+        let case = idle().with(|case| case.task.stops = stops);
+        let stopped = case.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(due));
+        assert_eq!(next(&stopped).stops, stops + 1);
+    }
+}
+
+#[test]
+fn an_operators_stop_asks_whether_something_needs_the_vm_and_nothing_else() {
+    let by_hand = |case: Case| case.with(|case| case.asker = Asker::Operator);
+    let recent =
+        idle().with(|case| (case.label, case.held, case.started) = (Some(ago(0)), true, ago(1)));
+    by_hand(recent).gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    by_hand(down()).gives(NO_QUESTION, Status::AlreadyStopped, Nothing, None);
+    by_hand(idle().with(|case| case.status = "STOPPING")).gives(
+        NO_QUESTION,
+        Status::AlreadyStopped,
+        Nothing,
+        Some(60),
+    );
+    by_hand(idle().with(|case| case.status = "STAGING")).gives(
+        NO_QUESTION,
+        Status::StopScheduled,
+        Nothing,
+        Some(60),
+    );
+    by_hand(idle().with(|case| case.runner = runner_busy())).gives(
+        &[Runner],
+        Status::Busy,
+        Nothing,
+        Some(60),
+    );
+    by_hand(idle().with(|case| case.demand.queued = vec![a_job(9)])).gives(
+        &[Runner, Jobs],
+        Status::Busy,
+        Nothing,
+        Some(300),
+    );
+    by_hand(idle().with(|case| case.demand.coverage = partial(false))).gives(
+        &[Runner, Jobs],
+        Status::Unknown,
+        Nothing,
+        Some(60),
+    );
+    // One source is enough at once; without any it is not known.
+    let one = by_hand(idle().with(|case| case.runner = RunnerState::Forbidden("403".into())));
+    one.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let none = one.with(|case| case.demand.coverage = Coverage::Forbidden("403".into()));
+    none.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(60));
+}
+
+#[test]
+fn force_asks_nothing() {
+    let force = |status| {
+        idle().with(|case| (case.asker, case.status, case.held) = (Asker::Force, status, true))
+    };
+    force("RUNNING").gives(NO_QUESTION, Status::Stopping, Stop, Some(120));
+    force("STAGING").gives(NO_QUESTION, Status::Stopping, Stop, Some(120));
+    force("STOPPING").gives(NO_QUESTION, Status::AlreadyStopped, Nothing, Some(60));
+    force("TERMINATED").gives(NO_QUESTION, Status::AlreadyStopped, Nothing, None);
+}
+
+/// Every combination of abstract facts. The proof that a simulation cannot give: no situation is left out.
+mod every_combination {
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Age {
+        Older,
+        Equal,
+        Newer,
+    }
+
+    fn evidences() -> Vec<(Option<Evidence>, Option<JobState>)> {
+        let job = |state| (Some(Evidence::Job(a_job(7))), Some(state));
+        vec![
+            (None, None),
+            (Some(Evidence::Operator(ago(5))), None),
+            (Some(Evidence::Operator(ago(25 * 60))), None),
+            job(JobState::Queued(labels("gpu"))),
+            job(JobState::Queued(labels("arm64"))),
+            job(JobState::Pending),
+            job(JobState::Running(RunsOn::Here)),
+            job(JobState::Running(RunsOn::HereIfUnregistered)),
+            job(JobState::Running(RunsOn::Elsewhere(None))),
+            job(JobState::Running(RunsOn::Elsewhere(Some(other_vm())))),
+            job(JobState::ForAnother(other_vm())),
+            job(JobState::Completed(Some(ago(3)))),
+            job(JobState::Completed(None)),
+            job(JobState::Gone("")),
+            job(JobState::Unavailable("503".into())),
+            job(JobState::Forbidden("403".into())),
+        ]
+    }
+
+    fn runners() -> Vec<RunnerState> {
+        vec![
+            registered(),
+            RunnerState::Idle(Vec::new()),
+            runner_busy(),
+            RunnerState::Unavailable("503".into()),
+            RunnerState::Forbidden("403".into()),
+        ]
+    }
+
+    fn demands() -> Vec<Demand> {
+        let coverages =
+            [Coverage::Complete, partial(false), partial(true), Coverage::Forbidden("403".into())];
+        let mut all = Vec::new();
+        for coverage in coverages {
+            let nothing = with_coverage(coverage);
+            all.push(Demand { running: Some(a_job(9)), ..nothing.clone() });
+            all.push(Demand { queued: vec![a_job(9)], ..nothing.clone() });
+            let unfit = JobRef { labels: labels("arm64"), ..a_job(9) };
+            all.push(Demand { queued: vec![unfit], ..nothing.clone() });
+            all.push(Demand { pending: Some(a_job(9)), ..nothing.clone() });
+            all.push(Demand { elsewhere: [(other_vm(), a_job(8))].into(), ..nothing.clone() });
+            all.push(nothing);
+        }
+        all
+    }
+
+    const STATUSES: [&str; 5] = ["RUNNING", "TERMINATED", "SUSPENDED", "STOPPING", "STAGING"];
+
+    const ASKERS: [Asker; 4] = [Asker::Task, Asker::Operator, Asker::Force, Asker::Observer];
+
+    /// What earlier passes left: nothing, that this one confirms, that the VM was at work, that a scan goes on.
+    fn memories() -> Vec<fn(&mut Task)> {
+        fn confirming(task: &mut Task) {
+            task.refused = vec![Source::Job, Source::Runner, Source::Jobs];
+            task.confirming_at = Some(at(NOW - 60));
+        }
+        fn refused(task: &mut Task) {
+            task.refused = vec![Source::Job, Source::Runner, Source::Jobs];
+        }
+        fn blind_for_a_day(task: &mut Task) {
+            refused(task);
+            task.forbidden_since = Some(ago(24 * 60));
+        }
+        fn at_work(task: &mut Task) {
+            task.busy_at = Some(ago(5));
+        }
+        fn scanning(task: &mut Task) {
+            let Coverage::Partial { resume, .. } = partial(true) else { return };
+            task.cursor = resume;
+        }
+        fn pending(task: &mut Task) {
+            task.pending_since = Some(ago(60));
+        }
+        vec![|_| {}, confirming, refused, blind_for_a_day, at_work, scanning, pending]
+    }
+
+    fn visit(mut check: impl FnMut(&Case, &[Question], &Decision)) -> u64 {
+        let (evidences, runners, demands, memories) =
+            (evidences(), runners(), demands(), memories());
+        let mut count = 0;
+        for asker in ASKERS {
+            for status in STATUSES {
+                for age in [Age::Older, Age::Equal, Age::Newer] {
+                    for (is_recent, held, ssd, given_up) in (0..16)
+                        .map(|bits| (bits & 1 == 1, bits & 2 == 2, bits & 4 == 4, bits & 8 == 8))
+                    {
+                        for memory in &memories {
+                            for (evidence, job) in &evidences {
+                                // An observer and an operator have no task.
+                                if asker != Asker::Task && evidence.is_some() {
+                                    continue;
+                                }
+                                for runner in &runners {
+                                    for demand in &demands {
+                                        let own = if is_recent { ago(2) } else { ago(60) };
+                                        let mut case = idle();
+                                        case.asker = asker;
+                                        case.status = status;
+                                        case.task.idle_since = Some(IdleSince::of_event(own));
+                                        case.label = Some(match age {
+                                            Age::Older => own - MINUTE,
+                                            Age::Equal => own,
+                                            Age::Newer => own + MINUTE,
+                                        });
+                                        (case.held, case.local_ssd) = (held, ssd);
+                                        case.given_up =
+                                            if given_up { vec![7, 9] } else { Vec::new() };
+                                        memory(&mut case.task);
+                                        match evidence {
+                                            Some(Evidence::Job(job)) => {
+                                                case.task.job = Some(job.clone())
+                                            }
+                                            Some(Evidence::Operator(at)) => {
+                                                case.task.operator = Some(*at)
+                                            }
+                                            None => {}
+                                        }
+                                        case.job.clone_from(job);
+                                        (case.runner, case.demand) =
+                                            (runner.clone(), demand.clone());
+                                        // Asks each question once at most, and comes to an end.
+                                        let (asked, decision) = case.play();
+                                        check(&case, &asked, &decision);
+                                        count += 1;
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        count
+    }
+
+    fn is_up(case: &Case) -> bool {
+        case.status == "RUNNING"
+    }
+
+    fn is_down(case: &Case) -> bool {
+        matches!(case.status, "TERMINATED" | "SUSPENDED")
+    }
+
+    /// A stop is decided only if both sources agree, or by the rules for a missing permission.
+    fn may_stop(case: &Case) -> Result<(), &'static str> {
+        let task = &case.task;
+        if case.asker == Asker::Force {
+            return if is_up(case) || case.status == "STAGING" { Ok(()) } else { Err("not up") };
+        }
+        if !is_up(case) {
+            return Err("not up");
+        }
+        let refused = |source| case.asker != Asker::Task || task.refused.contains(&source);
+        let runner_says_idle =
+            matches!(&case.runner, RunnerState::Idle(known) if !known.is_empty());
+        let runner_known = matches!(case.runner, RunnerState::Idle(_));
+        let jobs_read = case.demand.coverage == Coverage::Complete;
+        let runner_forbidden =
+            matches!(case.runner, RunnerState::Forbidden(_)) && refused(Source::Runner);
+        let jobs_forbidden =
+            matches!(case.demand.coverage, Coverage::Forbidden(_)) && refused(Source::Jobs);
+        let confirmed = case.asker != Asker::Task || task.confirming_at.is_some();
+        let for_a_day = case.asker == Asker::Task
+            && task.forbidden_since.is_some_and(|since| at(NOW).since(since) >= DAY);
+        let agree = runner_known && jobs_read;
+        let jobs_alone = runner_forbidden && jobs_read && confirmed;
+        let runner_alone = runner_says_idle && jobs_forbidden && confirmed;
+        let neither = jobs_forbidden
+            && (runner_forbidden
+                || matches!(&case.runner, RunnerState::Idle(known) if known.is_empty()))
+            && for_a_day;
+        if !(agree || jobs_alone || runner_alone || neither) {
+            return Err("the sources do not say so");
+        }
+        if case.demand.running.is_some() {
+            return Err("a job runs there");
+        }
+        let counts =
+            |job: &JobRef| case.runner.fits(&job.labels) && !case.given_up.contains(&job.id);
+        if case.demand.queued.iter().any(counts) {
+            return Err("a job is queued for it");
+        }
+        match &case.job {
+            Some(JobState::Queued(labels))
+                if counts(&JobRef { labels: labels.clone(), ..a_job(7) }) =>
+            {
+                return Err("the job in evidence is queued for it");
+            }
+            Some(JobState::Running(RunsOn::Here)) => return Err("the job in evidence runs there"),
+            Some(JobState::Unavailable(_)) => return Err("the job in evidence is not known"),
+            Some(JobState::Forbidden(_)) if !task.refused.contains(&Source::Job) => {
+                return Err("the job in evidence is not known");
+            }
+            Some(JobState::Completed(Some(_))) => {
+                return Err("the job in evidence ended a moment ago");
+            }
+            _ => {}
+        }
+        if case.asker != Asker::Operator {
+            if case.held {
+                return Err("it is held");
+            }
+            if case.label.max(task.idle_since.map(IdleSince::time)) > Some(at(NOW) - INACTIVE) {
+                return Err("it was needed not long ago");
+            }
+        }
+        if case.asker == Asker::Task {
+            if task.is_superseded_by(case.label.map(IdleSince::of_event)) && case.job.is_none() {
+                return Err("it is superseded");
+            }
+            if task.busy_at.is_some() && task.idle_at.is_none() {
+                return Err("it was at work a moment ago");
+            }
+            if task.cursor.is_some() && !confirmed {
+                return Err("it was scanned in several passes");
+            }
+        }
+        Ok(())
+    }
+
+    /// A pass of a task ends only where nothing can be waiting, or another pass is pending.
+    fn may_end(case: &Case) -> Result<(), &'static str> {
+        if case.asker != Asker::Task {
+            return Ok(());
+        }
+        let task = &case.task;
+        if task.is_superseded_by(case.label.map(IdleSince::of_event)) {
+            let given_up = case.given_up.contains(&7);
+            return match (&task.evidence(), &case.job) {
+                (Some(Evidence::Job(_)), Some(JobState::Queued(_))) if !given_up => {
+                    // Superseded with a job that waits: it goes on, and may end by the other rules.
+                    ended_down(case)
+                }
+                (Some(Evidence::Job(_)), Some(JobState::Pending)) => ended_down(case),
+                (Some(Evidence::Job(_)), Some(JobState::Unavailable(_))) => Err("it is not known"),
+                (Some(Evidence::Job(_)), Some(JobState::Forbidden(_)))
+                    if !task.refused.contains(&Source::Job) =>
+                {
+                    Err("it is not known")
+                }
+                _ => Ok(()),
+            };
+        }
+        ended_down(case)
+    }
+
+    fn ended_down(case: &Case) -> Result<(), &'static str> {
+        if !is_down(case) {
+            return Err("it is not down");
+        }
+        let refused = |source| case.task.refused.contains(&source);
+        match &case.runner {
+            RunnerState::Unavailable(_) => return Err("its runner could not be queried"),
+            RunnerState::Forbidden(_) if !refused(Source::Runner) => {
+                return Err("refused only once");
+            }
+            _ => {}
+        }
+        match &case.demand.coverage {
+            Coverage::Partial { .. } => return Err("not every list was read"),
+            Coverage::Forbidden(_) if !refused(Source::Jobs) => return Err("refused only once"),
+            _ => {}
+        }
+        let counts =
+            |job: &JobRef| case.runner.fits(&job.labels) && !case.given_up.contains(&job.id);
+        if case.demand.running.is_some() || case.demand.pending.is_some() {
+            return Err("a job runs or is pending");
+        }
+        if case.demand.queued.iter().any(counts) {
+            return Err("a job is queued");
+        }
+        match &case.job {
+            Some(JobState::Queued(labels))
+                if counts(&JobRef { labels: labels.clone(), ..a_job(7) }) =>
+            {
+                Err("the job in evidence is queued")
+            }
+            Some(JobState::Pending) => Err("the job in evidence is pending"),
+            Some(JobState::Unavailable(_) | JobState::Forbidden(_)) => {
+                Err("the job in evidence is not known")
+            }
+            _ if case.task.operator.is_some_and(|since| at(NOW).since(since) < DAY) => {
+                Err("an operator asked for it")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    #[test]
+    fn every_combination_of_facts_keeps_the_rules() {
+        let (mut stops, mut ends, mut starts) = (0_u64, 0_u64, 0_u64);
+        let count = visit(|case, asked, decision| {
+            let tell = |why: &str| {
+                format!(
+                    "{why}\n{decision:#?}\nasked {asked:?}\n{:?} {} label {:?} held {} given up {:?}\n{:?}\n{:?} {:?} {:?}",
+                    case.asker,
+                    case.status,
+                    case.label,
+                    case.held,
+                    case.given_up,
+                    case.task,
+                    case.job,
+                    case.runner,
+                    case.demand
+                )
+            };
+            if decision.action == Stop {
+                stops += 1;
+                if let Err(why) = may_stop(case) {
+                    panic!("{}", tell(&format!("stopped, but {why}")));
+                }
+                assert!(decision.next.is_some(), "{}", tell("no pass looks after the stop"));
+            }
+            match &decision.next {
+                None => {
+                    ends += 1;
+                    if let Err(why) = may_end(case) {
+                        panic!("{}", tell(&format!("ended, but {why}")));
+                    }
+                }
+                Some((_, due)) => {
+                    assert!(*due > at(NOW), "{}", tell("the next pass is not later"));
+                    // Within five minutes, but for a stop that had no effect before.
+                    assert!(*due <= ahead(300), "{}", tell("the next pass is too far away"));
+                }
+            }
+            if decision.action == Start {
+                starts += 1;
+                assert!(!is_up(case), "{}", tell("started although it is up"));
+                let wanted = !case.demand.queued.is_empty()
+                    || matches!(
+                        case.job,
+                        Some(
+                            JobState::Queued(_) | JobState::Unavailable(_) | JobState::Forbidden(_)
+                        )
+                    )
+                    || case.task.operator.is_some();
+                assert!(wanted, "{}", tell("started for nothing"));
+            }
+            if case.asker == Asker::Force {
+                assert!(asked.is_empty(), "{}", tell("force asked"));
+            }
+            if case.asker == Asker::Observer {
+                assert!(
+                    !asked.contains(&Job) && !asked.contains(&WriteIdleSince),
+                    "{}",
+                    tell("an observer has no task")
+                );
+            }
+            // What waits for a VM that is down starts it, whatever else is.
+            let counts = |labels: &[Label]| case.runner.fits(labels) && !case.given_up.contains(&7);
+            if case.asker == Asker::Task
+                && is_down(case)
+                && matches!(&case.job, Some(JobState::Queued(labels)) if counts(labels))
+            {
+                assert_eq!(decision.action, Start, "{}", tell("a queued job is left alone"));
+            }
+        });
+        assert!(stops > 0 && ends > 0 && starts > 0);
+        #[expect(clippy::print_stdout, reason = "the figures, with --nocapture")]
+        {
+            println!("{count} combinations: {stops} stops, {starts} starts, {ends} ends");
+        }
+    }
+}

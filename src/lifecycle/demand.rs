@@ -1,0 +1,749 @@
+//! The demand for a VM according to GitHub: its runner, the job in evidence, and the open jobs.
+//!
+//! No source is proof by itself. GitHub's `busy` was measured false for a minute after a job began, and flipping to false
+//! in the middle of one; and while runs are listed, they move from one list to another. So a scheduled stop needs two
+//! sources that agree: the runner's registration, and the list of jobs.
+//!
+//! There is one lister, [`Scan`]. A pass asks it about the VM's repositories, may end at the first job that runs on the
+//! VM, and may resume where the pass before ran out of time. The resync and the status page ask it about each
+//! repository once. [`Demand`] sorts the jobs that it found for one VM.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
+
+use super::context::{Context, Turn};
+use super::schedule::DAY;
+use super::task::{Cursor, JobRef};
+use crate::clients::Error;
+use crate::clients::github::{Job, JobStatus, Run, Runner, RunnerScope};
+use crate::clock::{Deadline, Timestamp};
+use crate::fleet::{Fleet, Label, ManagedVm, RepoName, Vm};
+
+/// GitHub asks its clients for no more than a few requests at a time.
+pub(super) const CONCURRENT_CALLS: usize = 4;
+
+/// GitHub ends a job after five days. One that it shows running for longer has lost its runner.
+const LONGEST_JOB: Duration = Duration::from_secs(5 * DAY.as_secs());
+
+/// The newest runs that a cursor remembers: as many as one page lists.
+const MAX_LISTED: usize = 100;
+
+/// The registration and the flag of a VM's runners, in all scopes together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RunnerState {
+    Busy {
+        because: String,
+        /// No runner that is busy is connected.
+        offline: bool,
+    },
+    /// The labels of each runner; empty if none is registered.
+    Idle(Vec<Vec<Label>>),
+    /// A scope could not be queried.
+    Unavailable(String),
+    /// A scope refused, and no other knows the runner.
+    Forbidden(String),
+}
+
+impl RunnerState {
+    /// A runner has all labels of the job, as far as the runners are known.
+    pub(super) fn fits(&self, job: &[Label]) -> bool {
+        match self {
+            Self::Idle(runners) => runners.is_empty() || runners.iter().any(|all| covers(all, job)),
+            Self::Busy { .. } | Self::Unavailable(_) | Self::Forbidden(_) => true,
+        }
+    }
+
+    /// A runner is registered, so a job that runs under another name does not run on the VM.
+    pub(super) fn is_registered(&self) -> bool {
+        match self {
+            Self::Busy { .. } => true,
+            Self::Idle(runners) => !runners.is_empty(),
+            Self::Unavailable(_) | Self::Forbidden(_) => false,
+        }
+    }
+}
+
+fn covers(runner: &[Label], job: &[Label]) -> bool {
+    job.iter().all(|label| runner.contains(label))
+}
+
+/// The scopes in which the VM's runner may be registered: the repositories of its entries, and the accounts that own
+/// them, since a repository's list leaves out the organization's runners.
+pub fn scopes(vm: &ManagedVm) -> Vec<RunnerScope> {
+    let owners: BTreeSet<&str> = vm.repos.iter().map(RepoName::owner).collect();
+    let repositories = vm.repos.iter().cloned().map(RunnerScope::Repository);
+    let organizations = owners.into_iter().map(|login| RunnerScope::Organization(login.to_owned()));
+    repositories.chain(organizations).collect()
+}
+
+/// The VM's runners that are registered in `scope`.
+pub async fn runners_in(
+    cx: &Context,
+    vm: &ManagedVm,
+    scope: &RunnerScope,
+    deadline: Deadline,
+) -> Result<Vec<Runner>, Error> {
+    let mut runners = cx.github.runners(scope, vm.runner_names.only(), deadline).await?;
+    runners.retain(|runner| vm.runner_names.contain(&runner.name));
+    Ok(runners)
+}
+
+/// The runners of a VM by scope, as far as the scopes answered.
+pub(super) type RunnerLists = Vec<(RunnerScope, Result<Vec<Runner>, Error>)>;
+
+/// Asks every scope for the VM's runner.
+pub(super) async fn runner(turn: &Turn<'_>, deadline: Deadline) -> RunnerState {
+    let scopes = scopes(turn.vm);
+    let lists = scopes.iter().map(|scope| runners_in(turn.cx, turn.vm, scope, deadline));
+    let lists: Vec<_> =
+        stream::iter(lists.collect::<Vec<_>>()).buffered(CONCURRENT_CALLS).collect().await;
+    runner_state(&scopes.into_iter().zip(lists).collect())
+}
+
+/// Weighs what the scopes answered.
+pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
+    let mut busy: Option<(&RunnerScope, bool)> = None;
+    let mut known = Vec::new();
+    let (mut unavailable, mut forbidden) = (None, None);
+    for (scope, list) in lists {
+        match list {
+            Ok(runners) => {
+                for runner in runners {
+                    if runner.busy {
+                        let online = runner.online || busy.is_some_and(|(_, online)| online);
+                        busy = Some((busy.map_or(scope, |(first, _)| first), online));
+                    }
+                    known.push(runner.labels.clone());
+                }
+            }
+            // An account that is a user has no list of runners: 404, as for a list that is hidden.
+            Err(error) if is_refusal(error) => {
+                forbidden.get_or_insert((scope, error));
+            }
+            Err(error) => unavailable = Some(error),
+        }
+    }
+    match (busy, unavailable, forbidden) {
+        (Some((scope, online)), ..) => RunnerState::Busy {
+            because: format!("its runner in {scope} is busy"),
+            offline: !online,
+        },
+        (None, Some(error), _) => RunnerState::Unavailable(error.to_string()),
+        (None, None, Some((scope, error))) if known.is_empty() => {
+            RunnerState::Forbidden(runner_refusal(scope, error))
+        }
+        (None, None, _) => RunnerState::Idle(known),
+    }
+}
+
+/// A refused list of runners, with the permission that is missing where GitHub says that one is.
+pub(super) fn runner_refusal(scope: &RunnerScope, error: &Error) -> String {
+    match scope {
+        _ if !error.lacks_permission() => format!("the runners of {scope} are refused ({error})"),
+        RunnerScope::Repository(repo) => {
+            format!(
+                "the runners of {repo} are refused: grant the GitHub App Administration: read ({error})"
+            )
+        }
+        RunnerScope::Organization(login) => format!(
+            "the runners of the organization {login} are refused: grant the GitHub App Self-hosted runners: read, or \
+             register the runner in a repository ({error})"
+        ),
+    }
+}
+
+/// A refused list of jobs, with the permission that is missing where GitHub says that one is.
+pub(super) fn jobs_refusal(repo: &RepoName, error: &Error) -> String {
+    if error.lacks_permission() {
+        format!("the jobs of {repo} are refused: grant the GitHub App Actions: read ({error})")
+    } else {
+        format!("the jobs of {repo} are refused ({error})")
+    }
+}
+
+/// GitHub refused, or hides what was asked for.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    error.is_forbidden() || error.is_not_found()
+}
+
+/// Where a running job runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RunsOn {
+    /// Its runner is one of the VM's.
+    Here,
+    /// Its runner is one that no entry names, and its labels lead here: it runs here if no runner of the VM is
+    /// registered.
+    HereIfUnregistered,
+    /// On the runner of another VM, if an entry names it.
+    Elsewhere(Option<Vm>),
+}
+
+impl RunsOn {
+    fn of(vm: &ManagedVm, fleet: &Fleet, repo: &RepoName, job: &Job) -> Self {
+        let name = job.runner_name.as_deref().filter(|name| !name.is_empty());
+        if name.is_some_and(|name| vm.runner_names.contain(name)) {
+            return Self::Here;
+        }
+        let owner = name.and_then(|name| fleet.owner_of_runner(repo, name));
+        match owner {
+            Some(other) => Self::Elsewhere(Some(other.vm.clone())),
+            None if fleet.routes_to(repo, &job.labels, &vm.vm) => match name {
+                // A runner without a name is one that GitHub does not tell.
+                None => Self::Here,
+                Some(_) => Self::HereIfUnregistered,
+            },
+            None => Self::Elsewhere(None),
+        }
+    }
+
+    fn is_here(&self, registered: bool) -> bool {
+        match self {
+            Self::Here => true,
+            Self::HereIfUnregistered => !registered,
+            Self::Elsewhere(_) => false,
+        }
+    }
+}
+
+/// The state of the job in evidence, for the VM that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum JobState {
+    /// Queued for the VM, with these labels.
+    Queued(Vec<Label>),
+    /// It waits for a review or another job before it is queued.
+    Pending,
+    Running(RunsOn),
+    /// Queued for another VM: the configuration changed, or it ran here although its labels lead there.
+    ForAnother(Vm),
+    Completed(Option<Timestamp>),
+    /// GitHub does not know it, or dropped it, or it is a leftover: no VM is needed for it.
+    Gone(&'static str),
+    Unavailable(String),
+    Forbidden(String),
+}
+
+/// Asks for the job in evidence.
+pub(super) async fn job(turn: &Turn<'_>, job: &JobRef, deadline: Deadline) -> JobState {
+    match turn.cx.github.job(&job.repo, job.id, deadline).await {
+        Ok(found) => job_state(turn.vm, &turn.cx.fleet, turn.now, &job.repo, &found),
+        Err(error) if error.is_not_found() => JobState::Gone("GitHub does not know it"),
+        Err(_) if job.has_expired(turn.now) => {
+            JobState::Gone("GitHub drops a job after 24 hours in the queue")
+        }
+        Err(error) if error.is_forbidden() => JobState::Forbidden(jobs_refusal(&job.repo, &error)),
+        Err(error) => JobState::Unavailable(error.to_string()),
+    }
+}
+
+fn job_state(
+    vm: &ManagedVm,
+    fleet: &Fleet,
+    now: Timestamp,
+    repo: &RepoName,
+    job: &Job,
+) -> JobState {
+    let route = || fleet.route(repo, &job.labels);
+    match job.status {
+        JobStatus::Completed => JobState::Completed(job.completed_at().map(|at| at.min(now))),
+        JobStatus::InProgress if is_leftover(job, now) => {
+            JobState::Gone("it has run for more than 5 days")
+        }
+        JobStatus::InProgress => JobState::Running(RunsOn::of(vm, fleet, repo, job)),
+        JobStatus::Queued => match route() {
+            _ if job_ref(repo, job, now).has_expired(now) => {
+                JobState::Gone("it was queued for 24 hours")
+            }
+            Some(routed) if routed.vm == vm.vm => JobState::Queued(job.labels.clone()),
+            Some(routed) => JobState::ForAnother(routed.vm.clone()),
+            None => JobState::Gone("no entry matches it any more"),
+        },
+        JobStatus::Requested | JobStatus::Waiting | JobStatus::Pending | JobStatus::Unknown => {
+            match route() {
+                Some(routed) if routed.vm == vm.vm => JobState::Pending,
+                _ => JobState::Gone("its labels lead to another VM"),
+            }
+        }
+    }
+}
+
+fn is_leftover(job: &Job, now: Timestamp) -> bool {
+    job.running_since().is_some_and(|since| now.since(since) >= LONGEST_JOB)
+}
+
+fn job_ref(repo: &RepoName, job: &Job, now: Timestamp) -> JobRef {
+    let queued_at = job.queued_since().unwrap_or(now);
+    JobRef { repo: repo.clone(), id: job.id, queued_at, labels: job.labels.clone() }
+}
+
+/// How much of the lists of jobs was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Coverage {
+    #[default]
+    Complete,
+    /// Not everything was read. The next pass resumes at the cursor if only time ran out.
+    Partial { because: String, resume: Option<Cursor> },
+    /// The lists of a repository are refused; those of the others were read.
+    Forbidden(String),
+}
+
+impl Coverage {
+    /// Of two repositories together.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (partial @ Self::Partial { .. }, _) | (_, partial @ Self::Partial { .. }) => partial,
+            (forbidden @ Self::Forbidden(_), _) | (_, forbidden @ Self::Forbidden(_)) => forbidden,
+            (Self::Complete, Self::Complete) => Self::Complete,
+        }
+    }
+}
+
+/// The open jobs that concern one VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Demand {
+    /// A job that runs on the VM.
+    pub(super) running: Option<JobRef>,
+    /// Jobs that are queued and whose labels lead to the VM, less than 24 hours old.
+    pub(super) queued: Vec<JobRef>,
+    /// A job whose labels lead to the VM and that waits for something else first.
+    pub(super) pending: Option<JobRef>,
+    /// For each other VM a job that is queued for it.
+    pub(super) elsewhere: BTreeMap<Vm, JobRef>,
+    /// Jobs on the VM that GitHub shows running although it would have ended them long ago.
+    pub(super) leftovers: Vec<JobRef>,
+    pub(super) coverage: Coverage,
+}
+
+impl Demand {
+    /// Sorts an open job; `registered` tells whether a runner of the VM is.
+    pub(super) fn add(&mut self, turn: &Turn<'_>, registered: bool, repo: &RepoName, job: &Job) {
+        let Turn { cx, vm, now, .. } = *turn;
+        let fleet = &cx.fleet;
+        let reference = || job_ref(repo, job, now);
+        match job.status {
+            JobStatus::Completed => {}
+            JobStatus::InProgress => {
+                if !RunsOn::of(vm, fleet, repo, job).is_here(registered) {
+                    return;
+                }
+                if is_leftover(job, now) {
+                    if !self.leftovers.iter().any(|known| known.id == job.id) {
+                        self.leftovers.push(reference());
+                    }
+                } else {
+                    self.running.get_or_insert_with(reference);
+                }
+            }
+            JobStatus::Queued => {
+                let Some(routed) = fleet.route(repo, &job.labels) else { return };
+                let job = reference();
+                if job.has_expired(now) || self.queued.iter().any(|known| known.id == job.id) {
+                    return;
+                }
+                if routed.vm == vm.vm {
+                    self.queued.push(job);
+                } else {
+                    self.elsewhere.entry(routed.vm.clone()).or_insert(job);
+                }
+            }
+            JobStatus::Requested | JobStatus::Waiting | JobStatus::Pending | JobStatus::Unknown => {
+                if fleet.routes_to(repo, &job.labels, &vm.vm) {
+                    // A review may take days; the job is queued when it was granted.
+                    self.pending.get_or_insert_with(|| JobRef { queued_at: now, ..reference() });
+                }
+            }
+        }
+    }
+}
+
+/// Reads the open jobs of the VM's repositories, one after the other. If the VM is up it ends at the first job that runs
+/// there: that settles the question.
+pub(super) async fn jobs(
+    turn: &Turn<'_>,
+    registered: bool,
+    up: bool,
+    cursor: Option<&Cursor>,
+    deadline: Deadline,
+) -> Demand {
+    let repos = &turn.vm.repos;
+    // A cursor of another configuration, of another version, or of another state of the VM leads nowhere.
+    let cursor = cursor.filter(|cursor| {
+        repos.contains(&cursor.repo) && cursor.list < LISTS.len() && cursor.up == up
+    });
+    let began = cursor.map_or(turn.now, |cursor| cursor.began);
+    let mut demand = Demand::default();
+    for repo in repos.iter().filter(|repo| cursor.is_none_or(|cursor| **repo >= cursor.repo)) {
+        let resume = cursor.filter(|cursor| cursor.repo == *repo);
+        let mut scan = Scan::new(turn.cx, repo, began, deadline);
+        let coverage = scan
+            .run(resume, |job| {
+                demand.add(turn, registered, repo, job);
+                up && demand.running.is_some()
+            })
+            .await;
+        let coverage = match coverage {
+            Coverage::Partial { because, resume: Some(cursor) } => {
+                // The first call of all that goes without an answer is an outage, not a lack of time.
+                let first =
+                    Some(repo) == repos.first() && cursor.list == 0 && cursor.before.is_none();
+                let resume = Some(Cursor { up, ..cursor }).filter(|_| !first);
+                Coverage::Partial { because, resume }
+            }
+            other => other,
+        };
+        demand.coverage = std::mem::take(&mut demand.coverage).and(coverage);
+        let settled = up && demand.running.is_some();
+        if settled || matches!(demand.coverage, Coverage::Partial { .. }) {
+            break;
+        }
+    }
+    demand
+}
+
+/// The lists in their order of reading; `None` is the list of runs of any status. A run's status is that of its least
+/// advanced job, so a running job may be in a run of any of these. Runs move from list to list, most in this order, and
+/// some come back to `queued`.
+const LISTS: [Option<JobStatus>; 7] = [
+    Some(JobStatus::Requested),
+    Some(JobStatus::Waiting),
+    Some(JobStatus::Pending),
+    Some(JobStatus::Queued),
+    Some(JobStatus::InProgress),
+    Some(JobStatus::Queued),
+    None,
+];
+
+/// A scan of one repository: the jobs of all its runs that are not completed.
+pub(super) struct Scan<'a> {
+    cx: &'a Context,
+    repo: &'a RepoName,
+    /// The time at which the scan began, perhaps in an earlier pass.
+    began: Timestamp,
+    deadline: Deadline,
+    /// Runs whose jobs are read before the rest is left out.
+    max_runs: usize,
+    /// The runs whose jobs were read, by list.
+    read: BTreeSet<(usize, u64)>,
+    /// The runs that lists by status showed.
+    listed: BTreeSet<u64>,
+    /// There were more runs than `max_runs`.
+    pub(super) truncated: bool,
+    /// Calls so far, about.
+    pub(super) calls: u32,
+}
+
+impl<'a> Scan<'a> {
+    pub(super) fn new(
+        cx: &'a Context,
+        repo: &'a RepoName,
+        began: Timestamp,
+        deadline: Deadline,
+    ) -> Self {
+        Self {
+            cx,
+            repo,
+            began,
+            deadline,
+            max_runs: usize::MAX,
+            read: BTreeSet::new(),
+            listed: BTreeSet::new(),
+            truncated: false,
+            calls: 0,
+        }
+    }
+
+    pub(super) fn limited_to(self, max_runs: usize) -> Self {
+        Self { max_runs, ..self }
+    }
+
+    /// Gives every job of an open run to `visit`, some more than once, until it returns true.
+    pub(super) async fn run(
+        &mut self,
+        resume: Option<&Cursor>,
+        mut visit: impl FnMut(&Job) -> bool,
+    ) -> Coverage {
+        self.listed.extend(resume.iter().flat_map(|cursor| &cursor.listed));
+        let first = resume.map_or(0, |cursor| cursor.list);
+        for list in first..LISTS.len() {
+            let mut before = resume.filter(|cursor| cursor.list == list).and_then(|c| c.before);
+            match self.read_list(list, &mut before, &mut visit).await {
+                Ok(Listing::Next) => {}
+                Ok(Listing::Settled) => return Coverage::Complete,
+                Ok(Listing::Unlisted(run)) => {
+                    let because = format!(
+                        "run {run} of {} is open, and GitHub's list of open runs does not show it",
+                        self.repo
+                    );
+                    return Coverage::Partial { because, resume: None };
+                }
+                Err(error) if is_refusal(&error) => {
+                    return Coverage::Forbidden(jobs_refusal(self.repo, &error));
+                }
+                Err(error) => {
+                    let resume = error.status().is_none().then(|| self.cursor(list, before));
+                    return Coverage::Partial { because: error.to_string(), resume };
+                }
+            }
+        }
+        Coverage::Complete
+    }
+
+    fn cursor(&self, list: usize, before: Option<u64>) -> Cursor {
+        let listed = self.listed.iter().rev().take(MAX_LISTED).copied().collect();
+        Cursor { repo: self.repo.clone(), list, before, began: self.began, up: false, listed }
+    }
+
+    /// Reads the jobs of the runs of one list; `before` keeps the position.
+    async fn read_list(
+        &mut self,
+        list: usize,
+        before: &mut Option<u64>,
+        visit: &mut impl FnMut(&Job) -> bool,
+    ) -> Result<Listing, Error> {
+        let start = *before;
+        let mut number = 1;
+        loop {
+            self.calls += 1;
+            let page = self.cx.github.runs(self.repo, LISTS[list], number, self.deadline).await?;
+            let mut runs = match LISTS[list] {
+                Some(_) => {
+                    self.listed.extend(page.items.iter().map(|run| run.id));
+                    page.items.into_iter().map(|run| run.id).collect()
+                }
+                // The newest runs of any status show whether the lists by status can be believed.
+                None => match self.unlisted(page.items) {
+                    Ok(runs) => runs,
+                    Err(run) => return Ok(Listing::Unlisted(run)),
+                },
+            };
+            // Pages shift while they are read. The second reading of `queued` reads its runs again.
+            runs.retain(|run| {
+                start.is_none_or(|start| *run < start) && self.read.insert((list, *run))
+            });
+            let room = self.max_runs.saturating_sub(self.read.len() - runs.len());
+            self.truncated |= runs.len() > room;
+            runs.truncate(room);
+            for few in runs.chunks(CONCURRENT_CALLS) {
+                self.calls += u32::try_from(few.len()).unwrap_or(u32::MAX);
+                let jobs =
+                    few.iter().map(|run| self.cx.github.jobs(self.repo, *run, self.deadline));
+                for (run, jobs) in few.iter().zip(join_all(jobs).await) {
+                    match jobs {
+                        Ok(jobs) => {
+                            if jobs.iter().any(&mut *visit) {
+                                return Ok(Listing::Settled);
+                            }
+                        }
+                        // The run was deleted since it was listed.
+                        Err(error) if error.is_not_found() => {}
+                        Err(error) => return Err(error),
+                    }
+                    *before = Some(*run);
+                }
+            }
+            if !page.more || LISTS[list].is_none() || self.truncated {
+                return Ok(Listing::Next);
+            }
+            number += 1;
+        }
+    }
+
+    /// The open runs that no list by status showed: those that are younger than the scan, or else one that the lists
+    /// should have shown.
+    fn unlisted(&self, newest: Vec<Run>) -> Result<Vec<u64>, u64> {
+        let open = newest
+            .into_iter()
+            .filter(|run| run.status != JobStatus::Completed && !self.listed.contains(&run.id));
+        open.map(|run| {
+            let is_new = run.created_at().is_some_and(|at| at >= self.began);
+            if is_new { Ok(run.id) } else { Err(run.id) }
+        })
+        .collect()
+    }
+}
+
+/// The result of reading a list.
+enum Listing {
+    /// The next list follows.
+    Next,
+    /// The visitor needs no more.
+    Settled,
+    /// This run is open, and the lists by status did not show it.
+    Unlisted(u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+    use crate::fleet::{Entry, RunnerNames};
+
+    fn labels(text: &str) -> Vec<Label> {
+        text.split_whitespace().map(Label::from).collect()
+    }
+
+    #[test]
+    fn a_job_fits_if_one_runner_has_all_its_labels() {
+        let one = RunnerState::Idle(vec![labels("self-hosted Linux X64 gpu")]);
+        assert!(one.fits(&labels("self-hosted GPU")));
+        assert!(!one.fits(&labels("self-hosted arm64")));
+        let two = RunnerState::Idle(vec![labels("self-hosted a"), labels("self-hosted b")]);
+        assert!(two.fits(&labels("b")) && !two.fits(&labels("a b")));
+        assert!(RunnerState::Idle(Vec::new()).fits(&labels("anything")));
+    }
+
+    fn refused(status: u16, message: &str) -> Error {
+        Error::Status {
+            call: "a.call",
+            status: StatusCode::from_u16(status).unwrap(),
+            reason: String::new(),
+            message: message.into(),
+            limited: false,
+        }
+    }
+
+    fn runner(busy: bool, online: bool) -> Runner {
+        Runner { name: "gpu-1".into(), busy, online, version: None, labels: labels("gpu") }
+    }
+
+    #[test]
+    fn the_scopes_together_say_what_the_runner_does() {
+        let repo = || RunnerScope::Repository("acme/app".into());
+        let organization = || RunnerScope::Organization("acme".into());
+        let state = |one: Result<Vec<Runner>, Error>, two: Result<Vec<Runner>, Error>| {
+            runner_state(&vec![(repo(), one), (organization(), two)])
+        };
+        let hidden = || Err(refused(404, ""));
+        let down = || Err(refused(503, ""));
+        let idle = || Ok(vec![runner(false, true)]);
+        assert!(matches!(state(idle(), hidden()), RunnerState::Idle(known) if known.len() == 1));
+        assert!(matches!(state(Ok(Vec::new()), hidden()), RunnerState::Forbidden(_)));
+        assert!(
+            matches!(state(Ok(Vec::new()), Ok(Vec::new())), RunnerState::Idle(known) if known.is_empty())
+        );
+        assert!(matches!(state(idle(), down()), RunnerState::Unavailable(_)));
+        assert!(matches!(state(hidden(), down()), RunnerState::Unavailable(_)));
+        let busy = |online| Ok(vec![runner(true, online)]);
+        assert!(matches!(state(busy(true), down()), RunnerState::Busy { offline: false, .. }));
+        assert!(matches!(state(idle(), busy(false)), RunnerState::Busy { offline: true, .. }));
+        assert!(matches!(state(busy(false), busy(true)), RunnerState::Busy { offline: false, .. }));
+    }
+
+    #[test]
+    fn advice_is_given_only_for_a_missing_permission() {
+        let scope = RunnerScope::Repository("acme/app".into());
+        let missing = refused(403, "Resource not accessible by integration");
+        assert!(
+            runner_refusal(&scope, &missing).contains("grant the GitHub App Administration: read")
+        );
+        assert!(
+            jobs_refusal(&"acme/app".into(), &missing)
+                .contains("grant the GitHub App Actions: read")
+        );
+        let suspended = refused(403, "This installation has been suspended");
+        for text in
+            [runner_refusal(&scope, &suspended), jobs_refusal(&"acme/app".into(), &suspended)]
+        {
+            assert!(text.contains("has been suspended") && !text.contains("grant"), "{text}");
+        }
+    }
+
+    fn fleet() -> Fleet {
+        let entry = |repo: &str, needs: &str, vm: &str| Entry {
+            repo: repo.into(),
+            labels: labels(needs),
+            runner_labels: Vec::new(),
+            vm: Vm::new(vm, "z"),
+            runner_names: RunnerNames::parse([vm]),
+            discard_local_ssd: false,
+            register: None,
+        };
+        Fleet::new(vec![
+            entry("acme/app", "gpu", "gpu-1"),
+            entry("acme/app", "self-hosted", "runner-1"),
+        ])
+    }
+
+    const NOW: &str = "2026-11-24T12:00:00Z";
+
+    fn a_job(json: &str) -> Job {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[track_caller]
+    fn is(json: &str, expected: &JobState) {
+        let (fleet, now) = (fleet(), Timestamp::parse(NOW).unwrap());
+        let vm = fleet.vm(&Vm::new("runner-1", "z")).unwrap();
+        assert_eq!(
+            job_state(vm, &fleet, now, &"acme/app".into(), &a_job(json)),
+            *expected,
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn the_job_in_evidence_has_one_state() {
+        let queued = |labels: &str, at: &str| {
+            format!(
+                r#"{{"id": 7, "status": "queued", "labels": [{labels}], "created_at": "{at}"}}"#
+            )
+        };
+        let hour_ago = "2026-11-24T11:00:00Z";
+        is(&queued(r#""self-hosted""#, hour_ago), &JobState::Queued(labels("self-hosted")));
+        is(&queued(r#""gpu""#, hour_ago), &JobState::ForAnother(Vm::new("gpu-1", "z")));
+        is(&queued(r#""windows""#, hour_ago), &JobState::Gone("no entry matches it any more"));
+        is(
+            &queued(r#""self-hosted""#, "2026-11-23T12:00:00Z"),
+            &JobState::Gone("it was queued for 24 hours"),
+        );
+        // It was approved an hour ago.
+        is(
+            r#"{"id": 7, "status": "queued", "labels": ["self-hosted"], "created_at": "2026-11-20T11:00:00Z",
+                "started_at": "2026-11-24T11:00:00Z"}"#,
+            &JobState::Queued(labels("self-hosted")),
+        );
+        for status in ["waiting", "pending", "requested", "a_new_one"] {
+            let json = format!(r#"{{"id": 7, "status": "{status}", "labels": ["self-hosted"]}}"#);
+            is(&json, &JobState::Pending);
+        }
+        let ended = Timestamp::parse("2026-11-24T11:59:00Z");
+        is(
+            r#"{"id": 7, "status": "completed", "completed_at": "2026-11-24T11:59:00Z"}"#,
+            &JobState::Completed(ended),
+        );
+        // GitHub's clock is ahead.
+        is(
+            r#"{"id": 7, "status": "completed", "completed_at": "2026-11-24T12:00:09Z"}"#,
+            &JobState::Completed(Timestamp::parse(NOW)),
+        );
+        let runs = |runner: &str, needs: &str, since: &str| {
+            format!(
+                r#"{{"id": 7, "status": "in_progress", "labels": ["{needs}"], "runner_name": "{runner}", "started_at": "{since}"}}"#
+            )
+        };
+        is(&runs("runner-1", "gpu", hour_ago), &JobState::Running(RunsOn::Here));
+        is(&runs("RUNNER-1", "gpu", hour_ago), &JobState::Running(RunsOn::Here));
+        is(&runs("", "self-hosted", hour_ago), &JobState::Running(RunsOn::Here));
+        is(&runs("other", "self-hosted", hour_ago), &JobState::Running(RunsOn::HereIfUnregistered));
+        is(&runs("other", "gpu", hour_ago), &JobState::Running(RunsOn::Elsewhere(None)));
+        let gpu = Some(Vm::new("gpu-1", "z"));
+        is(&runs("gpu-1", "self-hosted", hour_ago), &JobState::Running(RunsOn::Elsewhere(gpu)));
+        is(
+            &runs("runner-1", "self-hosted", "2026-11-19T12:00:00Z"),
+            &JobState::Gone("it has run for more than 5 days"),
+        );
+    }
+
+    #[test]
+    fn two_repositories_are_read_if_both_are() {
+        let partial = || Coverage::Partial { because: "503".into(), resume: None };
+        let forbidden = || Coverage::Forbidden("403".into());
+        assert_eq!(Coverage::Complete.and(Coverage::Complete), Coverage::Complete);
+        assert_eq!(Coverage::Complete.and(forbidden()), forbidden());
+        assert_eq!(forbidden().and(partial()), partial());
+        assert_eq!(partial().and(Coverage::Complete), partial());
+    }
+}

@@ -1,0 +1,163 @@
+//! Webhooks: a job is queued, or completed.
+//!
+//! An event makes sure that a pass will come, and takes the obvious first step at once. The pass comes first: without
+//! one nothing would look after the VM, so nothing is started.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::{Context, Turn};
+use super::error::Error;
+use super::in_flight::Event;
+use super::labels::{self, Change};
+use super::outcome::{Outcome, Status};
+use super::reconcile::outcome_of_start;
+use super::schedule::{BUCKET, FIRST_PASS, IdleSince, due_before, rounded_up};
+use super::task::{Evidence, JobRef, Task};
+use super::vm::{Started, VmSnapshot, observe, start_by_status};
+use crate::clock::Deadline;
+use crate::fleet::ManagedVm;
+
+/// The longest life of a webhook's handler: GitHub hangs up after 10 s, cold start included.
+pub const WEBHOOK_TIME: Duration = Duration::from_secs(8);
+
+/// A job is queued for the VM.
+///
+/// # Errors
+/// If no pass could be created, or the VM does not exist: GitHub then shows a failed delivery, which can be redelivered.
+pub async fn job_queued(
+    cx: &Context,
+    vm: &Arc<ManagedVm>,
+    job: JobRef,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
+    let because = format!("{job} is queued");
+    let now = cx.clock.now();
+    let work = |deadline| {
+        let (cx, vm, job) = (cx.clone(), Arc::clone(vm), job.clone());
+        async move {
+            let turn = Turn { cx: &cx, vm: &vm, now, deadline };
+            bring_up(&turn, Evidence::Job(job)).await
+        }
+    };
+    let outcome = cx.in_flight.share(Event::Queued, &vm.vm, now, deadline, work).await?;
+    Ok(outcome.because_of(&because))
+}
+
+/// Something needs the VM: read it and create a pass; then start it and write its label.
+pub(super) async fn bring_up(turn: &Turn<'_>, evidence: Evidence) -> Result<Outcome, Error> {
+    let idle_since = turn.idle_since();
+    let task = Task::new(&turn.vm.vm, idle_since);
+    let task = match evidence {
+        Evidence::Job(job) => task.with_job(job),
+        Evidence::Operator(since) => task.with_operator(since),
+    };
+    let due = rounded_up(turn.now + FIRST_PASS);
+    let (read, scheduled) = tokio::join!(
+        observe(turn.cx, &turn.vm.vm, turn.deadline),
+        turn.schedule(task.clone(), due)
+    );
+    scheduled?;
+    let read = match read {
+        Ok(read) => read,
+        Err(Error::Upstream(error)) => {
+            tracing::error!("VM {} could not be read: {error}", turn.vm.vm);
+            let because = format!("but the VM could not be read: {error}");
+            return Ok(Outcome::new(Status::StartScheduled, because).next_check_at(due));
+        }
+        Err(error) => return Err(error),
+    };
+    let (started, ()) = tokio::join!(
+        start(turn, &read, &task),
+        labels::try_write(turn, &read, Change::IdleSince(idle_since)),
+    );
+    let next_check = started.next_check.unwrap_or(due);
+    Ok(started.next_check_at(next_check))
+}
+
+/// Starts the VM, or has another pass look sooner if it is on its way down. If that one cannot be created, the first is
+/// pending all the same.
+async fn start(turn: &Turn<'_>, read: &VmSnapshot, task: &Task) -> Outcome {
+    let started = start_by_status(turn, read).await;
+    let on_its_way_down = matches!(started, Started::NotYet(_));
+    let outcome = outcome_of_start(started);
+    if !on_its_way_down {
+        return outcome;
+    }
+    let soon = rounded_up(turn.now + BUCKET);
+    match turn.schedule(task.clone(), soon).await {
+        Ok(()) => outcome.next_check_at(soon),
+        Err(_) => outcome,
+    }
+}
+
+/// A job is queued, but waits for a review first. The VM is not needed yet; but GitHub is known to say so at times of a
+/// job that waits no longer, so a pass asks. The VM is read only to see that it exists.
+///
+/// # Errors
+/// As [`job_queued`].
+pub async fn job_waiting(
+    cx: &Context,
+    vm: &Arc<ManagedVm>,
+    job: JobRef,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
+    let because = format!("{job} waits for a review");
+    let now = cx.clock.now();
+    let work = |deadline| {
+        let (cx, vm, job) = (cx.clone(), Arc::clone(vm), job.clone());
+        async move {
+            let turn = Turn { cx: &cx, vm: &vm, now, deadline };
+            ask_later(&turn, job).await
+        }
+    };
+    let outcome = cx.in_flight.share(Event::Waiting, &vm.vm, now, deadline, work).await?;
+    Ok(outcome.because_of(&because))
+}
+
+async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
+    // No event needed the VM, so the pass supersedes nothing.
+    let task = Task::new(&turn.vm.vm, IdleSince::BEFORE_ALL).with_job(job);
+    let due = rounded_up(turn.now + FIRST_PASS);
+    let (read, scheduled) =
+        tokio::join!(observe(turn.cx, &turn.vm.vm, turn.deadline), turn.schedule(task, due));
+    if let Err(error @ Error::NoSuchInstance(_)) = read {
+        return Err(error);
+    }
+    scheduled?;
+    Ok(Outcome::new(Status::StartScheduled, "").next_check_at(due))
+}
+
+/// A job is over: the VM is idle from now on, unless another comes.
+///
+/// # Errors
+/// If no pass could be created: GitHub then shows a failed delivery, which can be redelivered.
+pub async fn job_completed(
+    cx: &Context,
+    vm: &Arc<ManagedVm>,
+    job: u64,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
+    let now = cx.clock.now();
+    let work = |deadline| {
+        let (cx, vm) = (cx.clone(), Arc::clone(vm));
+        async move { idle_from_now(&Turn { cx: &cx, vm: &vm, now, deadline }).await }
+    };
+    let outcome = cx.in_flight.share(Event::Completed, &vm.vm, now, deadline, work).await?;
+    Ok(outcome.because_of(&format!("job {job} is completed")))
+}
+
+/// The pass first, then the label, which supersedes all passes before it.
+async fn idle_from_now(turn: &Turn<'_>) -> Result<Outcome, Error> {
+    let idle_since = turn.idle_since();
+    let due = due_before(turn.now, idle_since.time() + turn.cx.inactive);
+    let task = Task::new(&turn.vm.vm, idle_since);
+    let (scheduled, read) =
+        tokio::join!(turn.schedule(task, due), observe(turn.cx, &turn.vm.vm, turn.deadline));
+    scheduled?;
+    match read {
+        Ok(read) => labels::try_write(turn, &read, Change::IdleSince(idle_since)).await,
+        Err(error) => tracing::warn!("VM {}: its label was not written: {error}", turn.vm.vm),
+    }
+    Ok(Outcome::new(Status::Ok, "").next_check_at(due))
+}

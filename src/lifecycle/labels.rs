@@ -1,0 +1,188 @@
+//! The service's labels on a VM: compare-and-set under the fingerprint that was read.
+//!
+//! A task may arrive late, twice, or after a newer event, and the service keeps no state to tell. So the VM carries the
+//! time of its last use as the label `idle_since`, and each task the value that it was created for: an older task is
+//! superseded. The value only grows, so that events which overtake one another agree on it.
+//! <https://cloud.google.com/compute/docs/reference/rest/v1/instances/setLabels>
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tracing::warn;
+
+use super::context::Turn;
+use super::error::Error;
+use super::schedule::IdleSince;
+use super::vm::{GIVEN_UP_LABEL, HOLD_LABEL, ID_SEPARATOR, IDLE_SINCE_LABEL, VmSnapshot};
+use crate::clients;
+
+/// The value of a hold that the service writes. Any value holds.
+const HOLD_VALUE: &str = "by-hand";
+
+/// Jobs that were given up on stay known by the latest of these.
+const MAX_GIVEN_UP: usize = 4;
+
+/// Conflicts are with other writers of labels, of which there is about one in half a minute.
+const ATTEMPTS: u32 = 5;
+
+/// The pause before a second conflict is tried again: a label may take a moment to show.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A change of a VM's labels.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change<'a> {
+    /// Only if the VM's value is smaller.
+    IdleSince(IdleSince),
+    GivenUp(&'a [u64]),
+    Hold,
+    Release,
+}
+
+impl Change<'_> {
+    /// Applies the change; false if the labels are as they should be already.
+    fn apply(self, vm: &mut VmSnapshot) -> bool {
+        let is_held = vm.is_held();
+        let labels = &mut vm.instance.labels;
+        match self {
+            Self::IdleSince(value) if vm.idle_since >= Some(value) => false,
+            Self::IdleSince(value) => {
+                labels.insert(IDLE_SINCE_LABEL.to_owned(), value.to_string());
+                true
+            }
+            Self::GivenUp(jobs) => {
+                let mut ids = vm.given_up.clone();
+                ids.extend(jobs.iter().filter(|job| !vm.given_up.contains(job)));
+                let latest = &ids[ids.len().saturating_sub(MAX_GIVEN_UP)..];
+                let text: Vec<String> = latest.iter().map(u64::to_string).collect();
+                let value = text.join(&ID_SEPARATOR.to_string());
+                labels.insert(GIVEN_UP_LABEL.to_owned(), value.clone()) != Some(value)
+            }
+            Self::Hold if is_held => false,
+            Self::Hold => labels.insert(HOLD_LABEL.to_owned(), HOLD_VALUE.to_owned()).is_none(),
+            Self::Release => labels.remove(HOLD_LABEL).is_some(),
+        }
+    }
+}
+
+/// Writes the change, reading the VM again where another writer came first.
+///
+/// # Errors
+/// If labels may not be set, kept changing, or Compute Engine did not answer.
+pub(super) async fn write(
+    turn: &Turn<'_>,
+    read: &VmSnapshot,
+    change: Change<'_>,
+) -> Result<(), Error> {
+    let Turn { cx, now, deadline, .. } = *turn;
+    let vm = &turn.vm.vm;
+    let mut fresh = read.clone();
+    let mut attempts = 0;
+    while change.apply(&mut fresh) {
+        let instance = &fresh.instance;
+        let written = cx
+            .compute
+            .set_labels(vm, &instance.labels, &instance.label_fingerprint, deadline)
+            .await;
+        attempts += 1;
+        match written {
+            Ok(()) => {
+                cx.label_permission.granted();
+                return Ok(());
+            }
+            Err(error) if is_conflict(&error) && attempts < ATTEMPTS => {
+                if attempts > 1 {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                fresh = VmSnapshot::new(cx.compute.get(vm, deadline).await?, now);
+            }
+            Err(error) if error.lacks_permission() => {
+                cx.label_permission.refused(vm, &error, now);
+                return Err(Error::LabelsForbidden(vm.clone(), error));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Writes the change if labels can be written. Failure is a warning: without the label an older pass may count, but its
+/// sources still decide.
+pub(super) async fn try_write(turn: &Turn<'_>, read: &VmSnapshot, change: Change<'_>) {
+    if turn.lacks_labels() {
+        return;
+    }
+    match write(turn, read, change).await {
+        // Told once, where the refusal is remembered.
+        Ok(()) | Err(Error::LabelsForbidden(..)) => {}
+        Err(error) => warn!("VM {}: its labels were not changed ({change:?}): {error}", turn.vm.vm),
+    }
+}
+
+fn is_conflict(error: &clients::Error) -> bool {
+    error.status() == Some(StatusCode::PRECONDITION_FAILED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clients::compute::{Instance, Status};
+    use crate::clock::Timestamp;
+
+    fn vm(labels: &[(&str, &str)]) -> VmSnapshot {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let instance = Instance {
+            id: "1".into(),
+            status: Status::Running,
+            labels: labels.collect(),
+            label_fingerprint: String::new(),
+            last_start: None,
+            last_stop: None,
+            last_suspend: None,
+            has_local_ssd: false,
+        };
+        VmSnapshot::new(instance, Timestamp::from_unix_seconds(1_800_000_000))
+    }
+
+    #[track_caller]
+    fn changes(vm: &VmSnapshot, change: Change<'_>, label: &str, expected: Option<Option<&str>>) {
+        let mut after = vm.clone();
+        let changed = change.apply(&mut after);
+        let value = after.instance.labels.get(label).map(String::as_str);
+        assert_eq!(changed.then_some(value), expected, "{change:?}");
+    }
+
+    #[test]
+    fn idle_since_only_grows() {
+        let at =
+            |seconds| Change::IdleSince(IdleSince::of_event(Timestamp::from_unix_seconds(seconds)));
+        let label = IDLE_SINCE_LABEL;
+        changes(&vm(&[]), at(60), label, Some(Some("60")));
+        changes(&vm(&[(label, "30")]), at(60), label, Some(Some("60")));
+        changes(&vm(&[(label, "60")]), at(60), label, None);
+        changes(&vm(&[(label, "90")]), at(60), label, None);
+        changes(&vm(&[(label, "1900000000")]), at(60), label, Some(Some("60")));
+    }
+
+    #[test]
+    fn the_last_four_jobs_that_were_given_up_on_stay_known() {
+        let label = GIVEN_UP_LABEL;
+        changes(&vm(&[]), Change::GivenUp(&[7]), label, Some(Some("7")));
+        changes(&vm(&[(label, "7")]), Change::GivenUp(&[7]), label, None);
+        changes(&vm(&[(label, "1_2_3")]), Change::GivenUp(&[4, 5]), label, Some(Some("2_3_4_5")));
+        let four = vm(&[(label, "48123456789_48123456790_48123456791_48123456792")]);
+        assert_eq!(four.given_up.len(), 4);
+        assert!(
+            four.instance.labels[label].len() <= 63,
+            "a label's value has 63 characters at most"
+        );
+    }
+
+    #[test]
+    fn a_hold_of_any_value_is_a_hold() {
+        let label = HOLD_LABEL;
+        changes(&vm(&[]), Change::Hold, label, Some(Some(HOLD_VALUE)));
+        changes(&vm(&[(label, "debugging")]), Change::Hold, label, None);
+        changes(&vm(&[(label, "debugging")]), Change::Release, label, Some(None));
+        changes(&vm(&[]), Change::Release, label, None);
+    }
+}

@@ -1,0 +1,116 @@
+//! Operators' commands: start, stop, hold, release.
+
+use super::context::{Context, Turn};
+use super::decide::{Action, Asker};
+use super::error::Error;
+use super::events::bring_up;
+use super::labels::{self, Change};
+use super::outcome::{Outcome, Status};
+use super::reconcile::{converse, log, read_again};
+use super::schedule::{IdleSince, MINUTE, rounded_up};
+use super::task::{Evidence, Task};
+use super::vm::{self, VmSnapshot, observe};
+use crate::clock::Deadline;
+use crate::fleet::ManagedVm;
+
+/// Starts the VM, as a queued job does.
+///
+/// # Errors
+/// If no pass could be created, or the VM does not exist.
+pub async fn start(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
+    let turn = Turn::new(cx, vm, deadline);
+    let outcome = bring_up(&turn, Evidence::Operator(turn.now)).await?;
+    Ok(outcome.because_of("an operator asked for it"))
+}
+
+/// How careful an operator's stop is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// Only if nothing needs the VM.
+    IfIdle,
+    /// Whatever runs on it.
+    Force,
+}
+
+/// Stops the VM: one pass, at once.
+///
+/// # Errors
+/// If the VM could not be read or stopped, or a pass was needed and could not be created.
+pub async fn stop(
+    cx: &Context,
+    vm: &ManagedVm,
+    care: Care,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
+    let turn = Turn::new(cx, vm, deadline);
+    let asker = match care {
+        Care::IfIdle => Asker::Operator,
+        Care::Force => Asker::Force,
+    };
+    let read = observe(cx, &vm.vm, deadline).await?;
+    // Later than any event before, so that an operator's earlier start does not undo the stop.
+    let now = turn.idle_since();
+    let idle_since = read.idle_since.map_or(now, |label| now.max(label.next()));
+    let task = ordinary_task(&turn, &read);
+    let (decision, mut facts) = converse(&turn, asker, &task, read).await;
+    log(&vm.vm, &decision.notices);
+    let outcome = Outcome::new(decision.status, decision.because);
+    let Some((next, due)) = decision.next else { return Ok(outcome) };
+    if decision.action != Action::Stop {
+        turn.schedule(next, due).await?;
+        return Ok(outcome.next_check_at(due));
+    }
+    let next = Task { idle_since: Some(idle_since), ..next };
+    let scheduled = turn.schedule(next, due).await;
+    let fresh = match read_again(&turn, &mut facts).await {
+        Ok(fresh) => fresh,
+        Err(not_stopped) => {
+            scheduled?;
+            return Ok(not_stopped.next_check_at(due));
+        }
+    };
+    labels::try_write(&turn, &facts.vm, Change::IdleSince(idle_since)).await;
+    let operation = vm::stop(&turn, &facts.vm, fresh).await?;
+    let outcome = Outcome::new(Status::Stopping, "an operator asked for it");
+    let outcome = outcome.with_operation(Some(operation.name));
+    match scheduled {
+        Ok(()) => Ok(outcome.next_check_at(due)),
+        Err(error) => {
+            tracing::error!("VM {}: it was stopped, but no pass looks after it: {error}", vm.vm);
+            Ok(outcome)
+        }
+    }
+}
+
+/// Keeps passes from stopping the VM, until it is released.
+///
+/// # Errors
+/// If the VM could not be read, or its label not set.
+pub async fn hold(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
+    let turn = Turn::new(cx, vm, deadline);
+    let read = observe(cx, &vm.vm, deadline).await?;
+    labels::write(&turn, &read, Change::Hold).await?;
+    Ok(Outcome::new(Status::Held, "an operator asked for it"))
+}
+
+/// Lets passes decide again. One is created first: a VM that was started in the console and held has none.
+///
+/// # Errors
+/// If the VM could not be read, the pass not created, or the label not removed.
+pub async fn release(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
+    let turn = Turn::new(cx, vm, deadline);
+    let read = observe(cx, &vm.vm, deadline).await?;
+    let mut outcome = Outcome::new(Status::Released, "an operator asked for it");
+    if !read.phase.is_down() {
+        let due = rounded_up(turn.now + MINUTE);
+        turn.schedule(ordinary_task(&turn, &read), due).await?;
+        outcome = outcome.next_check_at(due);
+    }
+    labels::write(&turn, &read, Change::Release).await?;
+    Ok(outcome)
+}
+
+/// The pass that a command leaves behind: any event from here on supersedes it.
+fn ordinary_task(turn: &Turn<'_>, read: &VmSnapshot) -> Task {
+    Task::new(&turn.vm.vm, read.idle_since.unwrap_or(IdleSince::BEFORE_ALL))
+}
