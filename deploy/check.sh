@@ -20,12 +20,13 @@ if [[ $(cat "$work/installed" 2>/dev/null) != "$installed" ]]; then
   python3 -m venv --clear "$work/venv"
   "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r $here/requirements.txt
   cp $here/package.json $here/package-lock.json "$work/"
-  # The provider's declarations are read, not run: what they would need to run stays away.
-  npm ci --prefix "$work" --ignore-scripts --legacy-peer-deps --no-audit --no-fund --loglevel=error
+  npm ci --prefix "$work" --ignore-scripts --no-audit --no-fund --loglevel=error
   echo "$installed" >"$work/installed"
 fi
-export PROVIDER=$work/node_modules/@cdktf/provider-google PYTHONDONTWRITEBYTECODE=1
+export PYTHONDONTWRITEBYTECODE=1
 python=$work/venv/bin/python
+providers=$work/providers
+$python $here/fetch_providers.py "$providers"
 
 missing=()
 while read -r tool package; do
@@ -44,20 +45,35 @@ fi
 
 # -- Terraform ------------------------------------------------------------------------------------------------------
 
+mapfile -t versions < <(find "$providers" -maxdepth 1 -name 'google-*' | sort --version-sort)
+newest=${versions[-1]}
+older=("${versions[@]:0:${#versions[@]}-1}")
+at() { echo "$1,$providers/random,$providers/time"; }
+
 if command -v terraform >/dev/null; then
   say "terraform fmt"
   TF_CLI_CONFIG_FILE=/dev/null terraform fmt -check -diff -recursive deploy
-  say "terraform validate, plan and apply, against a stand-in for the google provider"
-  $python -W error -m unittest discover --start-directory $here --pattern 'test_terraform.py'
+  say "terraform validate, plan, apply and test, against stand-ins for the providers, in their newest version"
+  PROVIDERS=$(at "$newest") $python -W error -m unittest discover --start-directory $here --pattern 'test_terraform.py'
+  for version in "${older[@]}"; do
+    say "terraform validate, with $(basename "$version")"
+    PROVIDERS=$(at "$version") $python -W error -m unittest discover --start-directory $here \
+      --pattern 'test_terraform.py' -k test_terraform_finds_them_valid
+  done
 else
   skipped+=("terraform fmt, validate, plan and apply: terraform is not on the PATH")
 fi
 
-say "Terraform files against the google provider's schema"
-$python $here/check_terraform.py "$PROVIDER" deploy/terraform/runner-manager deploy/terraform/runner-vm deploy/example
+say "Terraform files against the providers' schemas"
+for version in "${versions[@]}"; do
+  $python $here/check_terraform.py "$(at "$version")" deploy/terraform/* deploy/examples/*
+done
 
 say "that this check can fail"
-$python -m unittest discover --start-directory $here --pattern 'test_check_terraform.py'
+PROVIDERS=$(at "$newest") $python -m unittest discover --start-directory $here --pattern 'test_check_terraform.py'
+
+say "the modules' READMEs"
+$python $here/module_readme.py --check
 
 # -- scripts --------------------------------------------------------------------------------------------------------
 
@@ -96,6 +112,9 @@ if command -v jq >/dev/null; then
   PROGRAM=${CARGO_TARGET_DIR:-target}/debug/runner-manager $python -W error -m unittest discover \
     --start-directory $here --pattern 'test_registration.py'
 fi
+
+say "files that git and gcloud leave out, and packages that Debian has"
+$python -W error -m unittest discover --start-directory $here --pattern 'test_files.py'
 
 # -- documentation --------------------------------------------------------------------------------------------------
 

@@ -200,7 +200,7 @@ def platform():
 
 
 def archive(version):
-    """What GitHub publishes of a version, as far as the script has to do with it."""
+    """The archive of a version, with the files that the script uses."""
     packed = io.BytesIO()
     files = {"config.sh": CONFIG_SH, "run.sh": RUN_SH, "run-helper.sh": RUN_HELPER_SH}
     files |= {"bin/Runner.Listener": LISTENER % version, "bin/installdependencies.sh": INSTALL_DEPENDENCIES}
@@ -722,7 +722,7 @@ class RunnerVm(Surrounded):
         return file
 
     def disk(self, *used, images=(50,)):
-        """How full the runner's disk is, look by look, and that of Docker's images; the last stays."""
+        """Sets the use of the runner's disk and of the disk of Docker's images, for each call of df; the last value stays."""
         for name, values in (("used", used), ("used-by-images", images)):
             (self.seen / name).write_text("".join(f"{percent}\n" for percent in values))
         self.stand_in(

@@ -32,7 +32,7 @@ BASE=$ROOT/var/lib/runner
 OWN=$ROOT/var/lib/runner-vm
 INSTALLED=$ROOT/usr/local/sbin/runner-vm
 
-# How long in all a step waits for something that may come by itself, in seconds. Then systemd starts the service again.
+# Seconds that a step waits for something that may come by itself. After that systemd starts the service again.
 PATIENCE=${RUNNER_VM_PATIENCE:-300}
 # The pause after a refusal: an operator has to act first.
 REFUSED_PAUSE=600
@@ -654,7 +654,7 @@ run_runner() {
     say "the runner has signed off"
     return 0
   fi
-  # What the runner said last decides what is done next.
+  # The runner's last lines decide about the next step.
   for ((i = 0; i < 50; i++)); do
     kill -0 "$watcher" 2>/dev/null || break
     sleep 0.1
