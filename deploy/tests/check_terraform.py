@@ -166,7 +166,12 @@ class Check:
 
     def references(self, module):
         seen = set()
-        for text in strings(module.documents):
+        # Blocks about resources of earlier versions name resources that are gone.
+        documents = [
+            {kind: each for kind, each in document.items() if kind not in ("moved", "removed")}
+            for document in module.documents
+        ]
+        for text in strings(documents):
             # A description is text, not an expression.
             for match in REFERENCE.finditer(text) if "${" in text or "%{" in text else ():
                 self.checked += 1

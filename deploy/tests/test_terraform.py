@@ -247,6 +247,26 @@ class Terraform(unittest.TestCase):
             for secret in written:
                 self.assertNotIn(secret, file.read_text(), file)
 
+    def test_a_state_of_version_0_1_loses_no_secret(self):
+        arguments, place = self.with_variables(MANAGER)
+        self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
+        file = place / "terraform.tfstate"
+        state = json.loads(file.read_text())
+        resources = {(each["type"], each["name"]): each for each in state["resources"]}
+        secret = resources["google_secret_manager_secret", "runner_manager_secret"]
+        version = resources["google_secret_manager_secret_version", "runner_manager_secret"]
+        # As that version left it: both secrets in one resource, and the key's version.
+        (instance,) = secret["instances"]
+        keys = ("RUNNER_MANAGER_SECRET", "GITHUB_APP_PRIVATE_KEY")
+        secret |= {"name": "this", "instances": [instance | {"index_key": key} for key in keys]}
+        state["resources"].append(version | {"name": "github_app_private_key"})
+        file.write_text(json.dumps(state))
+        plan = self.run_terraform("terraform/runner-manager", "plan", *arguments)
+        self.assertIn('this["GITHUB_APP_PRIVATE_KEY"] will no longer be managed by Terraform', plan)
+        self.assertIn("github_app_private_key[0] will no longer be managed by Terraform", plan)
+        self.assertIn("has moved to google_secret_manager_secret.runner_manager_secret[0]", plan)
+        self.assertIn("0 to destroy", plan)
+
     def test_a_public_image_on_ghcr_is_read_as_it_is_and_a_private_one_with_credentials(self):
         image = "ghcr.io/acme/runner-manager:1.0.0"
         plan, _ = self.planned("terraform/runner-manager", MANAGER | {"image": image})

@@ -76,3 +76,25 @@ resource "time_sleep" "iam" {
 
   depends_on = [google_secret_manager_secret_iam_member.service]
 }
+
+# Version 0.1 kept both secrets in one resource, and the App's key in Terraform. Neither is deleted.
+moved {
+  from = google_secret_manager_secret.this["RUNNER_MANAGER_SECRET"]
+  to   = google_secret_manager_secret.runner_manager_secret[0]
+}
+
+removed {
+  from = google_secret_manager_secret.this
+
+  lifecycle {
+    destroy = false
+  }
+}
+
+removed {
+  from = google_secret_manager_secret_version.github_app_private_key
+
+  lifecycle {
+    destroy = false
+  }
+}
