@@ -28,6 +28,8 @@ python=$work/venv/bin/python
 providers=$work/providers
 $python $here/fetch_providers.py "$providers"
 
+as_root=()
+[[ $(id -u) == 0 ]] || as_root=(sudo --non-interactive)
 missing=()
 while read -r tool package; do
   PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null || missing+=("$package")
@@ -38,9 +40,10 @@ systemd-analyze systemd
 nft nftables
 ip iproute2
 TOOLS
-if ((${#missing[@]} > 0)) && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-  apt-get update --quiet --quiet
-  DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" >/dev/null
+if ((${#missing[@]} > 0)) && command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
+  "${as_root[@]}" apt-get update --quiet --quiet
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install --quiet --quiet --yes --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 # -- Terraform ------------------------------------------------------------------------------------------------------
@@ -87,11 +90,9 @@ fi
 if command -v jq >/dev/null; then
   say "the runner VM's script"
   $python -W error -m unittest discover --start-directory $here --pattern 'test_runner_vm.py'
-  as_root=()
-  [[ $(id -u) == 0 ]] || as_root=(sudo --non-interactive --preserve-env=PYTHONDONTWRITEBYTECODE)
   if "${as_root[@]}" unshare --net --mount true 2>/dev/null; then
     say "the runner VM's script as root, in a network and with mounts of its own"
-    "${as_root[@]}" unshare --net --mount "$python" -W error -m unittest discover --start-directory $here \
+    "${as_root[@]}" unshare --net --mount env PYTHONDONTWRITEBYTECODE=1 "$python" -W error -m unittest discover --start-directory $here \
       --pattern 'test_runner_vm_as_root.py'
   else
     skipped+=("the runner VM's script as root: neither root nor sudo, or no namespaces")

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pwd
 import re
 import shutil
 import subprocess
@@ -106,7 +107,7 @@ class Packages(unittest.TestCase):
             "Dir::State::status": root / "status",
             "Dir::Cache": root / "cache",
             "APT::Architecture": "amd64",
-            "APT::Sandbox::User": "root" if pathlib.Path("/root").owner() == "root" else "",
+            "APT::Sandbox::User": pwd.getpwuid(os.getuid()).pw_name,
             "Acquire::Languages": "none",
         }
         cls.options = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]

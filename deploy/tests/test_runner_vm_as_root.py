@@ -193,7 +193,7 @@ class AsRoot(Surrounded):
         command = ["/usr/bin/apt-get", "-o", f"Dir::State::status={state}/status", "--yes", "autoremove"]
         with (state / "lock-frontend").open("w") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)
-            refused = subprocess.run(command, capture_output=True, text=True)
+            refused = subprocess.run([*command, "-o", "DPkg::Lock::Timeout=0"], capture_output=True, text=True)
             self.assertIn("Could not get lock", refused.stderr)
             threading.Timer(2, fcntl.lockf, (lock, fcntl.LOCK_UN)).start()
             environment = os.environ | {"APT_CONFIG": str(configuration)}

@@ -266,8 +266,9 @@ provision() {
   printf '%s\n' "$sum" >"$OWN/$name.done"
 }
 
-# Keeps jobs from the metadata server, which would tell them the VM's identity. Name resolution, port 53, stays. A job
-# that may use Docker or sudo can act as root and get around it.
+# Keeps jobs from the metadata server, which would give them the VM's identity. Name resolution, port 53, stays. It is
+# rejected, not dropped: with OS Login each look-up of a user asks that server, and must not hang. A job that may use
+# Docker or sudo can act as root and get around it.
 block_metadata() {
   local blocked uid
   uid=$(id --user "$RUNNER_USER") || return 1
