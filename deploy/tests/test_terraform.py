@@ -443,7 +443,8 @@ class Terraform(unittest.TestCase):
     def test_a_machine_type_that_comes_with_a_gpu_is_not_moved_to_another_host(self):
         for machine_type in ("g2-standard-4", "a2-highgpu-1g", "a3-highgpu-8g", "g4-standard-48"):
             with self.subTest(machine_type):
-                vm, _ = self.vm(machine_type=machine_type, discard_local_ssd=True)
+                disk = {"type": "hyperdisk-balanced"}
+                vm, _ = self.vm(machine_type=machine_type, discard_local_ssd=True, boot_disk=disk)
                 self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
                 self.assertIs(vm["shielded_instance_config"][0]["enable_secure_boot"], False)
                 self.assertEqual(vm["guest_accelerator"], [])
@@ -507,9 +508,19 @@ class Terraform(unittest.TestCase):
             ({"runner": {"sha256": "0" * 64}}, "needs a runner.version"),
             ({"machine_type": "c4-standard-8-lssd"}, "local SSDs"),
             ({"machine_type": "a3-highgpu-8g"}, "local SSDs"),
-            ({"machine_type": "g4-standard-48"}, "local SSDs"),
+            ({"machine_type": "z3-highmem-88"}, "local SSDs"),
+            ({"machine_type": "a2-ultragpu-1g"}, "local SSDs"),
             ({"gpu": {"type": "nvidia-tesla-t4"}}, "family n1 alone"),
             ({"gpu": {"type": "nvidia-l4"}, "machine_type": "g2-standard-4"}, "family n1 alone"),
+            ({"machine_type": "n4-standard-4"}, "set boot_disk.type to hyperdisk-balanced"),
+            (
+                {
+                    "machine_type": "c4-standard-4",
+                    "boot_disk": {"type": "hyperdisk-balanced"},
+                    "data_disk": {"size_gb": 50},
+                },
+                "set data_disk.type to hyperdisk-balanced",
+            ),
             ({"proxy": {"url": "proxy:3128"}}, "The proxy's URL"),
             ({"ca_certificates": "MIIB"}, "Certificates are in PEM"),
             ({"labels": {"runner-manager-hold": "x"}}, "the service's own"),

@@ -5,7 +5,7 @@ locals {
   region = regex("^[a-z]+-[a-z]+[0-9]+", var.zone)
 
   # Machine types that come with GPUs. A VM with a GPU cannot be moved to another host.
-  has_gpu = var.gpu != null || can(regex("^(a2|a3|a4|a4x|g2|g4)-", var.machine_type))
+  has_gpu = var.gpu != null || can(regex("^(a2|a3|a4|a4x|a5x|g2|g4)-", var.machine_type))
 
   # With an account of its own that has no roles, a VM needs its identity for the registration alone.
   block_metadata = coalesce(var.block_metadata, var.runner_manager_url != null && var.service_account == null)

@@ -167,13 +167,13 @@ variable "block_metadata" {
 # -- the machine ---------------------------------------------------------------------------------------------------
 
 variable "machine_type" {
-  description = "Machine type. Those of the families a2, a3, a4, g2 and g4 come with GPUs; some types come with local SSDs, see discard_local_ssd."
+  description = "Machine type. Those of the families a2, a3, a4, a4x, a5x, g2 and g4 come with GPUs; some types come with local SSDs, see discard_local_ssd."
   type        = string
   default     = "e2-standard-4"
 
   validation {
-    condition     = var.discard_local_ssd || !can(regex("lssd|^(z3|a2-ultragpu|a3|a4|a4x|g4)-", var.machine_type))
-    error_message = "This machine type comes with local SSDs (so do those with lssd in their names, z3, a2-ultragpu, a3, a4 and g4), which a stop empties: set discard_local_ssd here and in the entry of runner_config, or take another."
+    condition     = var.discard_local_ssd || !can(regex("lssd|^(z3|z4d|z4m|a2-ultragpu|a3|a4|a4x|a5x)-", var.machine_type))
+    error_message = "This machine type comes with local SSDs (so do those with lssd in their names, z3, z4d, z4m, a2-ultragpu, a3, a4, a4x and a5x), which a stop empties: set discard_local_ssd here and in the entry of runner_config, or take another."
   }
 }
 
@@ -190,7 +190,7 @@ variable "image" {
 }
 
 variable "boot_disk" {
-  description = "Size in GB and type of the boot disk. You pay for it also while the VM is stopped."
+  description = "Size in GB and type of the boot disk. You pay for it also while the VM is stopped. Machine types of the fourth generation and later, such as c4, n4, a4 and g4, and a3-ultragpu take Hyperdisk alone: hyperdisk-balanced."
   type = object({
     size_gb = optional(number, 50)
     type    = optional(string, "pd-balanced")
@@ -200,6 +200,11 @@ variable "boot_disk" {
   validation {
     condition     = var.boot_disk.size_gb >= 10
     error_message = "The boot disk has at least 10 GB."
+  }
+
+  validation {
+    condition     = !(startswith(var.boot_disk.type, "pd-") && can(regex("^(c4|c4a|c4d|c4n|n4|n4a|n4d|m4|x4|z4d|z4m|a4|a4x|a5x|g4|h4d|a3-ultragpu)-", var.machine_type)))
+    error_message = "This machine type takes no Persistent Disk: set boot_disk.type to hyperdisk-balanced."
   }
 }
 
@@ -215,6 +220,11 @@ variable "data_disk" {
     condition     = var.data_disk == null || try(var.data_disk.size_gb, 0) >= 10
     error_message = "The data disk has at least 10 GB."
   }
+
+  validation {
+    condition     = !(startswith(try(var.data_disk.type, ""), "pd-") && can(regex("^(c4|c4a|c4d|c4n|n4|n4a|n4d|m4|x4|z4d|z4m|a4|a4x|a5x|g4|h4d|a3-ultragpu)-", var.machine_type)))
+    error_message = "This machine type takes no Persistent Disk: set data_disk.type to hyperdisk-balanced."
+  }
 }
 
 variable "gpu" {
@@ -227,7 +237,7 @@ variable "gpu" {
 
   validation {
     condition     = var.gpu == null || can(regex("^(n1-|custom-)", var.machine_type))
-    error_message = "GPUs can be added to machine types of the family n1 alone, such as n1-standard-4. Types of the families a2, a3, a4, g2 and g4 come with theirs: leave gpu out."
+    error_message = "GPUs can be added to machine types of the family n1 alone, such as n1-standard-4. Types of the families a2, a3, a4, a4x, a5x, g2 and g4 come with theirs: leave gpu out."
   }
 }
 
