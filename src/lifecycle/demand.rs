@@ -471,7 +471,7 @@ impl<'a> Scan<'a> {
             match self.read_list(list, &mut before, &mut visit).await {
                 Ok(Listing::Next) => {}
                 Ok(Listing::Settled) => return Coverage::Complete,
-                Ok(Listing::Unlisted(run)) => {
+                Ok(Listing::Missing(run)) => {
                     let because = format!(
                         "run {run} of {} is open, and GitHub's list of open runs does not show it",
                         self.repo
@@ -507,16 +507,10 @@ impl<'a> Scan<'a> {
         loop {
             self.calls += 1;
             let page = self.cx.github.runs(self.repo, LISTS[list], number, self.deadline).await?;
-            let mut runs = match LISTS[list] {
-                Some(_) => {
-                    self.listed.extend(page.items.iter().map(|run| run.id));
-                    page.items.into_iter().map(|run| run.id).collect()
-                }
-                // The newest runs of any status show whether the lists by status can be believed.
-                None => match self.unlisted(page.items) {
-                    Ok(runs) => runs,
-                    Err(run) => return Ok(Listing::Unlisted(run)),
-                },
+            // The newest runs of any status show whether the lists by status can be believed.
+            let (mut runs, missing) = match LISTS[list] {
+                Some(_) => (self.listed(page.items), None),
+                None => self.unlisted(page.items),
             };
             // Pages shift while they are read. The second reading of `queued` reads its runs again.
             runs.retain(|run| {
@@ -543,6 +537,9 @@ impl<'a> Scan<'a> {
                     *before = Some(*run);
                 }
             }
+            if let Some(run) = missing {
+                return Ok(Listing::Missing(run));
+            }
             if !page.more || LISTS[list].is_none() || self.truncated {
                 return Ok(Listing::Next);
             }
@@ -550,17 +547,20 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The open runs that no list by status showed: those that are younger than the scan, or else one that the lists
-    /// should have shown.
-    fn unlisted(&self, newest: Vec<Run>) -> Result<Vec<u64>, u64> {
-        let open = newest
-            .into_iter()
-            .filter(|run| run.status != JobStatus::Completed && !self.listed.contains(&run.id));
-        open.map(|run| {
-            let is_new = run.created_at().is_some_and(|at| at >= self.began);
-            if is_new { Ok(run.id) } else { Err(run.id) }
-        })
-        .collect()
+    fn listed(&mut self, runs: Vec<Run>) -> Vec<u64> {
+        let ids: Vec<u64> = runs.into_iter().map(|run| run.id).collect();
+        self.listed.extend(&ids);
+        ids
+    }
+
+    /// The open runs that no list by status showed, and one of them that is older than the scan: the lists should have
+    /// shown it. Its jobs are read all the same: a job that they show needs its VM, whatever else the lists leave out.
+    fn unlisted(&self, newest: Vec<Run>) -> (Vec<u64>, Option<u64>) {
+        let open = |run: &Run| run.status != JobStatus::Completed && !self.listed.contains(&run.id);
+        let unlisted: Vec<Run> = newest.into_iter().filter(open).collect();
+        let is_old = |run: &&Run| run.created_at().is_none_or(|at| at < self.began);
+        let missing = unlisted.iter().find(is_old).map(|run| run.id);
+        (unlisted.into_iter().map(|run| run.id).collect(), missing)
     }
 }
 
@@ -571,7 +571,7 @@ enum Listing {
     /// The visitor needs no more.
     Settled,
     /// This run is open, and the lists by status did not show it.
-    Unlisted(u64),
+    Missing(u64),
 }
 
 #[cfg(test)]
