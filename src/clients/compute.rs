@@ -194,7 +194,12 @@ impl Compute {
         } else {
             &[("noGracefulShutdown", "true")]
         };
-        self.command("instances.stop", vm, "/stop", parameters, deadline).await
+        // A repetition would come later after the last read than the first attempt.
+        let call = "instances.stop";
+        let token = self.credentials.header(call, deadline).await?;
+        let request = self.command_request(call, vm, "/stop", parameters).bearer(&token);
+        let answer = self.transport.send_once(&request, deadline).await?;
+        Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
     }
 
     /// Replaces the labels, if `fingerprint` still is that of the present ones.
@@ -299,12 +304,22 @@ impl Compute {
         parameters: &[(&str, &str)],
         deadline: Deadline,
     ) -> Result<Operation, Error> {
-        let id = Uuid::new_v4().to_string();
-        let all = parameters.iter().copied().chain([("requestId", id.as_str())]);
-        let answer =
-            self.send(Outgoing::post(call, self.url(vm, verb)).query(all), call, deadline).await?;
+        let request = self.command_request(call, vm, verb, parameters);
+        let answer = self.send(request, call, deadline).await?;
         // The command was accepted, whatever the answer's body looks like.
         Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
+    }
+
+    fn command_request(
+        &self,
+        call: &'static str,
+        vm: &Vm,
+        verb: &str,
+        parameters: &[(&str, &str)],
+    ) -> Outgoing {
+        let id = Uuid::new_v4().to_string();
+        let all = parameters.iter().copied().chain([("requestId", id.as_str())]);
+        Outgoing::post(call, self.url(vm, verb)).query(all)
     }
 
     async fn send(

@@ -130,6 +130,18 @@ impl Transport {
         self.attempt(request, deadline).await.map_err(|failed| failed.error)
     }
 
+    /// Sends the request and does not repeat it.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn send_once(
+        &self,
+        request: &Outgoing,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Error> {
+        self.attempt(request, deadline).await.map_err(|failed| failed.error)
+    }
+
     async fn attempt(
         &self,
         request: &Outgoing,

@@ -88,7 +88,7 @@ impl<'a> Turn<'a> {
 
     /// Labels are known not to be writable.
     pub(super) fn lacks_labels(&self) -> bool {
-        self.cx.label_permission.is_missing(self.now)
+        self.cx.label_permission.is_missing(&self.vm.vm, self.now)
     }
 
     /// The time by which this turn's follow-ups are scheduled.
@@ -101,7 +101,8 @@ impl<'a> Turn<'a> {
     /// # Errors
     /// If Cloud Tasks did not say that it has the task; it may have it all the same.
     pub(super) async fn schedule(&self, task: Task, due: Timestamp) -> Result<(), Error> {
-        let task = Task { due, unmarked: self.lacks_labels(), ..task };
+        let unmarked = self.cx.label_permission.is_missing(&task.vm(), self.now);
+        let task = Task { due, unmarked, ..task };
         let body = serde_json::to_vec(&task).map_err(|error| clients::Error::Unreadable {
             call: "tasks.create",
             why: error.to_string(),

@@ -13,8 +13,8 @@ use std::time::Duration;
 use super::demand::{Coverage, Demand, JobState, RunnerState, RunsOn};
 use super::outcome::Status;
 use super::schedule::{
-    BUCKET, DAY, HOUR, IdleSince, MINUTE, due_after_stop, due_before, next_interval, rounded_up,
-    schedule_base, usual_due,
+    BUCKET, DAY, HOUR, IdleSince, MINUTE, PASS_INTERVAL, due_after_stop, due_before, next_interval,
+    rounded_up, schedule_base, usual_due,
 };
 use super::task::{Evidence, JobRef, Source, Task};
 use super::vm::{Phase, VmSnapshot};
@@ -51,6 +51,15 @@ pub(super) struct Facts<'a> {
     pub(super) job: Option<JobState>,
     pub(super) runner: Option<RunnerState>,
     pub(super) demand: Option<Demand>,
+}
+
+impl Facts<'_> {
+    /// The VM was needed since the task was created.
+    fn is_superseded(&self) -> bool {
+        let label = self.vm.idle_since;
+        let started_since = label.is_some_and(|label| self.vm.boot_allowance_ends(label).is_some());
+        self.asker == Asker::Task && self.task.is_superseded_by(label, started_since)
+    }
 }
 
 /// The next step of a pass.
@@ -108,8 +117,9 @@ const BLIND_LIMIT: Duration = DAY;
 /// How long an operator's wish to start is tried.
 const OPERATOR_LIMIT: Duration = DAY;
 
-/// How long a job that is not queued yet is asked for while its VM is down. GitHub waits 30 days for a review.
-const PENDING_LIMIT: Duration = Duration::from_secs(30 * DAY.as_secs());
+/// How long only the job that is not queued yet is asked for while its VM is down. Passes of two such jobs may have become
+/// one, so the lists are read again then.
+const ALONE_LIMIT: Duration = HOUR;
 
 /// The longest time between a pass that found the VM idle by one source and the pass that confirms it.
 const CONFIRMATION_LIMIT: Duration = Duration::from_secs(2 * MINUTE.as_secs());
@@ -170,9 +180,20 @@ impl<'a> Pass<'a> {
             cursor: None,
             lost_since: None,
             unconfigured_since: None,
+            resync: false,
             idle_since: Some(
                 facts.vm.idle_since.max(task.idle_since).unwrap_or(IdleSince::BEFORE_ALL),
             ),
+            // Only where the VM was down all the time, the lists need not be read again; nor after an event.
+            pending_since: task
+                .pending_since
+                .filter(|_| facts.vm.phase.is_down() && !facts.is_superseded()),
+            // A follow-up would come to the name of a task that was run long before it was due.
+            run_early_at: if task.due > facts.now + PASS_INTERVAL {
+                Some(facts.now)
+            } else {
+                task.run_early_at
+            },
             ..task.clone()
         };
         Self { facts, next, given_up: Vec::new(), tell: Vec::new(), notices: Vec::new() }
@@ -216,7 +237,7 @@ impl<'a> Pass<'a> {
 
     /// The VM was needed since, so another pass is pending. A job in evidence that still waits is handed on to it.
     fn superseded(&mut self) -> Rule {
-        if !self.is_task() || !self.facts.task.is_superseded_by(self.facts.vm.idle_since) {
+        if !self.facts.is_superseded() {
             return Ok(());
         }
         let Some(Evidence::Job(job)) = self.facts.task.evidence() else {
@@ -357,16 +378,13 @@ impl<'a> Pass<'a> {
     }
 
     fn pending(&mut self, job: JobRef) -> Rule<Carried> {
-        if let Some(since) = self.facts.task.pending_since.filter(|_| !self.is_up()) {
-            if self.now().since(since) >= PENDING_LIMIT {
-                return Ok(self.dropped());
-            }
+        self.next.job = Some(job.clone());
+        let is_alone = |since| self.now().since(since) < ALONE_LIMIT;
+        if self.next.pending_since.is_some_and(is_alone) {
             let because = format!("{job} is not queued yet");
-            self.next.job = Some(job);
             return Err(self.requeue_in_an_interval(Status::StartScheduled, because));
         }
-        // Once the VM was up, other jobs may have run on it.
-        (self.next.job, self.next.pending_since) = (Some(job.clone()), None);
+        self.next.pending_since = None;
         Ok(Carried::Pending(job))
     }
 
@@ -394,9 +412,12 @@ impl<'a> Pass<'a> {
         if vm.instance.has_local_ssd && !discard_local_ssd && *carried == Carried::Nothing {
             let because = "a stop would lose its local SSD: set \"discard_local_ssd\": true in its entry, or stop it \
                            by other means";
-            self.notices.push(Notice::Error(because.to_owned()));
-            let due = self.count_stop();
-            return Err(self.requeue(due, Status::StopScheduled, because));
+            // As often as a stop that has no effect would be tried; but the VM may vanish under a job.
+            if self.next.stops.is_power_of_two() || self.next.stops == 0 {
+                self.notices.push(Notice::Error(because.to_owned()));
+            }
+            self.next.stops = self.next.stops.saturating_add(1);
+            return Err(self.requeue_in_an_interval(Status::StopScheduled, because));
         }
         Ok(())
     }
@@ -501,7 +522,11 @@ impl<'a> Pass<'a> {
         if !self.is_up() {
             return self.clear_unclaimed();
         }
-        let (RunnerState::Idle(_), Some(demand)) = (runner, demand) else { return };
+        let (RunnerState::Idle(_) | RunnerState::IdleElsewhere { .. }, Some(demand)) =
+            (runner, demand)
+        else {
+            return;
+        };
         let carried = match carried {
             Carried::Queued(job) => Some(job),
             Carried::Nothing | Carried::Pending(_) => None,
@@ -584,6 +609,8 @@ impl<'a> Pass<'a> {
             return self.requeue_in_an_interval(Status::StartScheduled, because);
         }
         if let Some(job) = &demand.running {
+            // It waits as soon as GitHub notices that its runner is gone.
+            self.next.job = Some(JobRef { queued_at: self.now(), ..job.clone() });
             let because = format!("it is {status}, but GitHub shows {job} running on it");
             return self.requeue_in_an_interval(Status::Busy, because);
         }
@@ -627,6 +654,10 @@ impl<'a> Pass<'a> {
             // A runner that no list knows is no source: a job may run on it under another name.
             (None, Some(jobs)) if !runner.is_registered() => {
                 Basis::Neither(format!("no runner of its name is registered; {jobs}"))
+            }
+            // The repository whose jobs are refused may be the one whose runners are.
+            (None, Some(jobs)) if matches!(runner, RunnerState::IdleElsewhere { .. }) => {
+                Basis::Neither(format!("a repository refuses its runners; {jobs}"))
             }
             (Some(because), None) | (None, Some(because)) => Basis::OneSource(because.clone()),
             (None, None) if self.facts.task.cursor.is_some() => Basis::SeveralPasses,

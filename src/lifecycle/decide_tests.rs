@@ -399,10 +399,15 @@ fn step_4_a_job_that_is_not_queued_yet_is_asked_for_alone_once_the_lists_were_re
     let pending = down().carrying(JobState::Pending);
     let first = pending.gives(&[Job, Runner, Jobs], Status::StartScheduled, Nothing, Some(300));
     assert_eq!(next(&first).pending_since, Some(at(NOW)));
-    let alone = pending.clone().with(|case| case.task.pending_since = Some(ago(60)));
+    let alone = pending.clone().with(|case| case.task.pending_since = Some(ago(59)));
     alone.gives(&[Job], Status::StartScheduled, Nothing, Some(300));
-    let for_long = pending.with(|case| case.task.pending_since = Some(ago(30 * 24 * 60)));
-    for_long.gives(&[Job, Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    // Passes of two such jobs may have become one: the lists are read again after an hour, and after an event.
+    let for_an_hour = pending.clone().with(|case| case.task.pending_since = Some(ago(60)));
+    for_an_hour.gives(&[Job, Runner, Jobs], Status::StartScheduled, Nothing, Some(300));
+    let superseded = pending.with(|case| {
+        (case.task.pending_since, case.label) = (Some(ago(30)), Some(ago(30)));
+    });
+    superseded.gives(&[Job, Runner, Jobs], Status::StartScheduled, Nothing, Some(300));
     // One that the lists show.
     let found = down().with(|case| case.demand.pending = Some(a_job(9)));
     let found = found.gives(&[Runner, Jobs], Status::StartScheduled, Nothing, Some(300));
@@ -444,12 +449,13 @@ fn step_5_a_held_vm_and_one_that_cannot_be_stopped_stay_up() {
         None,
     );
     let ssd = |stops| idle().with(|case| (case.local_ssd, case.task.stops) = (true, stops));
-    let refused = ssd(0).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(120));
+    let refused = ssd(0).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(300));
     assert!(
         matches!(&refused.notices[..], [Notice::Error(text)] if text.contains("discard_local_ssd"))
     );
     assert_eq!(next(&refused).stops, 1);
-    ssd(9).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(3600));
+    let again = ssd(9).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(300));
+    assert!(again.notices.is_empty(), "it is told ever more seldom");
 }
 
 #[test]
@@ -561,7 +567,8 @@ fn step_9_a_vm_that_is_down_ends_its_passes_once_every_list_was_read() {
         None,
     );
     let running = down().with(|case| case.demand.running = Some(a_job(9)));
-    running.gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));
+    let busy = running.gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));
+    assert_eq!(next(&busy).job.as_ref().unwrap().id, 9, "it waits as soon as GitHub notices");
     down().with(|case| case.demand.coverage = partial(false)).gives(
         &[Runner, Jobs],
         Status::Unknown,
@@ -785,6 +792,10 @@ mod every_combination {
             runner_busy(),
             RunnerState::Unavailable("503".into()),
             RunnerState::Forbidden("403".into()),
+            RunnerState::IdleElsewhere {
+                runners: vec![labels("self-hosted linux x64 gpu")],
+                because: "403".into(),
+            },
         ]
     }
 
@@ -830,7 +841,7 @@ mod every_combination {
             task.cursor = resume;
         }
         fn pending(task: &mut Task) {
-            task.pending_since = Some(ago(60));
+            task.pending_since = Some(ago(30));
         }
         vec![|_| {}, confirming, refused, blind_for_a_day, at_work, scanning, pending]
     }
@@ -894,6 +905,11 @@ mod every_combination {
         count
     }
 
+    fn is_superseded(case: &Case) -> bool {
+        let own = case.task.idle_since.map(IdleSince::time);
+        case.asker == Asker::Task && case.label > own
+    }
+
     fn is_up(case: &Case) -> bool {
         case.status == "RUNNING"
     }
@@ -914,7 +930,8 @@ mod every_combination {
         let refused = |source| case.asker != Asker::Task || task.refused.contains(&source);
         let runner_says_idle =
             matches!(&case.runner, RunnerState::Idle(known) if !known.is_empty());
-        let runner_known = matches!(case.runner, RunnerState::Idle(_));
+        let runner_known =
+            matches!(case.runner, RunnerState::Idle(_) | RunnerState::IdleElsewhere { .. });
         let jobs_read = case.demand.coverage == Coverage::Complete;
         let runner_forbidden =
             matches!(case.runner, RunnerState::Forbidden(_)) && refused(Source::Runner);
@@ -928,6 +945,7 @@ mod every_combination {
         let runner_alone = runner_says_idle && jobs_forbidden && confirmed;
         let neither = jobs_forbidden
             && (runner_forbidden
+                || matches!(&case.runner, RunnerState::IdleElsewhere { .. })
                 || matches!(&case.runner, RunnerState::Idle(known) if known.is_empty()))
             && for_a_day;
         if !(agree || jobs_alone || runner_alone || neither) {
@@ -966,7 +984,7 @@ mod every_combination {
             }
         }
         if case.asker == Asker::Task {
-            if task.is_superseded_by(case.label.map(IdleSince::of_event)) && case.job.is_none() {
+            if is_superseded(case) && case.job.is_none() {
                 return Err("it is superseded");
             }
             if task.busy_at.is_some() && task.idle_at.is_none() {
@@ -985,7 +1003,7 @@ mod every_combination {
             return Ok(());
         }
         let task = &case.task;
-        if task.is_superseded_by(case.label.map(IdleSince::of_event)) {
+        if is_superseded(case) {
             let given_up = case.given_up.contains(&7);
             return match (&task.evidence(), &case.job) {
                 (Some(Evidence::Job(_)), Some(JobState::Queued(_))) if !given_up => {

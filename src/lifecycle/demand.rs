@@ -41,6 +41,8 @@ pub(super) enum RunnerState {
     },
     /// The labels of each runner; empty if none is registered.
     Idle(Vec<Vec<Label>>),
+    /// The same, but a repository refused its list, and the organization does not know the runner: it may be busy there.
+    IdleElsewhere { runners: Vec<Vec<Label>>, because: String },
     /// A scope could not be queried.
     Unavailable(String),
     /// A scope refused, and no other knows the runner.
@@ -51,7 +53,9 @@ impl RunnerState {
     /// A runner has all labels of the job, as far as the runners are known.
     pub(super) fn fits(&self, job: &[Label]) -> bool {
         match self {
-            Self::Idle(runners) => runners.is_empty() || runners.iter().any(|all| covers(all, job)),
+            Self::Idle(runners) | Self::IdleElsewhere { runners, .. } => {
+                runners.is_empty() || runners.iter().any(|all| covers(all, job))
+            }
             Self::Busy { .. } | Self::Unavailable(_) | Self::Forbidden(_) => true,
         }
     }
@@ -59,7 +63,7 @@ impl RunnerState {
     /// A runner is registered, so a job that runs under another name does not run on the VM.
     pub(super) fn is_registered(&self) -> bool {
         match self {
-            Self::Busy { .. } => true,
+            Self::Busy { .. } | Self::IdleElsewhere { .. } => true,
             Self::Idle(runners) => !runners.is_empty(),
             Self::Unavailable(_) | Self::Forbidden(_) => false,
         }
@@ -135,8 +139,20 @@ pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
         (None, None, Some((scope, error))) if known.is_empty() => {
             RunnerState::Forbidden(runner_refusal(scope, error))
         }
+        (None, None, Some((scope @ RunnerScope::Repository(_), error)))
+            if !known_to_an_organization(lists) =>
+        {
+            RunnerState::IdleElsewhere { runners: known, because: runner_refusal(scope, error) }
+        }
         (None, None, _) => RunnerState::Idle(known),
     }
+}
+
+fn known_to_an_organization(lists: &RunnerLists) -> bool {
+    lists.iter().any(|(scope, list)| {
+        matches!(scope, RunnerScope::Organization(_))
+            && list.as_ref().is_ok_and(|runners| !runners.is_empty())
+    })
 }
 
 /// A refused list of runners, with the permission that is missing where GitHub says that one is.
@@ -309,7 +325,7 @@ pub(super) struct Demand {
     pub(super) queued: Vec<JobRef>,
     /// A job whose labels lead to the VM and that waits for something else first.
     pub(super) pending: Option<JobRef>,
-    /// For each other VM a job that is queued for it.
+    /// For each other VM a job that is queued for it, or runs here although its labels lead there.
     pub(super) elsewhere: BTreeMap<Vm, JobRef>,
     /// Jobs on the VM that GitHub shows running although it would have ended them long ago.
     pub(super) leftovers: Vec<JobRef>,
@@ -332,8 +348,13 @@ impl Demand {
                     if !self.leftovers.iter().any(|known| known.id == job.id) {
                         self.leftovers.push(reference());
                     }
-                } else {
-                    self.running.get_or_insert_with(reference);
+                    return;
+                }
+                self.running.get_or_insert_with(reference);
+                // If this VM vanishes, the job waits for the one that its labels lead to.
+                if let Some(routed) = fleet.route(repo, &job.labels).filter(|to| to.vm != vm.vm) {
+                    let job = JobRef { queued_at: now, ..reference() };
+                    self.elsewhere.entry(routed.vm.clone()).or_insert(job);
                 }
             }
             JobStatus::Queued => {

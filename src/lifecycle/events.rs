@@ -131,7 +131,7 @@ async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
 /// A job is over: the VM is idle from now on, unless another comes.
 ///
 /// # Errors
-/// If no pass could be created: GitHub then shows a failed delivery, which can be redelivered.
+/// As [`job_queued`].
 pub async fn job_completed(
     cx: &Context,
     vm: &Arc<ManagedVm>,
@@ -157,6 +157,7 @@ async fn idle_from_now(turn: &Turn<'_>) -> Result<Outcome, Error> {
     scheduled?;
     match read {
         Ok(read) => labels::try_write(turn, &read, Change::IdleSince(idle_since)).await,
+        Err(error @ Error::NoSuchInstance(_)) => return Err(error),
         Err(error) => tracing::warn!("VM {}: its label was not written: {error}", turn.vm.vm),
     }
     Ok(Outcome::new(Status::Ok, "").next_check_at(due))

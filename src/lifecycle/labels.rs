@@ -86,7 +86,7 @@ pub(super) async fn write(
         attempts += 1;
         match written {
             Ok(()) => {
-                cx.label_permission.granted();
+                cx.label_permission.granted(vm);
                 return Ok(());
             }
             Err(error) if is_conflict(&error) && attempts < ATTEMPTS => {

@@ -69,7 +69,10 @@ pub async fn stop(
             return Ok(not_stopped.next_check_at(due));
         }
     };
-    labels::try_write(&turn, &facts.vm, Change::IdleSince(idle_since)).await;
+    // Without its pass, the label would supersede the only one that is pending.
+    if scheduled.is_ok() {
+        labels::try_write(&turn, &facts.vm, Change::IdleSince(idle_since)).await;
+    }
     let operation = vm::stop(&turn, &facts.vm, fresh).await?;
     let outcome = Outcome::new(Status::Stopping, "an operator asked for it");
     let outcome = outcome.with_operation(Some(operation.name));
@@ -103,7 +106,9 @@ pub async fn release(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result
     let mut outcome = Outcome::new(Status::Released, "an operator asked for it");
     if !read.phase.is_down() {
         let due = rounded_up(turn.now + MINUTE);
-        turn.schedule(ordinary_task(&turn, &read), due).await?;
+        // Its last job may have ended a moment ago.
+        let task = Task { idle_at: Some(turn.now), ..ordinary_task(&turn, &read) };
+        turn.schedule(task, due).await?;
         outcome = outcome.next_check_at(due);
     }
     labels::write(&turn, &read, Change::Release).await?;

@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tracing::{error, warn};
 
 use super::context::{Context, Turn};
 use super::decide::{Action, Asker, Decision, Facts, Notice, Question, Step, decide};
-use super::demand::{self, Extent, RunnerState};
+use super::demand::{self, Extent, JobState, RunnerState};
 use super::error::Error;
 use super::labels::{self, Change};
 use super::outcome::{Outcome, Status};
@@ -23,6 +24,9 @@ use crate::fleet::{ManagedVm, Vm};
 
 /// The longest life of a pass. That the pass of an event comes 90 s later relies on it.
 pub const PASS_TIME: Duration = Duration::from_secs(20);
+
+/// Passes for other VMs that are created at the same time.
+const CONCURRENT_PASSES: usize = 8;
 
 /// No stop is sent later than this after the VM was last read.
 const LONGEST_SINCE_READ: Duration = Duration::from_secs(10);
@@ -97,7 +101,7 @@ pub(super) async fn converse<'a>(
             Step::Ask(Question::Job) => {
                 facts.job = match &task.job {
                     Some(job) => Some(demand::job(turn, job).await),
-                    None => Some(demand::JobState::Gone("there is no job")),
+                    None => Some(JobState::Gone("there is no job")),
                 };
             }
             Step::Ask(Question::Runner) => {
@@ -115,12 +119,17 @@ pub(super) async fn converse<'a>(
 /// Creates the next pass, and those of other VMs. Without them nothing is done.
 async fn requeue(turn: &Turn<'_>, decision: &Decision) -> Result<Option<Timestamp>, Error> {
     log(&turn.vm.vm, &decision.notices);
-    for (other, job) in &decision.tell {
-        tell(turn, other, job).await?;
-    }
-    let Some((task, due)) = &decision.next else { return Ok(None) };
-    turn.schedule(task.clone(), *due).await?;
-    Ok(Some(*due))
+    let next = match &decision.next {
+        Some((task, due)) => {
+            turn.schedule(task.clone(), *due).await?;
+            Some(*due)
+        }
+        None => None,
+    };
+    let passes = decision.tell.iter().map(|(other, job)| tell(turn, other, job));
+    let passes = stream::iter(passes.collect::<Vec<_>>()).buffered(CONCURRENT_PASSES);
+    passes.try_collect::<()>().await?;
+    Ok(next)
 }
 
 pub(super) fn log(vm: &Vm, notices: &[Notice]) {
@@ -144,12 +153,20 @@ async fn start(turn: &Turn<'_>, facts: &Facts<'_>, decision: &Decision) -> Resul
     let why = async {
         if facts.vm.phase.is_down() {
             vm::log_why_down(turn, &facts.vm, since - MINUTE).await;
-            if facts.task.busy_at.is_some() && facts.demand.is_none() {
+            let is_answered = !matches!(facts.job, Some(JobState::Unavailable(_)));
+            if facts.task.busy_at.is_some() && facts.demand.is_none() && is_answered {
                 tell_others(turn).await;
             }
         }
     };
-    let (started, ()) = tokio::join!(vm::start_by_status(turn, &facts.vm), why);
+    let label = async {
+        // A VM that no event has needed yet: by its label the resync knows that this service started it.
+        let next = decision.next.as_ref().and_then(|(task, _)| task.idle_since);
+        if next == Some(IdleSince::BEFORE_ALL) {
+            labels::try_write(turn, &facts.vm, Change::IdleSince(turn.idle_since())).await;
+        }
+    };
+    let (started, (), ()) = tokio::join!(vm::start_by_status(turn, &facts.vm), why, label);
     let outcome = outcome_of_start(started).because_of(&decision.because);
     if outcome.status != Status::StartScheduled {
         return Ok(outcome);

@@ -18,7 +18,7 @@ use super::error::Error;
 use super::finding::{Finding, Level};
 use super::reconcile::log;
 use super::redelivery;
-use super::schedule::{BOOT_ALLOWANCE, IdleSince, due_before, next_bucket};
+use super::schedule::{BOOT_ALLOWANCE, IdleSince, due_before, next_bucket, next_interval};
 use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, observe_all};
 use super::task::Task;
 use super::vm::{IDLE_SINCE_LABEL, Phase, VmSnapshot};
@@ -133,6 +133,12 @@ struct Act {
     what: &'static str,
 }
 
+/// A due time that no pass of a loop has: a pass of the resync must not take the place of one that knows since when the
+/// VM has been idle.
+fn beside_the_loop(due: Timestamp) -> Timestamp {
+    if due == next_interval(due - Duration::from_secs(1)) { next_bucket(due) } else { due }
+}
+
 /// One VM, and what the resync makes of it.
 struct View<'a>(VmView<'a>);
 
@@ -202,8 +208,9 @@ impl View<'_> {
         let found =
             format!("nothing needs it, and it could have been stopped at {}", stop_after.rfc3339());
         // A `completed` may be late: this is the first pass that found it idle.
-        let task = Task { idle_at: Some(now), ..Task::new(&self.0.turn.vm.vm, idle_since) };
-        let due = due_before(now, now + inactive);
+        let task = Task::new(&self.0.turn.vm.vm, idle_since);
+        let task = Task { idle_at: Some(now), resync: true, ..task };
+        let due = beside_the_loop(due_before(now, now + inactive));
         Some((Finding::new(level, found), Some(Act { task, due, what: "a pass decides" })))
     }
 

@@ -133,6 +133,12 @@ pub struct Task {
     /// Stops after which the VM was still up and idle.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) stops: u32,
+    /// The time at which a task of this loop was run by hand, long before it was due: its name is used up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) run_early_at: Option<Timestamp>,
+    /// The resync created it, so it must not take the place of a pass that knows more.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) resync: bool,
     /// Since when no entry has named the VM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unconfigured_since: Option<Timestamp>,
@@ -174,13 +180,16 @@ impl Task {
         job.or_else(|| self.operator.map(Evidence::Operator))
     }
 
-    /// The VM was needed after this task was created, and another pass knows.
-    pub(super) fn is_superseded_by(&self, label: Option<IdleSince>) -> bool {
+    /// The VM was needed after this task was created, and another pass knows. `started_since` tells that the VM was
+    /// started after its label.
+    pub(super) fn is_superseded_by(&self, label: Option<IdleSince>, started_since: bool) -> bool {
         match self.idle_since {
             _ if self.unmarked => false,
-            Some(own) => label > Some(own),
-            // A task of the FastAPI original.
-            None => label.is_some(),
+            Some(own) if own > IdleSince::BEFORE_ALL => label > Some(own),
+            // No event created this task, so the label may be that of a loop that ended long ago.
+            Some(_) if self.job.is_some() => false,
+            // A task of the FastAPI original, or a command's.
+            _ => label.is_some() && !started_since,
         }
     }
 
@@ -192,8 +201,13 @@ impl Task {
             idle_since.map_or_else(|| "unmarked".to_owned(), |value| value.to_string());
         let evidence = if self.evidence().is_some() { "evidence" } else { "no evidence" };
         let Self { vm_instance_name: name, vm_instance_zone: zone, due, .. } = self;
-        let text =
-            format!("pass\n{zone}\n{name}\n{evidence}\n{idle_since}\n{}", due.unix_seconds());
+        let run_at = self.run_early_at.map(|at| format!("\n{}", at.unix_seconds()));
+        let origin = if self.resync { "\nresync" } else { "" };
+        let text = format!(
+            "pass\n{zone}\n{name}\n{evidence}\n{idle_since}\n{}{}{origin}",
+            due.unix_seconds(),
+            run_at.unwrap_or_default()
+        );
         let hash = Sha256::digest(text.as_bytes());
         hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
@@ -234,19 +248,27 @@ mod tests {
     #[test]
     fn only_a_greater_label_supersedes_a_task() {
         let ours = task(r#"{"idle_since": 60}"#);
-        assert!(ours.is_superseded_by(idle_since(90)));
-        for label in [idle_since(60), idle_since(30), None] {
-            assert!(!ours.is_superseded_by(label), "{label:?}");
+        for started_since in [false, true] {
+            assert!(ours.is_superseded_by(idle_since(90), started_since));
+            for label in [idle_since(60), idle_since(30), None] {
+                assert!(!ours.is_superseded_by(label, started_since), "{label:?}");
+            }
+            let unmarked = task(r#"{"idle_since": 60, "unmarked": true}"#);
+            assert!(!unmarked.is_superseded_by(idle_since(90), started_since));
         }
-        let unmarked = task(r#"{"idle_since": 60, "unmarked": true}"#);
-        assert!(!unmarked.is_superseded_by(idle_since(90)));
     }
 
     #[test]
     fn a_task_of_the_original_is_superseded_by_any_label() {
         let original = task(r#"{"vm_instance_name": "a", "vm_instance_zone": "z"}"#);
-        assert!(original.is_superseded_by(idle_since(0)));
-        assert!(!original.is_superseded_by(None));
+        assert!(original.is_superseded_by(idle_since(0), false));
+        assert!(
+            !original.is_superseded_by(idle_since(0), true),
+            "its loop may have ended long ago"
+        );
+        assert!(!original.is_superseded_by(None, false));
+        let waiting = r#"{"idle_since": 0, "job": {"repo": "acme/app", "id": 7, "queued_at": 1}}"#;
+        assert!(!task(waiting).is_superseded_by(idle_since(90), false));
     }
 
     #[test]
@@ -259,6 +281,8 @@ mod tests {
         assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
         // Hints do not count.
         assert_eq!(Task { passes: 3, busy_at: Some(at(200)), ..base.clone() }.id(), id);
+        assert_ne!(Task { run_early_at: Some(at(200)), ..base.clone() }.id(), id);
+        assert_ne!(Task { resync: true, ..base.clone() }.id(), id);
         let different = [
             Task { due: at(330), ..base.clone() },
             Task { idle_since: idle_since(90), ..base.clone() },

@@ -1,5 +1,6 @@
 //! The four promises, as stories. Each ends in `settle`, which looks for broken ones in the whole history.
 
+mod corner_cases;
 mod last_job_counts;
 mod never_kill;
 mod never_leak;
