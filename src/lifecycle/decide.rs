@@ -602,17 +602,17 @@ impl<'a> Pass<'a> {
             let because = format!("it is {status}; {because}");
             return self.requeue_in_an_interval(Status::Unknown, because);
         }
-        if let Some(job) = pending {
-            // From the next pass on, only this job is asked for.
-            self.next.pending_since = Some(self.now());
-            let because = format!("it is {status}; {job} is not queued yet");
-            return self.requeue_in_an_interval(Status::StartScheduled, because);
-        }
         if let Some(job) = &demand.running {
             // It waits as soon as GitHub notices that its runner is gone.
             self.next.job = Some(JobRef { queued_at: self.now(), ..job.clone() });
             let because = format!("it is {status}, but GitHub shows {job} running on it");
             return self.requeue_in_an_interval(Status::Busy, because);
+        }
+        if let Some(job) = pending {
+            // From the next pass on, only this job is asked for.
+            self.next.pending_since = Some(self.now());
+            let because = format!("it is {status}; {job} is not queued yet");
+            return self.requeue_in_an_interval(Status::StartScheduled, because);
         }
         self.end(Status::AlreadyStopped, format!("it is {status}, and nothing needs it"))
     }

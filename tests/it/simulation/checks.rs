@@ -368,6 +368,8 @@ impl Review<'_> {
                     vm.running.remove(id);
                 }
                 match (status, runner) {
+                    // A job counts for the VM that it was queued for, wherever it ran.
+                    (JobStatus::Completed, _) => self.vm(routed).idle_for = Duration::ZERO,
                     (JobStatus::Queued, _) => {
                         self.vm(routed).waiting.insert(*id, *at);
                     }

@@ -134,3 +134,44 @@ fn a_check_that_two_jobs_share_ends_with_neither_of_them_alone() {
         ],
     });
 }
+
+/// A VM vanished under a job, which GitHub still showed running, while another waited for a review. From then on only the
+/// one in review was asked for.
+#[test]
+fn a_job_that_lost_its_vm_is_not_forgotten_for_one_in_review() {
+    keeps_every_promise(&Day {
+        seed: 3_058,
+        profile: Profile::Outage,
+        inactive: 1,
+        ops: vec![
+            (
+                seconds(1_303),
+                Op::Review { repo: "acme/app", approved_after: seconds(1_440), runs: seconds(407) },
+            ),
+            (
+                seconds(1_434),
+                Op::Job { repo: "acme/app", labels: "self-hosted", runs: seconds(422) },
+            ),
+            (seconds(1_889), Op::Preempt { vm: "runner-1" }),
+        ],
+    });
+}
+
+/// GitHub's search index was empty when a VM vanished under its jobs: only the list of runs of any status showed that one
+/// waited.
+#[test]
+fn a_job_that_only_the_newest_runs_show_gets_its_vm() {
+    let job = |runs| Op::Job { repo: "acme/app", labels: "self-hosted", runs: seconds(runs) };
+    keeps_every_promise(&Day {
+        seed: 70,
+        profile: Profile::Outage,
+        inactive: 3,
+        ops: vec![
+            (seconds(11_853), job(6_164)),
+            (seconds(11_989), job(4_805)),
+            (seconds(13_282), job(93)),
+            (seconds(16_658), Op::SearchIndexDown { span: seconds(2_760) }),
+            (seconds(18_392), Op::Preempt { vm: "runner-1" }),
+        ],
+    });
+}
