@@ -40,9 +40,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     pub found: &'a [Finding],
-    pub answered: usize,
-    /// The number of all checks.
-    pub of: usize,
+    pub done: usize,
+    pub total: usize,
 }
 
 /// The findings for a configuration that cannot be read. No other check is possible.
@@ -63,7 +62,7 @@ pub async fn check(
     report: &mut (dyn FnMut(Progress<'_>) + Send),
 ) -> Vec<Finding> {
     let checks = Checks::new(config, http, credentials, clock);
-    let mut results = Results { found: Vec::new(), answered: 0, of: checks.count(), report };
+    let mut results = Results { found: Vec::new(), done: 0, total: checks.count(), report };
     results.add(checks.configuration());
 
     let google = checks.google();
@@ -93,15 +92,15 @@ fn deadline() -> Deadline {
 /// Collects findings, and reports them as they come.
 struct Results<'a> {
     found: Vec<Finding>,
-    answered: usize,
-    of: usize,
+    done: usize,
+    total: usize,
     report: &'a mut (dyn FnMut(Progress<'_>) + Send),
 }
 
 impl Results<'_> {
     fn add(&mut self, found: Vec<Finding>) {
-        self.answered += 1;
-        (self.report)(Progress { found: &found, answered: self.answered, of: self.of });
+        self.done += 1;
+        (self.report)(Progress { found: &found, done: self.done, total: self.total });
         self.found.extend(found);
     }
 }

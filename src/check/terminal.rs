@@ -65,12 +65,12 @@ struct Screen {
 const CLEAR_LINE: &str = "\r\x1b[K";
 
 impl Screen {
-    fn show(&mut self, Progress { found, answered, of }: Progress<'_>) -> io::Result<()> {
+    fn show(&mut self, Progress { found, done, total }: Progress<'_>) -> io::Result<()> {
         if self.progress {
             write!(io::stderr(), "{CLEAR_LINE}")?;
         }
         self.lines(found)?;
-        self.progress(answered, Some(of))
+        self.progress(done, Some(total))
     }
 
     fn lines(&self, found: &[Finding]) -> io::Result<()> {
@@ -83,12 +83,12 @@ impl Screen {
     }
 
     /// Writes the progress line, which the next finding replaces.
-    fn progress(&self, answered: usize, of: Option<usize>) -> io::Result<()> {
-        if !self.progress || of == Some(answered) {
+    fn progress(&self, done: usize, total: Option<usize>) -> io::Result<()> {
+        if !self.progress || total == Some(done) {
             return Ok(());
         }
-        let of = of.map(|of| format!(" {answered} of {of} done")).unwrap_or_default();
-        write!(io::stderr(), "{CLEAR_LINE}checking …{of}")?;
+        let count = total.map(|total| format!(" {done} of {total} done")).unwrap_or_default();
+        write!(io::stderr(), "{CLEAR_LINE}checking …{count}")?;
         io::stderr().flush()
     }
 

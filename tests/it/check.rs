@@ -50,7 +50,7 @@ async fn check_with(world: &World, changed: &[(&str, &str)]) -> Vec<Finding> {
     let credentials = harness::credentials(&world.cloud, &world.clock);
     let mut reported = Vec::new();
     let found = check(config, http(world), credentials, world.clock.clone(), &mut |progress| {
-        assert!(progress.answered <= progress.of, "{progress:?}");
+        assert!(progress.done <= progress.total, "{progress:?}");
         reported.extend(progress.found.to_vec());
     })
     .await;
