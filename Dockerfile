@@ -1,8 +1,12 @@
 # The production image: the service without the embedded cloud, as a user without rights, on a base without a shell.
 # Builds for linux/amd64 and linux/arm64: docker buildx build --platform linux/amd64,linux/arm64 .
 
-ARG BUILD_IMAGE=docker.io/library/rust:1.95-slim-bookworm
-ARG BASE_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+# Other bases can be given: --build-arg BUILD_IMAGE=… --build-arg BASE_IMAGE=…
+ARG BUILD_IMAGE=rust
+ARG BASE_IMAGE=base
+
+FROM docker.io/library/rust:1.95-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082 AS rust
+FROM gcr.io/distroless/cc-debian12:nonroot@sha256:9dac0a79194e45a7da0158a9c6da57b217585af0786db3845d1f0ec1a0dd182f AS base
 
 FROM ${BUILD_IMAGE} AS build
 # aws-lc, the TLS and signing library, is C.

@@ -4,6 +4,7 @@
 #   deploy/image/test.sh             the whole Dockerfile, with its release build: several minutes
 #   deploy/image/test.sh PROGRAM     only its last stage, around a program that was built on this machine, on a base of
 #                                    this machine's libraries
+#   deploy/image/test.sh --image NAME   no build: runs an image that this machine has
 #
 # With Docker where there is an engine. Else with buildah, as root; and where no registry can be reached either, on
 # bases made here: Debian's packages and this machine's Rust.
@@ -13,6 +14,8 @@ cd "$(dirname "$0")/../.."
 program=${1:-}
 work=$PWD/target/deploy/image
 name=localhost/runner-manager-test
+built=false
+if [[ $program == --image ]]; then program='' name=$2 built=true; fi
 mkdir -p "$work"
 
 say() { printf -- '-- %s\n' "$*"; }
@@ -91,7 +94,7 @@ engine_buildah() {
     buildah umount "$container" >/dev/null
     buildah rm "$container" >/dev/null && container=
   }
-  # What changed since the start, but for what buildah itself puts there for its run.
+  # Files that changed since the start, except those that buildah adds for its run.
   nothing_written() {
     local files
     files=$(find "$root" -xdev -newer "$work/before" ! -type d ! -path "$root/etc/*" ! -path "$root/run/*" \
@@ -110,7 +113,7 @@ local_build_base() {
   command -v debootstrap >/dev/null || apt-get install --quiet --quiet --yes debootstrap
   rm -rf "$root"
   debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev bookworm "$root" >"$work/debootstrap.log"
-  # Whatever vouches for the package registries here has to do so in the base.
+  # The base has to trust the same package registries as this machine.
   cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
   toolchain=$(rustc --print sysroot)
   cp --recursive "$toolchain/bin" "$toolchain/lib" "$root/usr/local/"
@@ -118,7 +121,7 @@ local_build_base() {
   rm -rf "$root"
 }
 
-# What distroless/cc has: the C library, its unwinder, certificates and a user; no shell.
+# A stand-in for distroless/cc: the C library, its unwinder, certificates and a user; no shell.
 local_run_base() {
   local root=$work/run-base library loader=lib64/ld-linux-x86-64.so.2
   rm -rf "$root"
@@ -140,7 +143,7 @@ local_run_base() {
 
 # -- build ----------------------------------------------------------------------------------------------------------
 
-# Whatever fails, nothing stays behind.
+# Removes the container, also after a failure.
 container=
 trap '[[ -z $container ]] || remove' EXIT
 
@@ -151,7 +154,7 @@ else
   [[ $(id -u) == 0 ]] || fail "no Docker engine, and buildah needs root here: run it as root, or start Docker"
   command -v buildah >/dev/null || { apt-get update --quiet --quiet && apt-get install --quiet --quiet --yes buildah; }
   engine_buildah
-  if [[ -z $program ]] && ! timeout 30 buildah pull --quiet gcr.io/distroless/cc-debian12:nonroot >/dev/null 2>&1; then
+  if [[ -z $program ]] && ! $built && ! timeout 30 buildah pull --quiet gcr.io/distroless/cc-debian12:nonroot >/dev/null 2>&1; then
     say "no registry can be reached: bases made here"
     local_run_base
     local_build_base
@@ -174,8 +177,8 @@ if [[ -n $program ]]; then
     sed -n '/^FROM ${BASE_IMAGE}/,$p' Dockerfile
   } >"$dockerfile"
 fi
-say "building"
-if ! build "${arguments[@]}" --file "$dockerfile" "$context" >"$work/build.log" 2>&1; then
+if ! $built; then say "building"; fi
+if ! $built && ! build "${arguments[@]}" --file "$dockerfile" "$context" >"$work/build.log" 2>&1; then
   tail -n 40 "$work/build.log"
   fail "the build: $work/build.log"
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Holds Terraform files against the google provider's schema, and modules against each other.
+"""Holds Terraform files against the schemas of their providers, and modules against each other.
 
-    check_terraform.py PROVIDER_PACKAGE DIRECTORY...
+    check_terraform.py PROVIDER[,PROVIDER...] DIRECTORY...
 
 For each resource and data source: does it exist, does it have these arguments and blocks, is nothing missing that is
 required, may a block be there twice. For each reference: is there such a variable, local, module output, resource or
@@ -21,7 +21,7 @@ MODULE_META = META | {"source", "version", "providers"}
 REFERENCE = re.compile(
     r"""(?<![\w.-])(?:
         (?P<scope>var|local|module)\.(?P<name>\w+)(?:\[[^\]]*\])?(?:\.(?P<output>\w+))?
-      | (?P<data>data\.)?(?P<type>google_\w+)\.(?P<resource>\w+)(?P<index>\[[^\]]*\])?(?:\.(?P<attribute>\w+))?
+      | (?P<kind>data\.|ephemeral\.)?(?P<type>(?:google|random|time)_\w+)\.(?P<resource>\w+)(?P<index>\[[^\]]*\])?(?:\.(?P<attribute>\w+))?
     )""",
     re.X,
 )
@@ -64,7 +64,7 @@ class Module:
                     into |= {unquote(name): body for name, body in block.items()}
             for block in document.get("locals", []):
                 self.locals |= {name: body for name, body in block.items() if name != "__is_block__"}
-            for kind in ("resource", "data"):
+            for kind in ("resource", "data", "ephemeral"):
                 for block in document.get(kind, []):
                     for type_, named in block.items():
                         for name, body in named.items():
@@ -74,8 +74,8 @@ class Module:
 
 
 class Check:
-    def __init__(self, provider, directories):
-        self.provider = provider
+    def __init__(self, providers, directories):
+        self.providers = {provider.name: provider for provider in providers}
         self.modules = {pathlib.Path(each).resolve(): Module(each) for each in directories}
         self.problems = []
         self.checked = 0
@@ -89,12 +89,16 @@ class Check:
             self.references(module)
         return self.problems
 
+    def find(self, kind, type_):
+        provider = self.providers.get(type_.split("_", 1)[0])
+        return provider and provider.find(kind, type_)
+
     def problem(self, module, where, text):
         self.problems.append(f"{module.directory}: {where}: {text}")
 
     def resource(self, module, kind, type_, name, body):
-        where = f"{'data.' if kind == 'data' else ''}{type_}.{name}"
-        schema = self.provider.find(kind, type_)
+        where = f"{'' if kind == 'resource' else kind + '.'}{type_}.{name}"
+        schema = self.find(kind, type_)
         if schema is None:
             return self.problem(module, where, f"the provider has no such {kind}")
         self.checked += 1
@@ -162,7 +166,12 @@ class Check:
 
     def references(self, module):
         seen = set()
-        for text in strings(module.documents):
+        # Blocks about resources of earlier versions name resources that are gone.
+        documents = [
+            {kind: each for kind, each in document.items() if kind not in ("moved", "removed")}
+            for document in module.documents
+        ]
+        for text in strings(documents):
             # A description is text, not an expression.
             for match in REFERENCE.finditer(text) if "${" in text or "%{" in text else ():
                 self.checked += 1
@@ -185,28 +194,28 @@ class Check:
                 return "no such module is called"
             called = self.called(module, module.calls[name])
             return None if not called or not output or output in called.outputs else "the module has no such output"
-        kind = "data" if match["data"] else "resource"
+        kind = (match["kind"] or "resource").rstrip(".")
         body = module.resources.get((kind, match["type"], match["resource"]))
         if body is None:
             return f"there is no such {kind} here"
         if attribute and ("count" in body or "for_each" in body) != bool(match["index"]):
             return "it needs an index, or has none"
-        schema = self.provider.find(kind, match["type"])
+        schema = self.find(kind, match["type"])
         if schema and attribute and attribute not in schema.attributes:
             return f"it has no attribute {attribute}"
         return None
 
 
 def main():
-    package, *directories = sys.argv[1:]
-    provider = Provider(package)
-    check = Check(provider, directories)
+    packages, *directories = sys.argv[1:]
+    check = Check([Provider(package) for package in packages.split(",")], directories)
     problems = check.run()
     for problem in problems:
         print(problem, file=sys.stderr)
     state = f"{len(problems)} problems" if problems else "no problems"
     print(
-        f"google provider {provider.version()}: {check.checked} things checked in {len(directories)} directories, {state}"
+        f"google provider {check.providers['google'].version}: {check.checked} things checked in {len(directories)} "
+        f"directories, {state}"
     )
     return 1 if problems else 0
 

@@ -1,7 +1,7 @@
-"""The google provider's schema, read from the type declarations of the npm package @cdktf/provider-google.
+"""A provider's schema, read from type declarations that are generated from it (see fetch_providers.py).
 
-The provider itself comes from a registry of its own; the declarations are generated from its schema and say the same:
-which arguments and blocks there are, which of them are required, which blocks may be repeated.
+The provider itself comes from a registry of its own; the declarations say the same: which arguments and blocks there
+are, which of them are required, which blocks may be repeated.
 """
 
 import dataclasses
@@ -37,28 +37,36 @@ class Body:
 @dataclasses.dataclass(frozen=True)
 class Resource:
     body: Body
-    # What can be read of it: its arguments, and what the provider computes.
+    # Readable names: its arguments, and the values that the provider computes.
     attributes: frozenset
+
+
+# The declarations have no ephemeral resources. This one is as random 3.7 documents it.
+EPHEMERAL = {
+    ("ephemeral", "random_password"): Resource(
+        Body({"length": Argument(True, "number"), "special": Argument(False, "boolean | cdktn.IResolvable")}, {}),
+        frozenset({"length", "special", "result", "bcrypt_hash"}),
+    )
+}
 
 
 class Provider:
     def __init__(self, package):
         self.lib = pathlib.Path(package) / "lib"
         if not self.lib.is_dir():
-            raise FileNotFoundError(f"{self.lib} is not there: npm ci in deploy/tests")
-
-    @functools.cache
-    def version(self):
+            raise FileNotFoundError(f"{self.lib} is not there: fetch_providers.py")
         declarations = (self.lib / "provider/index.d.ts").read_text()
-        return re.search(r"/hashicorp/google/([0-9.]+)/docs", declarations).group(1)
+        self.name, self.version = re.search(r"/hashicorp/(\w+)/([0-9.]+)/docs", declarations).groups()
 
     @functools.cache
     def find(self, kind, name):
-        """The resource or data source of that name, or None."""
-        folder = self.lib / (("data-" if kind == "data" else "") + name.replace("_", "-"))
+        """The resource, data source or ephemeral resource of that name, or None."""
+        if (kind, name) in EPHEMERAL:
+            return EPHEMERAL[kind, name]
+        folder = self.lib / ("data-" + name.replace("_", "-"))
         if kind == "resource":
-            folder = self.lib / name.removeprefix("google_").replace("_", "-")
-        if not name.startswith("google_") or not folder.is_dir():
+            folder = self.lib / name.removeprefix(f"{self.name}_").replace("_", "-")
+        if kind == "ephemeral" or not name.startswith(f"{self.name}_") or not folder.is_dir():
             return None
         interfaces = dict(INTERFACE.findall((folder / "index.d.ts").read_text()))
         config = next(

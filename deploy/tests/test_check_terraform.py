@@ -113,7 +113,7 @@ MISTAKES = [
 class CheckTerraform(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.provider = Provider(os.environ["PROVIDER"])
+        cls.provider = Provider(os.environ["PROVIDERS"].split(",")[0])
 
     def problems(self, *replacement):
         with tempfile.TemporaryDirectory() as root:
@@ -125,7 +125,7 @@ class CheckTerraform(unittest.TestCase):
                 directory.mkdir()
                 (directory / "main.tf").write_text(text)
                 directories.append(directory)
-            return Check(self.provider, directories).run()
+            return Check([self.provider], directories).run()
 
     def test_what_is_fine_has_no_problems(self):
         self.assertEqual(self.problems(), [])

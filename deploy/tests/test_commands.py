@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ["README.md", "docs/deploy.md", "docs/operations.md"]
+PAGES = ["README.md", "docs/deploy.md", "docs/operations.md", "deploy/terraform/runner-manager/README.md"]
 VALUES = {"$URL": "https://service.run.app", "$ACCOUNT": "runner-manager@my-project.iam.gserviceaccount.com"}
 
 
@@ -23,10 +23,10 @@ def commands(text):
 
 
 def lint(all_commands):
-    """What gcloud has against each that it has something against."""
+    """The commands that gcloud rejects, with its reasons."""
     with tempfile.TemporaryDirectory() as directory:
         # Files that commands name are read.
-        for name in ("env.yaml", "APP.private-key.pem", "deploy/terraform/runner-vm/files/runner-vm.sh"):
+        for name in ("env.yaml", "APP.private-key.pem", "NEW.private-key.pem", "TOKEN_FILE", "deploy/terraform/runner-vm/files/runner-vm.sh"):
             file = pathlib.Path(directory) / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("{}")
@@ -49,9 +49,9 @@ class Commands(unittest.TestCase):
 
     def test_those_that_terraform_prints_too(self):
         text = (ROOT / "deploy/terraform/runner-manager/outputs.tf").read_text()
-        (sweep,) = re.findall(r"^    (gcloud scheduler.*?)\n  EOT", text, re.S | re.M)
-        sweep = re.sub(r"\$\{local\.url\}", "https://service.run.app", " ".join(sweep.replace("\\\n", "").split()))
-        self.assertEqual(lint([re.sub(r"\$\{[^}]*\}", "60", sweep)]), [])
+        (resync,) = re.findall(r"^    (gcloud scheduler.*?)\n  EOT", text, re.S | re.M)
+        resync = re.sub(r"\$\{local\.url\}", "https://service.run.app", " ".join(resync.replace("\\\n", "").split()))
+        self.assertEqual(lint([re.sub(r"\$\{[^}]*\}", "60", resync)]), [])
 
     def test_mistakes_are_found(self):
         for mistake in (

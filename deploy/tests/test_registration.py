@@ -54,7 +54,7 @@ class OnTheEmbeddedCloud(unittest.TestCase):
 
     def boot(self, vm):
         """Runs the script's service on this VM until its runner listens, or it gives up."""
-        case = test_runner_vm.RunnerVm()
+        case = test_runner_vm.Surrounded()
         case.setUp()
         self.addCleanup(case.doCleanups)
         case.around.RequestHandlerClass = Metadata
@@ -75,7 +75,7 @@ class OnTheEmbeddedCloud(unittest.TestCase):
     def test_a_vm_that_no_entry_lets_register_gets_nothing(self):
         case = self.boot("runner-1")
         service = subprocess.run(
-            [test_runner_vm.SCRIPT, "run"], env=case.environment, capture_output=True, text=True, timeout=60
+            [test_runner_vm.SCRIPT, "register"], env=case.environment, capture_output=True, text=True, timeout=60
         )
         self.assertNotEqual(service.returncode, 0)
         self.assertEqual(case.read("configured"), "", service.stderr)

@@ -1,6 +1,6 @@
 """The runner VM's script, run for real against stand-ins for what surrounds it.
 
-A server on loopback is the metadata server, the service and GitHub's releases. config.sh and run.sh are stand-ins that
+A server on loopback is the metadata server, the service and GitHub's releases. The runner's programs are stand-ins that
 do and say what the runner's own do. Whatever a test is about, no token may be left in a file or a log.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -43,18 +44,52 @@ echo '{"agentName": "runner-1"}' >.runner
 touch .credentials
 """
 
-# Lines that the runner says are in $SEEN/says; without them it works until it is told to stop.
+# The runner's start script as it is with RUNNER_MANUALLY_TRAP_SIG: each signal reaches the helper's process group as
+# SIGINT, and the script stays until the helper has ended.
 RUN_SH = """#!/bin/bash
+cd "$(dirname "$0")"
+set -m
+trap 'kill -INT -$helper' INT TERM
+while true; do
+  ./run-helper.sh &
+  helper=$!
+  wait $helper
+  code=$?
+  if ((code == 2)); then continue; fi
+  echo "Exiting runner..."
+  trap - INT TERM
+  wait $helper
+  exit $code
+done
+"""
+
+RUN_HELPER_SH = """#!/bin/bash
+./bin/Runner.Listener run
+code=$?
+if ((code == 1)); then echo "Runner listener exit with terminated error, stop the service, no retry needed."; fi
+exit 0
+"""
+
+# Lines that the listener says are in $SEEN/says; without them it works until it is told to stop. Like .NET, bash leaves
+# a signal alone that was ignored when it started.
+LISTENER = """#!/bin/bash
+# version %s
 echo started >>"$SEEN/runs"
+env >"$SEEN/environment"
+sed -n 's/^SigIgn:[[:space:]]*//p' /proc/self/status >>"$SEEN/ignored"
 if [[ -s $SEEN/says ]]; then
   cat "$SEEN/says"
   rm "$SEEN/says"
-  echo "Runner listener exit with terminated error, stop the service, no retry needed."
-  exit 0
+  exit 1
 fi
-trap 'echo "Exiting runner..."; echo signed off >>"$SEEN/runs"; exit 0' TERM
+trap 'echo signed off >>"$SEEN/runs"; exit 0' INT
 echo "Listening for Jobs"
 while true; do /bin/sleep 0.05; done
+"""
+
+INSTALL_DEPENDENCIES = """#!/bin/bash
+echo "$0" >>"$SEEN/dependencies"
+if [[ -s $SEEN/dependencies-fail ]]; then sed -i 1d "$SEEN/dependencies-fail"; exit 1; fi
 """
 
 SLEEP = """#!/bin/bash
@@ -68,12 +103,13 @@ class Surroundings(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+    def __init__(self, host="127.0.0.1", port=0):
+        super().__init__((host, port), Handler)
+        self.url = f"http://{host}:{self.server_port}"
         self.attributes = {"runner-manager-url": self.url + "/", "runner-user": USER}
         self.metadata_late = 0  # so many requests are turned away first
         self.service_account = True
+        self.preemptible = "FALSE"
         self.answers = []  # of the service, before it is fine: (status, body)
         self.registration = {"url": "https://github.com/acme/app", "name": "runner-1", "labels": ["self-hosted", "gpu"]}
         self.registrations = []
@@ -109,6 +145,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             assets = [{"name": "other.tar.gz", "digest": "sha256:" + "0" * 64}]
             assets.append({"name": file, "digest": "sha256:" + self.server.digest})
             return self.answer(200, json.dumps({"tag_name": "v" + version, "assets": assets}))
+        if path == "/ops-agent.sh":
+            return self.answer(200, '#!/bin/bash\necho "$*" >>"$SEEN/ops-agent"\n')
         if path.startswith("/actions/runner/releases/download/"):
             self.server.downloads += 1
             return self.answer(200, self.server.archive)
@@ -123,6 +161,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(403)
         if path == "instance/name":
             return self.answer(200, "vm-name")
+        if path == "instance/scheduling/preemptible":
+            return self.answer(200, server.preemptible)
         if path.startswith("instance/attributes/"):
             value = server.attributes.get(path.removeprefix("instance/attributes/"))
             return self.answer(404) if value is None else self.answer(200, value)
@@ -160,10 +200,10 @@ def platform():
 
 
 def archive(version):
-    """What GitHub publishes of a version, as far as the script has to do with it."""
+    """The archive of a version, with the files that the script uses."""
     packed = io.BytesIO()
-    files = {"config.sh": CONFIG_SH, "run.sh": RUN_SH, "bin/Runner.Listener": f"#!/bin/bash\necho {version}\n"}
-    files["bin/installdependencies.sh"] = '#!/bin/bash\necho "$0" >>"$SEEN/dependencies"\n'
+    files = {"config.sh": CONFIG_SH, "run.sh": RUN_SH, "run-helper.sh": RUN_HELPER_SH}
+    files |= {"bin/Runner.Listener": LISTENER % version, "bin/installdependencies.sh": INSTALL_DEPENDENCIES}
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name, text in files.items():
             info = tarfile.TarInfo("./" + name)
@@ -172,25 +212,33 @@ def archive(version):
     return packed.getvalue()
 
 
-class RunnerVm(unittest.TestCase):
+class Surrounded(unittest.TestCase):
+    """The script with all that surrounds it, in a directory of its own."""
+
+    user = USER
+
     def setUp(self):
         self.root = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.root)
         self.around = Surroundings()
         self.addCleanup(self.around.server_close)
         self.addCleanup(self.around.shutdown)
+        self.around.attributes["runner-user"] = self.user
         self.seen, self.bin = self.root / "seen", self.root / "bin"
         self.state, self.runner = self.root / "run/runner-vm", self.root / "var/lib/runner/actions-runner"
-        for directory in (self.seen, self.bin, self.state, self.runner, self.root / "tmp"):
+        self.own = self.root / "var/lib/runner-vm"
+        for directory in (self.seen, self.bin, self.state, self.runner, self.own, self.root / "tmp"):
             directory.mkdir(parents=True)
         self.log = ""
         self.stand_in("sleep", SLEEP)
-        for name in ("systemctl", "apt-get", "useradd", "usermod"):
+        for name in ("systemctl", "apt-get", "useradd", "usermod", "update-ca-certificates"):
             self.stand_in(name, f'#!/bin/bash\necho "{name} $*" >>"$SEEN/commands"\n')
         self.stand_in("dpkg-query", "#!/bin/bash\necho 'install ok installed'\n")
         with tarfile.open(fileobj=io.BytesIO(self.around.archive)) as tar:
             tar.extractall(self.runner, filter="data")
-        (self.runner / ".runner-vm-version").write_text("2.400.0\n")
+        shutil.copy(self.runner / "bin/installdependencies.sh", self.own)
+        (self.own / "dependencies").write_text(hashlib.sha256(INSTALL_DEPENDENCIES.encode()).hexdigest() + "  -\n")
+        (self.own / "version").write_text("2.400.0\n")
         self.environment = {
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "SEEN": str(self.seen),
@@ -200,6 +248,7 @@ class RunnerVm(unittest.TestCase):
             "RUNNER_VM_METADATA": self.around.url,
             "RUNNER_VM_GITHUB": self.around.url,
             "RUNNER_VM_GITHUB_API": self.around.url,
+            "RUNNER_VM_OPS_AGENT": self.around.url + "/ops-agent.sh",
             "no_proxy": "127.0.0.1",
         }
 
@@ -226,14 +275,35 @@ class RunnerVm(unittest.TestCase):
 
     def script(self, command):
         """Runs a command of the script to its end."""
-        done = subprocess.run([SCRIPT, command], env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [SCRIPT, command], env=self.environment | self.for_run(command), capture_output=True, text=True, timeout=60
+        )
         self.log += done.stdout + done.stderr
         return done.returncode
 
+    def for_run(self, command):
+        """The unit's EnvironmentFile, as systemd reads it."""
+        file = self.own / "environment"
+        if command != "run" or not file.exists():
+            return {}
+        lines = re.findall(r'^(\w+)="(.*)"$', file.read_text(), re.M)
+        self.assertEqual(len(lines), len(file.read_text().splitlines()))
+        return {name: re.sub(r"\\(.)", r"\1", value) for name, value in lines}
+
+    def service(self):
+        """Starts the service as systemd does, and lets its runner run to its end. The code of what failed, or 0."""
+        return self.script("prepare") or self.script("register") or self.script("run")
+
     def up(self):
         """Runs the service until its runner listens, then shuts it down as systemd does. Its log."""
+        before = len(self.log)
+        self.assertEqual(self.script("prepare") or self.script("register"), 0, self.log)
         service = subprocess.Popen(
-            [SCRIPT, "run"], env=self.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+            [SCRIPT, "run"],
+            env=self.environment | self.for_run("run"),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         # A script that hangs is a failure, not a wait.
         watchdog = threading.Timer(20, lambda: os.killpg(service.pid, signal.SIGKILL))
@@ -247,8 +317,10 @@ class RunnerVm(unittest.TestCase):
         service.stderr.close()
         self.assertEqual(service.wait(timeout=30), 0, log)
         self.log += log
-        return log
+        return self.log[before:]
 
+
+class RunnerVm(Surrounded):
     # -- registration ----------------------------------------------------------------------------------------------
 
     def test_the_first_boot_registers_the_second_does_not(self):
@@ -273,7 +345,7 @@ class RunnerVm(unittest.TestCase):
     def test_a_runner_that_github_removed_is_registered_again(self):
         self.registered()
         (self.seen / "says").write_text(DELETED + "\n")
-        self.assertEqual(self.script("run"), 1)
+        self.assertEqual(self.service(), 1)
         self.assertEqual(self.around.registrations, [])
         self.up()
         self.assertEqual(len(self.around.registrations), 1)
@@ -283,7 +355,7 @@ class RunnerVm(unittest.TestCase):
     def test_a_runner_that_ends_for_another_reason_keeps_its_registration(self):
         self.registered()
         (self.seen / "says").write_text("Runner connect error: The HTTP request timed out.\n")
-        self.assertEqual(self.script("run"), 1)
+        self.assertEqual(self.service(), 1)
         self.up()
         self.assertEqual(self.around.registrations, [])
 
@@ -295,7 +367,7 @@ class RunnerVm(unittest.TestCase):
 
     def test_without_a_service_it_says_how_to_register_by_hand(self):
         del self.around.attributes["runner-manager-url"]
-        self.assertEqual(self.script("run"), 1)
+        self.assertEqual(self.service(), 1)
         self.assertIn("no runner-manager-url is set", self.log)
         self.assertIn("./config.sh --unattended --replace --url https://github.com/OWNER/REPO --name vm-name", self.log)
         self.assertEqual(self.read("sleeps"), "600\n")
@@ -321,7 +393,7 @@ class RunnerVm(unittest.TestCase):
 
     def test_it_does_not_wait_for_ever(self):
         self.around.metadata_late = 10**6
-        self.assertEqual(self.script("run"), 1)
+        self.assertEqual(self.script("register"), 1)
         waited = [float(pause) for pause in self.read("sleeps").split()]
         self.assertTrue(300 <= sum(waited) <= 330, waited)
         self.assertIn("the metadata server: given up after", self.log)
@@ -335,7 +407,7 @@ class RunnerVm(unittest.TestCase):
 
     def test_a_refusal_is_final_for_a_while_and_says_what_to_do(self):
         self.around.answers = [(403, '{"detail": "no entry names this VM"}')]
-        self.assertEqual(self.script("run"), 1)
+        self.assertEqual(self.service(), 1)
         self.assertIn("refused with 403: no entry names this VM", self.log)
         self.assertIn("RUNNER_CONFIG", self.log)
         self.assertIn("By hand", self.log)
@@ -346,34 +418,47 @@ class RunnerVm(unittest.TestCase):
 
     def test_every_refusal_has_its_own_advice(self):
         for status, advice in ((401, "CLOUD_RUN_SERVICE_URL"), (404, "new enough")):
-            self.around.answers = [(status, "")]
+            self.around.answers = [(status, '{"detail": "no"}')]
             self.log = ""
-            self.assertEqual(self.script("run"), 1)
+            self.assertEqual(self.service(), 1)
             self.assertIn(advice, self.log)
 
     def test_a_refused_runner_keeps_its_registration_for_its_owner_to_see(self):
         self.registered()
         (self.state / "unknown-to-github").touch()
-        self.around.answers = [(403, "")]
-        self.assertEqual(self.script("run"), 1)
+        self.around.answers = [(403, '{"detail": "no entry names this VM"}')]
+        self.assertEqual(self.service(), 1)
         self.assertTrue((self.runner / ".runner").exists())
+
+    def test_a_service_that_is_not_there_yet_is_asked_again_soon(self):
+        page = "<html><title>404 Page not found</title></html>"
+        self.around.answers = [(404, page), (403, page), (404, ""), (403, '{"error": {"code": 403}}')]
+        log = self.up()
+        self.assertIn("answered 404 without a reason", log)
+        self.assertEqual(self.read("sleeps").split()[:4], ["1", "2", "4", "8"])
+        self.assertEqual(len(self.around.registrations), 1)
+
+    def test_the_labels_that_github_adds_are_left_out_where_asked(self):
+        self.around.attributes["runner-default-labels"] = "false"
+        self.up()
+        self.assertIn("--labels self-hosted,gpu --no-default-labels\n", self.read("configured"))
 
     def test_a_vm_without_a_service_account_is_told_so(self):
         self.around.service_account = False
-        self.assertEqual(self.script("run"), 1)
+        self.assertEqual(self.service(), 1)
         self.assertIn("has no service account", self.log)
 
     def test_an_answer_that_was_not_agreed_on_is_no_registration(self):
         for nonsense in ("", "hello", "[]", "{}", '{"url": 1, "token": ["x"]}'):
             self.around.answers = [(200, nonsense)]
-            self.assertEqual(self.script("run"), 1, nonsense)
+            self.assertEqual(self.service(), 1, nonsense)
         self.assertEqual(self.log.count("lacks url or token"), 5)
         self.assertEqual(self.read("configured"), "")
 
     def test_registrations_that_do_not_help_become_rare(self):
         (self.seen / "config-fails").touch()
         for _ in range(8):
-            self.assertEqual(self.script("run"), 1)
+            self.assertEqual(self.service(), 1)
         pauses = [pause for pause in self.read("sleeps").split() if float(pause) >= 1]
         self.assertEqual(pauses, ["30", "60", "120", "240", "480", "600", "600"])
         self.assertIn("config.sh failed", self.log)
@@ -382,7 +467,7 @@ class RunnerVm(unittest.TestCase):
         self.stand_in("sleep", "#!/bin/bash\nexec /bin/sleep 60\n")
         del self.around.attributes["runner-manager-url"]
         service = subprocess.Popen(
-            [SCRIPT, "run"], env=self.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+            [SCRIPT, "register"], env=self.environment, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         for line in service.stderr:
             if "systemctl restart" in line:
@@ -393,17 +478,30 @@ class RunnerVm(unittest.TestCase):
         os.killpg(service.pid, signal.SIGKILL)
         service.stderr.close()
 
+    # -- the runner -------------------------------------------------------------------------------------------------
+
+    def test_the_runner_is_asked_to_sign_off_and_does_not_ignore_it(self):
+        self.registered()
+        log = self.up()
+        self.assertEqual(self.read("runs"), "started\nsigned off\n")
+        self.assertIn("the runner has signed off", log)
+        ignored = int(self.read("ignored"), 16)
+        for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+            self.assertFalse(ignored >> (each - 1) & 1, each)
+
     # -- the runner's program --------------------------------------------------------------------------------------
 
     def nothing_installed(self):
-        shutil.rmtree(self.runner)
+        for directory in (self.runner, self.own):
+            shutil.rmtree(directory)
+            directory.mkdir()
 
     def aged(self, days):
         then = time.time() - days * 86400
-        os.utime(self.runner / ".runner-vm-version", (then, then))
+        os.utime(self.own / "version", (then, then))
 
     def version(self):
-        return (self.runner / ".runner-vm-version").read_text().strip()
+        return (self.own / "version").read_text().strip()
 
     def test_the_newest_runner_is_installed_once(self):
         self.nothing_installed()
@@ -411,7 +509,8 @@ class RunnerVm(unittest.TestCase):
         self.assertEqual(self.script("prepare"), 0, self.log)
         self.assertEqual((self.version(), self.around.downloads), ("2.400.0", 1))
         self.assertTrue((self.runner / "bin/Runner.Listener").exists())
-        self.assertIn("installdependencies.sh", self.read("dependencies"))
+        self.assertEqual(self.read("dependencies"), f"{self.own}/installdependencies.sh\n")
+        self.assertFalse((self.own / "unpacked").exists() or (self.own / "archive").exists())
 
     def test_an_archive_with_another_checksum_is_not_installed(self):
         self.nothing_installed()
@@ -447,7 +546,7 @@ class RunnerVm(unittest.TestCase):
         self.registered()
         self.around.releases["latest"] = "2.410.0"
         (self.seen / "says").write_text(DEPRECATED + "\n")
-        self.assertEqual(self.script("run"), 1)
+        self.assertEqual(self.service(), 1)
         self.assertEqual(self.script("prepare"), 0, self.log)
         self.assertEqual(self.version(), "2.410.0")
         self.up()
@@ -466,10 +565,113 @@ class RunnerVm(unittest.TestCase):
         self.assertIn("going on with the runner that is installed", self.log)
 
     def test_an_installation_that_was_cut_short_is_done_again(self):
-        (self.runner / ".runner-vm-installing").touch()
+        (self.own / "installing").touch()
         self.assertEqual(self.script("prepare"), 0, self.log)
         self.assertEqual(self.around.downloads, 1)
-        self.assertFalse((self.runner / ".runner-vm-installing").exists())
+        self.assertFalse((self.own / "installing").exists())
+
+    def test_dependencies_that_failed_are_tried_again(self):
+        self.nothing_installed()
+        (self.seen / "dependencies-fail").write_text("the lock is held\n" * 3)
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertEqual(len(self.read("dependencies").split()), 4)
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertEqual(len(self.read("dependencies").split()), 4)
+
+    def test_dependencies_that_are_still_missing_are_tried_at_the_next_start(self):
+        self.environment["RUNNER_VM_PATIENCE"] = "0"
+        self.nothing_installed()
+        (self.seen / "dependencies-fail").write_text("no mirror\n")
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertIn("the next start tries again", self.log)
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertEqual(len(self.read("dependencies").split()), 2)
+        self.assertEqual(self.around.downloads, 1)
+
+    def test_a_new_boot_disk_gets_the_dependencies_of_the_runner_on_the_data_disk(self):
+        self.registered()
+        shutil.rmtree(self.own)
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertEqual(len(self.read("dependencies").split()), 1)
+        self.assertTrue((self.runner / ".runner").exists())
+
+    def test_a_newer_runner_brings_its_own_list_of_dependencies(self):
+        (self.own / "dependencies").write_text("of another version\n")
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertEqual(len(self.read("dependencies").split()), 1)
+
+    # -- what the VM's owner adds ----------------------------------------------------------------------------------
+
+    def test_the_owners_scripts_run_once_around_the_installation(self):
+        self.nothing_installed()
+        listener = self.runner / "bin/Runner.Listener"
+        tell = f'{{ echo "$0"; test -e {listener} && echo installed; }} >>"$SEEN/provisioned"\n'
+        self.around.attributes |= {"runner-pre-install": tell + "true", "runner-post-install": "#!/bin/sh\n" + tell}
+        for _ in range(2):
+            self.assertEqual(self.script("prepare"), 0, self.log)
+        once = f"{self.own}/pre-install\n{self.own}/post-install\ninstalled\n"
+        self.assertEqual(self.read("provisioned"), once)
+        self.around.attributes["runner-post-install"] += "true"
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertEqual(self.read("provisioned"), once + f"{self.own}/post-install\ninstalled\n")
+
+    def test_no_job_runs_on_a_vm_that_was_not_provisioned(self):
+        self.environment["RUNNER_VM_PATIENCE"] = "0"
+        self.around.attributes["runner-pre-install"] = "echo the mirror is down >&2; false"
+        for _ in range(2):
+            self.assertEqual(self.service(), 1)
+        self.assertEqual(self.log.count("the mirror is down"), 2)
+        self.assertEqual(self.read("runs"), "")
+
+    def test_hooks_are_root_files_that_the_runner_is_told_of(self):
+        self.around.attributes |= {"runner-hook-job-started": "echo started", "runner-hook-job-completed": "#!/bin/sh\n"}
+        self.up()
+        environment = self.read("environment")
+        self.assertIn(f"ACTIONS_RUNNER_HOOK_JOB_STARTED={self.own}/job-started.sh\n", environment)
+        self.assertIn(f"ACTIONS_RUNNER_HOOK_JOB_COMPLETED={self.own}/job-completed.sh\n", environment)
+        self.assertEqual((self.own / "job-started.sh").read_text(), "#!/bin/bash\necho started\n")
+        del self.around.attributes["runner-hook-job-started"]
+        self.up()
+        self.assertNotIn("ACTIONS_RUNNER_HOOK_JOB_STARTED", self.read("environment"))
+
+    def test_the_proxy_is_for_everything_but_the_metadata_server(self):
+        proxy = f"http://user:p%22a%5Css@127.0.0.1:{self.around.server_port}/" + '\\"quoted"'
+        self.around.attributes |= {"runner-proxy": proxy, "runner-no-proxy": "127.0.0.1,.internal"}
+        self.up()
+        environment = self.read("environment").splitlines()
+        self.assertIn(f"https_proxy={proxy}", environment)
+        self.assertIn(
+            "no_proxy=localhost,127.0.0.1,169.254.169.254,metadata.google.internal,127.0.0.1,.internal", environment
+        )
+
+    def test_certificates_of_the_network_are_trusted_one_in_a_file(self):
+        certificates = ["-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----" % each for each in ("QQ==", "Qg==")]
+        self.around.attributes["runner-ca-certificates"] = "\n".join(certificates) + "\n"
+        for _ in range(2):
+            self.up()
+        files = sorted((self.root / "usr/local/share/ca-certificates/runner-vm").iterdir())
+        self.assertEqual([file.name for file in files], ["1.crt", "2.crt"])
+        self.assertEqual([file.read_text().strip() for file in files], certificates)
+        self.assertEqual(self.read("commands").count("update-ca-certificates"), 1)
+        self.assertIn(f"NODE_EXTRA_CA_CERTS={self.own}/ca-certificates.pem\n", self.read("environment"))
+        del self.around.attributes["runner-ca-certificates"]
+        self.up()
+        self.assertEqual(list((self.root / "usr/local/share/ca-certificates/runner-vm").iterdir()), [])
+        self.assertNotIn("NODE_EXTRA_CA_CERTS=" + str(self.own), self.read("environment"))
+
+    def test_the_journal_goes_to_cloud_logging_where_asked(self):
+        self.around.attributes["runner-ops-agent"] = "true"
+        for _ in range(2):
+            self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertEqual(self.read("ops-agent"), "--also-install\n")
+        self.assertIn("type: systemd_journald", (self.root / "etc/google-cloud-ops-agent/config.yaml").read_text())
+        self.assertEqual(self.read("commands").count("systemctl restart google-cloud-ops-agent"), 1)
+
+    def test_a_vm_without_the_ops_agent_still_runs_jobs(self):
+        self.around.attributes["runner-ops-agent"] = "true"
+        self.environment["RUNNER_VM_OPS_AGENT"] = self.around.url + "/nothing-here"
+        self.up()
+        self.assertIn("going on without the Ops Agent", self.log)
 
     def test_missing_packages_are_installed(self):
         self.around.attributes["runner-packages"] = "docker.io,zstd"
@@ -484,9 +686,20 @@ class RunnerVm(unittest.TestCase):
             self.assertEqual(self.script("boot"), 0, self.log)
         self.assertEqual((self.root / "usr/local/sbin/runner-vm").read_bytes(), SCRIPT.read_bytes())
         unit = (self.root / "etc/systemd/system/runner-vm.service").read_text()
-        for line in (f"User={USER}", "Restart=always", "KillMode=mixed", "TimeoutStopSec=85"):
+        for line in (
+            f"User={USER}",
+            "Restart=always",
+            "KillMode=mixed",
+            "TimeoutStopSec=85",
+            "Before=apt-daily.service apt-daily-upgrade.service",
+        ):
             self.assertIn(line + "\n", unit)
         self.assertIn("systemctl start --no-block runner-vm.service runner-vm-prune.timer", self.read("commands"))
+
+    def test_a_spot_vm_has_less_time_to_sign_off(self):
+        self.around.preemptible = "TRUE"
+        self.assertEqual(self.script("boot"), 0, self.log)
+        self.assertIn("TimeoutStopSec=25\n", (self.root / "etc/systemd/system/runner-vm.service").read_text())
 
     @unittest.skipUnless(shutil.which("systemd-analyze"), "systemd-analyze is not on the PATH")
     def test_systemd_understands_the_units(self):
@@ -508,16 +721,21 @@ class RunnerVm(unittest.TestCase):
                 os.utime(each, (then, then))
         return file
 
-    def disk(self, *used):
-        """How full the disk is, look by look; the last stays."""
-        (self.seen / "used").write_text("".join(f"{percent}\n" for percent in used))
+    def disk(self, *used, images=(50,)):
+        """Sets the use of the runner's disk and of the disk of Docker's images, for each call of df; the last value stays."""
+        for name, values in (("used", used), ("used-by-images", images)):
+            (self.seen / name).write_text("".join(f"{percent}\n" for percent in values))
         self.stand_in(
             "df",
-            '#!/bin/bash\necho "Use%"; head -n 1 "$SEEN/used" | sed "s/$/%/"\n'
-            'if (($(wc -l <"$SEEN/used") > 1)); then sed -i 1d "$SEEN/used"; fi\n',
+            '#!/bin/bash\nfile=$SEEN/used; [[ $2 != /docker ]] || file=$SEEN/used-by-images\n'
+            'echo "Use%"; head -n 1 "$file" | sed "s/$/%/"\n'
+            'if (($(wc -l <"$file") > 1)); then sed -i 1d "$file"; fi\n',
         )
         self.stand_in("pgrep", '#!/bin/bash\ntest -e "$SEEN/job"\n')
-        self.stand_in("docker", '#!/bin/bash\necho "docker $*" >>"$SEEN/commands"\n')
+        self.stand_in(
+            "docker",
+            '#!/bin/bash\nif [[ $1 == info ]]; then echo /docker; else echo "docker $*" >>"$SEEN/commands"; fi\n',
+        )
 
     def test_nothing_is_removed_while_there_is_room(self):
         self.disk(80)
@@ -539,8 +757,23 @@ class RunnerVm(unittest.TestCase):
         self.assertEqual(self.script("prune"), 0, self.log)
         self.assertEqual((log.exists(), cache.exists()), (False, True))
 
+    def test_images_that_fill_the_boot_disk_cost_no_checkout(self):
+        self.disk(50, images=(95, 60))
+        log, cache = self.old("_diag/Runner_1.log"), self.old("_work/app/target")
+        self.assertEqual(self.script("prune"), 0, self.log)
+        self.assertEqual((log.exists(), cache.exists()), (True, True))
+        self.assertIn("docker system prune", self.read("commands"))
+
+    def test_checkouts_that_fill_the_data_disk_cost_no_image(self):
+        self.disk(95, images=(50,))
+        cache = self.old("_work/app/target")
+        self.old("_diag/Runner_1.log")
+        self.assertEqual(self.script("prune"), 0, self.log)
+        self.assertFalse(cache.exists())
+        self.assertEqual(self.read("commands"), "")
+
     def test_what_is_in_use_stays_whatever_the_disk(self):
-        self.disk(95)
+        self.disk(95, images=(95,))
         gone = [self.old("_work/app/target"), self.old("_work/_tool/node/18/node"), self.old("_work/_actions/acme/x")]
         stays = [self.runner / "_work/web/src", self.runner / "_work/_temp/x", self.runner / "_work/_tool/go/go"]
         for file in stays:
@@ -551,7 +784,7 @@ class RunnerVm(unittest.TestCase):
         self.assertEqual([file.exists() for file in gone], [False] * 3)
         self.assertEqual([file.exists() for file in stays], [True] * 3)
         self.assertIn("docker system prune --all --force --filter until=168h", self.read("commands"))
-        self.assertIn("enlarge it", self.log)
+        self.assertEqual(self.log.count("enlarge it"), 2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the Terraform modules say of the service holds: its log lines, its variables, its calls.
+"""The Terraform modules agree with the service: on its log lines, its variables, its calls.
 
 The alerts are tried on lines that the real program logs on the embedded cloud. PROGRAM names it, built with the feature
 dev.
@@ -57,8 +57,8 @@ class Written(unittest.TestCase):
         for client in ("compute.rs", "cloud_tasks.rs"):
             text = (ROOT / "src/clients" / client).read_text().split("#[cfg(test)]")[0]
             calls |= set(re.findall(r'"((?:instances|zoneOperations|tasks|queues)\.\w+)"', text))
-        # What is listed in all zones is listed; what one may do may be asked by anyone; and the queue's state is asked
-        # by `check` alone, which does without it.
+        # A list of all zones needs the same permission as one of a zone; testIamPermissions needs none; and the queue's
+        # state is read by `check` alone, which does without it.
         calls = {call.replace("aggregatedList", "list") for call in calls if not call.endswith("testIamPermissions")}
         calls -= {"queues.get"}
         needed = {("cloudtasks." if call.startswith(("tasks", "queues")) else "compute.") + call for call in calls}
@@ -112,7 +112,8 @@ class Logged(unittest.TestCase):
         service = cls.start(environment | {"PORT": str(port), "K_SERVICE": "runner-manager"})
         cls.cause_trouble()
         service.send_signal(signal.SIGTERM)
-        cls.lines = [json.loads(line) for line in service.communicate(timeout=30)[0].splitlines()]
+        lines = [json.loads(line) for line in service.communicate(timeout=30)[0].splitlines()]
+        cls.lines = [line | {"log": "run.googleapis.com/stdout"} for line in lines] + cls.requests
 
     @classmethod
     def start(cls, environment, *arguments):
@@ -135,7 +136,12 @@ class Logged(unittest.TestCase):
             if ask(f"{cls.url}/health", method="GET"):
                 break
             time.sleep(0.1)
-        ask(f"{cls.url}/github/webhook", body=b"{}")
+        # Cloud Run's own line for each request, as it documents it.
+        cls.requests = []
+        for _ in range(3):
+            ask(f"{cls.url}/github/webhook", body=b"{}", statuses=cls.requests)
+        ask(f"{cls.url}/runner/start", body=b"{}", statuses=cls.requests)
+        cls.requests.append(request_line(f"{cls.url}/runner/stop", 503))
         ask(f"{cls.cloud}/play/forbid?permission=compute.instances.start")
         cls.command("start")
         ask(f"{cls.cloud}/play/permit?permission=compute.instances.start")
@@ -156,20 +162,25 @@ class Logged(unittest.TestCase):
         found = self.lines
         for term in expression.split(" AND "):
             negated, term = term.startswith("NOT "), term.removeprefix("NOT ")
+            term = re.sub(r'log_id\("(.*)"\)', r'log="\1"', term)
             field, operator, value = re.fullmatch(r'([\w.]+)(=~|>=|=)"?(.*?)"?', term).groups()
             found = [line for line in found if self.holds(line, field, operator, value) != negated]
         return found
 
     def holds(self, line, field, operator, value):
         # Cloud Logging takes the severity out of the payload.
-        actual = line.get(field.removeprefix("jsonPayload."), "")
+        actual = line
+        for name in field.removeprefix("jsonPayload.").split("."):
+            actual = actual.get(name, "")
+        if operator == ">=" and field != "severity":
+            return actual >= int(value)
         if operator == ">=":
             levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
             return levels.index(actual) >= levels.index(value)
         return bool(re.search(value, actual)) if operator == "=~" else actual == value
 
     def of_texts(self, alert):
-        text = local("alerts.tf", "log_alerts")[alert]["filter"]
+        text = self.where("log_filter") + local("alerts.tf", "log_alerts")[alert]["filter"]
         texts = local("alerts.tf", "texts")
         for name, each in (("start", texts["start"]), ("runner", texts["runner"])):
             text = text.replace(f'${{join("|", local.texts.{name})}}', "|".join(each))
@@ -180,7 +191,14 @@ class Logged(unittest.TestCase):
 
     def of_metric(self, name):
         text = resources("alerts.tf", "google_logging_metric")[name]["filter"]
-        return text.replace("${local.log_filter} AND ", "").replace('\\"', '"')
+        for each in ("log_filter", "request_filter"):
+            text = text.replace(f"${{local.{each}}} AND ", self.where(each))
+        self.assertNotIn("${", text)
+        return text.replace('\\"', '"').replace("\\\\", "\\")
+
+    def where(self, name):
+        """The part of a filter that names the log."""
+        return local("alerts.tf", name).replace("${local.service_filter} AND ", "") + " AND "
 
     def test_a_start_that_failed_is_seen_with_its_reason(self):
         lines = self.seen_by(self.of_texts("start"))
@@ -192,15 +210,23 @@ class Logged(unittest.TestCase):
         self.assertTrue(lines)
         self.assertFalse([line for line in lines if "could not be started" in line["message"]])
 
+    def test_a_request_that_cloud_run_answers_with_an_error_is_no_error_of_the_service(self):
+        errors = [line for line in self.lines if line["severity"] == "ERROR"]
+        self.assertIn("run.googleapis.com/requests", [line["log"] for line in errors])
+        for alert in local("alerts.tf", "log_alerts"):
+            if alert != "__is_block__":
+                logs = {line["log"] for line in self.seen_by(self.of_texts(alert))}
+                self.assertLessEqual(logs, {"run.googleapis.com/stdout"})
+
     def test_a_vm_that_cannot_be_judged_is_seen_by_its_name(self):
         lines = self.seen_by(self.of_metric("unknown"))
         extractor = resources("alerts.tf", "google_logging_metric")["unknown"]["label_extractors"]["vm"]
         field = re.fullmatch(r"EXTRACT\(jsonPayload\.(\w+)\)", extractor).group(1)
         self.assertEqual([line[field] for line in lines], ["gpu-1"])
 
-    def test_a_refused_delivery_is_seen(self):
+    def test_each_refused_delivery_is_counted_and_nothing_else(self):
         lines = self.seen_by(self.of_metric("refused"))
-        self.assertEqual([line["message"][:16] for line in lines], ["401 Unauthorized"])
+        self.assertEqual([line["httpRequest"]["status"] for line in lines], [401] * 3)
 
 
 def free_port():
@@ -209,7 +235,13 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def ask(url, method="POST", body=b"", secret=None):
+def request_line(url, status):
+    severity = "ERROR" if status >= 500 else "WARNING" if status >= 400 else "INFO"
+    line = {"log": "run.googleapis.com/requests", "severity": severity}
+    return line | {"httpRequest": {"requestUrl": url, "status": status}}
+
+
+def ask(url, method="POST", body=b"", secret=None, statuses=None):
     request = urllib.request.Request(
         url, body if method == "POST" else None, {"X-Runner-Secret": secret} if secret else {}, method=method
     )
@@ -218,6 +250,8 @@ def ask(url, method="POST", body=b"", secret=None):
             return reply.read().decode()
     except urllib.error.HTTPError as error:
         with error:
+            if statuses is not None:
+                statuses.append(request_line(url, error.code))
             return error.read().decode()
     except OSError:
         return ""

@@ -1,6 +1,6 @@
-"""The modules in Terraform itself, against a stand-in for the google provider: validated, planned, applied.
+"""The modules and examples in Terraform itself, against stand-ins for the providers: validated, planned, applied.
 
-PROVIDER names the package with the provider's declarations.
+PROVIDERS names the packages with the providers' declarations, with commas between them.
 """
 
 import json
@@ -16,9 +16,10 @@ from check_terraform import Module
 from provider_stand_in import Running
 
 DEPLOY = pathlib.Path(__file__).parents[1]
-DIRECTORIES = ["terraform/runner-manager", "terraform/runner-vm", "example"]
-SECRET = "the-secret-that-nobody-keeps"
-KEY = "-----BEGIN RSA PRIVATE KEY-----\nthe-key-that-nobody-keeps\n-----END RSA PRIVATE KEY-----\n"
+MODULES = ["terraform/runner-manager", "terraform/runner-vm"]
+EXAMPLES = [f"examples/{directory.name}" for directory in sorted((DEPLOY / "examples").iterdir())]
+DIRECTORIES = MODULES + EXAMPLES
+SECRET = "the-secret-that-is-never-kept"
 
 ENTRY = {"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "vm-1", "vm_instance_zone": "us-central1-a"}
 MANAGER = {
@@ -37,6 +38,7 @@ EXAMPLE = {
     "github_app": {"id": "123456", "installation_id": "12345678"},
     "notification_channels": [CHANNEL],
 }
+ONE = "examples/one-repository"
 
 
 class Terraform(unittest.TestCase):
@@ -46,8 +48,8 @@ class Terraform(unittest.TestCase):
     def setUpClass(cls):
         modules = [Module(DEPLOY / each) for each in DIRECTORIES]
         types = {(kind, type_) for module in modules for kind, type_, _ in module.resources}
-        cls.provider = Running(os.environ["PROVIDER"], types)
-        cls.addClassCleanup(cls.provider.close)
+        cls.stand_ins = Running(os.environ["PROVIDERS"].split(","), types)
+        cls.addClassCleanup(cls.stand_ins.close)
         # Terraform writes beside the files that it reads: a copy of them, initialized once.
         root = tempfile.TemporaryDirectory()
         cls.addClassCleanup(root.cleanup)
@@ -56,27 +58,29 @@ class Terraform(unittest.TestCase):
             shutil.copytree(
                 DEPLOY / each, cls.root / each, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars")
             )
+        for each in DIRECTORIES:
             done = cls.terraform(each, "init", "-backend=false")
             if done.returncode != 0:
                 raise RuntimeError(done.stdout + done.stderr)
 
     @classmethod
-    def terraform(cls, directory, *arguments, secrets=True):
+    def terraform(cls, directory, *arguments, secret=None):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-        environment |= cls.provider.environment | {"TF_CLI_CONFIG_FILE": os.devnull, "CHECKPOINT_DISABLE": "1"}
-        if secrets:
-            environment |= {"TF_VAR_runner_manager_secret": SECRET, "TF_VAR_github_app_private_key": KEY}
+        environment |= cls.stand_ins.environment | {"TF_CLI_CONFIG_FILE": os.devnull, "CHECKPOINT_DISABLE": "1"}
+        if secret:
+            environment["TF_VAR_runner_manager_secret"] = secret
         command = ["terraform", f"-chdir={cls.root / directory}", arguments[0], "-no-color", *arguments[1:]]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
-    def run_terraform(self, directory, *arguments):
-        done = self.terraform(directory, *arguments)
+    def run_terraform(self, directory, *arguments, secret=None):
+        done = self.terraform(directory, *arguments, secret=secret)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         return done.stdout
 
     def with_variables(self, variables):
-        """What leads Terraform to these variables and to a state of its own."""
+        """Arguments that name these variables and a state of its own."""
         directory = tempfile.mkdtemp(dir=self.root)
+        self.stand_ins.providers["google"].written.clear()
         file = pathlib.Path(directory) / "variables.tfvars.json"
         file.write_text(json.dumps(variables))
         return [f"-var-file={file}", f"-state={directory}/terraform.tfstate", "-input=false"], pathlib.Path(directory)
@@ -86,7 +90,6 @@ class Terraform(unittest.TestCase):
         arguments, place = self.with_variables(variables)
         self.run_terraform(directory, "plan", *arguments, f"-out={place}/plan")
         shown = self.run_terraform(directory, "show", "-json", f"{place}/plan")
-        self.assertNotIn("nobody-keeps", shown)
         plan = json.loads(shown)
         return {each["address"]: each["change"]["after"] for each in plan["resource_changes"]}, plan[
             "planned_values"
@@ -105,15 +108,27 @@ class Terraform(unittest.TestCase):
             with self.subTest(each):
                 self.run_terraform(each, "validate")
 
+    def test_the_modules_own_tests_pass(self):
+        for each in MODULES:
+            with self.subTest(each):
+                done = self.run_terraform(each, "test")
+                self.assertRegex(done, r"Success! [1-9][0-9]* passed, 0 failed")
+
+    def test_every_example_is_planned_with_its_own_values(self):
+        for each in EXAMPLES:
+            with self.subTest(each):
+                self.run_terraform(each, "plan", "-input=false", f"-var-file={self.root / each}/terraform.tfvars.example")
+
     def test_the_example_is_applied_changes_nothing_more_and_keeps_no_secret(self):
         arguments, place = self.with_variables(EXAMPLE)
-        self.run_terraform("example", "apply", "-auto-approve", *arguments)
+        self.run_terraform(ONE, "apply", "-auto-approve", *arguments)
+        (secret,) = self.stand_ins.providers["google"].written
+        self.assertRegex(secret, "^[0-9a-f]{32}$")
         for file in place.rglob("*"):
-            self.assertNotIn("nobody-keeps", file.read_text(), file)
-        # Later, without the secrets at hand.
-        done = self.terraform("example", "plan", "-detailed-exitcode", *arguments, secrets=False)
+            self.assertNotIn(secret, file.read_text(), file)
+        done = self.terraform(ONE, "plan", "-detailed-exitcode", *arguments)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        steps = self.run_terraform("example", "output", "-raw", f"-state={place}/terraform.tfstate", "next_steps")
+        steps = self.run_terraform(ONE, "output", "-raw", f"-state={place}/terraform.tfstate", "next_steps")
         self.assertEqual(subprocess.run(["bash", "-n"], input=steps, text=True).returncode, 0, steps)
         for command in (
             "versions access 1 --secret runner-manager-secret",
@@ -121,6 +136,25 @@ class Terraform(unittest.TestCase):
             '"vm_instance_name": "github-runner"',
         ):
             self.assertIn(command, steps)
+
+    def test_a_first_revision_that_does_not_start_is_replaced_by_the_next_apply(self):
+        arguments, _ = self.with_variables(EXAMPLE)
+        failures = self.stand_ins.providers["google"].failures
+        failures["google_cloud_run_v2_service"] = "Permission denied on secret: runner-manager-secret"
+        done = self.terraform(ONE, "apply", "-auto-approve", *arguments)
+        self.assertIn("Permission denied on secret", done.stderr)
+        self.assertIn("replaced", self.run_terraform(ONE, "apply", "-auto-approve", *arguments))
+
+    def test_with_protection_from_the_start_untaint_is_the_way_out(self):
+        arguments, place = self.with_variables(EXAMPLE | {"deletion_protection": True})
+        failures = self.stand_ins.providers["google"].failures
+        failures["google_cloud_run_v2_service"] = "Permission denied on secret: runner-manager-secret"
+        self.assertEqual(self.terraform(ONE, "apply", "-auto-approve", *arguments).returncode, 1)
+        done = self.terraform(ONE, "apply", "-auto-approve", *arguments)
+        self.assertIn("cannot destroy service without setting deletion_protection=false", done.stderr)
+        (state,) = [each for each in arguments if each.startswith("-state=")]
+        self.run_terraform(ONE, "untaint", state, "module.runner_manager.google_cloud_run_v2_service.this")
+        self.run_terraform(ONE, "apply", "-auto-approve", *arguments)
 
     # -- the service -----------------------------------------------------------------------------------------------
 
@@ -165,37 +199,129 @@ class Terraform(unittest.TestCase):
         self.assertEqual(bound, [f'google_compute_instance_iam_member.service["us-central1-a/vm-{i}"]' for i in (1, 2)])
         self.assertFalse([address for address in plan if address.startswith("google_project_iam_member.vms")])
 
-    def test_existing_secrets_are_taken_by_their_names_and_versions(self):
-        secrets = {
-            "create": False,
-            "runner_manager_secret": {"id": "mine", "version": "3", "previous_version": "2"},
-            "github_app_private_key": {"version": "1"},
-        }
-        plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"secrets": secrets})
-        self.assertFalse([address for address in plan if address.startswith("google_secret_manager_secret_version")])
+    def secrets_of(self, plan):
         _, container = self.environment(plan)
-        taken = {
+        return {
             each["name"]: each["value_source"][0]["secret_key_ref"][0]
             for each in container["env"]
             if each["value_source"]
         }
-        self.assertEqual(taken["RUNNER_MANAGER_SECRET"], {"secret": "mine", "version": "3"})
-        self.assertEqual(taken["RUNNER_MANAGER_SECRET_PREVIOUS"], {"secret": "mine", "version": "2"})
-        self.assertIn("versions access 3 --secret mine", outputs["next_steps"]["value"])
 
-    def test_an_image_on_ghcr_is_fetched_by_artifact_registry(self):
-        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"image": "ghcr.io/acme/runner-manager:1.0.0"})
-        _, container = self.environment(plan)
-        self.assertEqual(
-            container["image"], "us-central1-docker.pkg.dev/my-project/runner-manager-ghcr/acme/runner-manager:1.0.0"
-        )
-
-    def test_the_sweep_is_made_by_a_command_or_by_terraform(self):
+    def test_existing_secrets_are_taken_by_their_names_and_versions(self):
         secrets = {
             "create": False,
-            "runner_manager_secret": {"version": "1"},
-            "github_app_private_key": {"version": "1"},
+            "runner_manager_secret": {"id": "mine", "version": "3", "previous_version": "2"},
+            "github_app_private_key": {"id": "key", "version": "4"},
         }
+        plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"secrets": secrets})
+        self.assertFalse([address for address in plan if address.startswith("google_secret_manager_secret_version")])
+        taken = self.secrets_of(plan)
+        self.assertEqual(taken["RUNNER_MANAGER_SECRET"], {"secret": "mine", "version": "3"})
+        self.assertEqual(taken["RUNNER_MANAGER_SECRET_PREVIOUS"], {"secret": "mine", "version": "2"})
+        self.assertEqual(taken["GITHUB_APP_PRIVATE_KEY"], {"secret": "key", "version": "4"})
+        self.assertIn("versions access 3 --secret mine", outputs["next_steps"]["value"])
+
+    def test_the_apps_key_is_stored_by_hand_and_only_read(self):
+        plan, _ = self.planned("terraform/runner-manager", MANAGER)
+        made = [each["secret_id"] for address, each in plan.items() if address.startswith("google_secret_manager_secret.")]
+        self.assertEqual(made, ["runner-manager-secret"])
+        self.assertEqual(
+            self.secrets_of(plan)["GITHUB_APP_PRIVATE_KEY"], {"secret": "github-app-private-key", "version": "1"}
+        )
+        member = plan['google_secret_manager_secret_iam_member.service["GITHUB_APP_PRIVATE_KEY"]']
+        self.assertEqual(member["secret_id"], "github-app-private-key")
+
+    def test_the_shared_secret_is_random_or_the_given_one_and_stored_when_its_revision_says_so(self):
+        written = self.stand_ins.providers["google"].written
+        arguments, place = self.with_variables(MANAGER)
+        self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments, secret=SECRET)
+        self.assertEqual(written, [SECRET])
+        # Each run passes a value, and none of them is stored unasked.
+        self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
+        self.assertEqual(written, [SECRET])
+        rotated = MANAGER | {"secrets": {"runner_manager_secret": {"revision": 2, "previous_version": "1"}}}
+        (place / "variables.tfvars.json").write_text(json.dumps(rotated))
+        self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
+        self.assertEqual(len(written), 2)
+        for file in place.rglob("*"):
+            for secret in written:
+                self.assertNotIn(secret, file.read_text(), file)
+
+    def test_a_state_of_version_0_1_loses_no_secret(self):
+        arguments, place = self.with_variables(MANAGER)
+        self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
+        file = place / "terraform.tfstate"
+        state = json.loads(file.read_text())
+        resources = {(each["type"], each["name"]): each for each in state["resources"]}
+        secret = resources["google_secret_manager_secret", "runner_manager_secret"]
+        version = resources["google_secret_manager_secret_version", "runner_manager_secret"]
+        # As that version left it: both secrets in one resource, and the key's version.
+        (instance,) = secret["instances"]
+        keys = ("RUNNER_MANAGER_SECRET", "GITHUB_APP_PRIVATE_KEY")
+        secret |= {"name": "this", "instances": [instance | {"index_key": key} for key in keys]}
+        state["resources"].append(version | {"name": "github_app_private_key"})
+        file.write_text(json.dumps(state))
+        plan = self.run_terraform("terraform/runner-manager", "plan", *arguments)
+        self.assertIn('this["GITHUB_APP_PRIVATE_KEY"] will no longer be managed by Terraform', plan)
+        self.assertIn("github_app_private_key[0] will no longer be managed by Terraform", plan)
+        self.assertIn("has moved to google_secret_manager_secret.runner_manager_secret[0]", plan)
+        self.assertIn("0 to destroy", plan)
+
+    def test_a_public_image_on_ghcr_is_read_as_it_is_and_a_private_one_with_credentials(self):
+        image = "ghcr.io/acme/runner-manager:1.0.0"
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"image": image})
+        self.assertEqual(self.environment(plan)[1]["image"], image)
+        self.assertFalse([address for address in plan if "artifact_registry" in address])
+        version = "projects/my-project/secrets/ghcr-token/versions/1"
+        credentials = {"username": "acme-bot", "password_secret_version": version}
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"image": image, "ghcr_credentials": credentials})
+        self.assertEqual(
+            self.environment(plan)[1]["image"],
+            "us-central1-docker.pkg.dev/my-project/runner-manager-ghcr/acme/runner-manager:1.0.0",
+        )
+        upstream = plan["google_artifact_registry_repository.ghcr[0]"]["remote_repository_config"][0]
+        self.assertEqual(
+            upstream["upstream_credentials"][0]["username_password_credentials"][0]["password_secret_version"], version
+        )
+        member = plan["google_secret_manager_secret_iam_member.ghcr[0]"]
+        self.assertEqual(member["secret_id"], "projects/my-project/secrets/ghcr-token")
+        self.assertIn("@gcp-sa-artifactregistry.iam.gserviceaccount.com", member["member"])
+
+    def test_the_service_waits_for_the_grants_and_the_alerts_for_their_metrics(self):
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
+        self.assertEqual(plan["time_sleep.iam"]["create_duration"], "120s")
+        self.assertEqual(plan["time_sleep.metrics[0]"]["create_duration"], "600s")
+        arguments, place = self.with_variables(MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
+        log = self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
+        done = re.findall(r"^(\S+): Creation complete", log, re.M)
+
+        def before(*addresses):
+            places = [[i for i, each in enumerate(done) if each.startswith(address)] for address in addresses]
+            self.assertTrue(all(places), (addresses, done))
+            for earlier, later in zip(places, places[1:]):
+                self.assertLess(max(earlier), min(later), done)
+
+        before("google_secret_manager_secret_iam_member.service", "time_sleep.iam", "google_cloud_run_v2_service.this")
+        before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.unknown")
+        before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.refused")
+
+    def test_no_alert_has_a_condition_that_cloud_monitoring_refuses(self):
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
+        policies = [each for address, each in plan.items() if address.startswith("google_monitoring_alert_policy")]
+        thresholds = [
+            threshold
+            for policy in policies
+            for condition in policy["conditions"]
+            for threshold in condition["condition_threshold"]
+        ]
+        self.assertEqual(len(thresholds), 3)
+        for each in thresholds:
+            seconds = int(each["duration"].removesuffix("s"))
+            self.assertEqual(seconds % 60, 0)
+            self.assertTrue(seconds > 0 or each["evaluation_missing_data"] is None, each)
+
+    def test_the_resync_is_made_by_a_command_or_by_terraform(self):
+        secrets = {"create": False, "runner_manager_secret": {"version": "1"}}
         plan, outputs = self.planned("terraform/runner-manager", MANAGER | {"secrets": secrets})
         self.assertNotIn("google_cloud_scheduler_job.reconcile[0]", plan)
         self.assertIn("gcloud scheduler jobs create http runner-manager-reconcile", outputs["next_steps"]["value"])
@@ -206,7 +332,7 @@ class Terraform(unittest.TestCase):
         self.assertEqual(target["headers"], {"X-Runner-Secret": "the-value-in-secret-manager"})
         self.assertNotIn("gcloud scheduler", outputs["next_steps"]["value"])
 
-    def test_alerts_are_there_if_somebody_is_to_be_told(self):
+    def test_alerts_are_there_if_they_have_a_channel(self):
         plan, _ = self.planned("terraform/runner-manager", MANAGER)
         self.assertFalse([address for address in plan if "google_monitoring" in address])
         plan, _ = self.planned(
@@ -234,7 +360,7 @@ class Terraform(unittest.TestCase):
             ({"github_app": {"id": "1", "installation_id": "acme"}}, "installation_id is the number"),
             ({"vm_inactive_minutes": 0}, "whole number from 1 to 1440"),
             ({"environment": {"PORT": "1"}}, "do not belong into environment"),
-            ({"secrets": {"create": False}}, "Give the version of each secret"),
+            ({"secrets": {"create": False}}, "Give the version of the shared secret"),
             (
                 {
                     "secrets": {
@@ -247,6 +373,10 @@ class Terraform(unittest.TestCase):
             ),
             ({"alerts": {"notification_channels": ["me@example.com"]}}, "A notification channel looks like"),
             ({"public_access": "yes"}, "public_access is no_check"),
+            (
+                {"ghcr_credentials": {"username": "x", "password_secret_version": "projects/p/secrets/s/versions/1"}},
+                "for an image on ghcr.io",
+            ),
         ]:
             with self.subTest(change=change):
                 self.refused("terraform/runner-manager", MANAGER | change, text)
@@ -272,6 +402,7 @@ class Terraform(unittest.TestCase):
             "runner-labels": "gpu,big",
             "runner-packages": "docker.io",
             "runner-keep-free": "20",
+            "runner-block-metadata": "true",
         }
         self.assertEqual(metadata, expected)
 
@@ -301,11 +432,72 @@ class Terraform(unittest.TestCase):
         self.assertEqual(vm["scheduling"][0]["instance_termination_action"], "STOP")
         self.assertEqual(vm["attached_disk"][0]["device_name"], "runner-data")
         self.assertIn("google_compute_address.vm[0]", plan)
-        vm, _ = self.vm(gpu={"type": "nvidia-tesla-t4"}, network={"external_ip": "none", "subnetwork": "private"})
+        vm, _ = self.vm(
+            machine_type="n1-standard-4", gpu={"type": "nvidia-tesla-t4"}, network={"external_ip": "none", "subnetwork": "private"}
+        )
         self.assertEqual(vm["guest_accelerator"][0]["count"], 1)
         self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
         self.assertEqual(vm["network_interface"][0]["access_config"], [])
         self.assertIsNone(vm["network_interface"][0]["network"])
+
+    def test_a_machine_type_that_comes_with_a_gpu_is_not_moved_to_another_host(self):
+        for machine_type in ("g2-standard-4", "a2-highgpu-1g", "a3-highgpu-8g", "g4-standard-48"):
+            with self.subTest(machine_type):
+                disk = {"type": "hyperdisk-balanced"}
+                vm, _ = self.vm(machine_type=machine_type, discard_local_ssd=True, boot_disk=disk)
+                self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
+                self.assertIs(vm["shielded_instance_config"][0]["enable_secure_boot"], False)
+                self.assertEqual(vm["guest_accelerator"], [])
+        for machine_type in ("e2-standard-4", "c3-standard-8", "n1-standard-4"):
+            vm, _ = self.vm(machine_type=machine_type)
+            self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "MIGRATE")
+
+    def test_jobs_get_the_vms_identity_only_where_something_on_it_may_need_it(self):
+        url = "https://service.run.app"
+        for variables, blocked in [
+            ({"runner_manager_url": url}, True),
+            ({}, False),
+            ({"runner_manager_url": url, "service_account": "jobs@my-project.iam.gserviceaccount.com"}, False),
+            ({"runner_manager_url": url, "block_metadata": False}, False),
+            ({"block_metadata": True}, True),
+        ]:
+            with self.subTest(variables):
+                vm, _ = self.vm(**variables)
+                self.assertEqual(vm["metadata"].get("runner-block-metadata"), "true" if blocked else None)
+
+    def test_what_the_owner_adds_reaches_the_script(self):
+        vm, plan = self.vm(
+            userdata_pre_install="echo before",
+            userdata_post_install="echo after",
+            runner_hook_job_started="echo started",
+            runner_hook_job_completed="echo completed",
+            proxy={"url": "http://proxy:3128", "no_proxy": [".internal", "10.0.0.1"]},
+            ca_certificates="-----BEGIN CERTIFICATE-----\n",
+            runner={"default_labels": False},
+            ops_agent=True,
+        )
+        metadata = vm["metadata"]
+        for name, value in {
+            "runner-pre-install": "echo before",
+            "runner-post-install": "echo after",
+            "runner-hook-job-started": "echo started",
+            "runner-hook-job-completed": "echo completed",
+            "runner-proxy": "http://proxy:3128",
+            "runner-no-proxy": ".internal,10.0.0.1",
+            "runner-ca-certificates": "-----BEGIN CERTIFICATE-----\n",
+            "runner-default-labels": "false",
+            "runner-ops-agent": "true",
+        }.items():
+            self.assertEqual(metadata[name], value)
+        roles = {each["role"] for address, each in plan.items() if address.startswith("google_project_iam_member")}
+        self.assertEqual(roles, {"roles/logging.logWriter", "roles/monitoring.metricWriter"})
+
+    def test_the_log_command_works_for_an_os_login_user(self):
+        _, outputs = self.planned("terraform/runner-vm", VM)
+        self.assertIn("sudo journalctl --unit runner-vm", outputs["log_command"]["value"])
+        self.assertNotIn("iap", outputs["log_command"]["value"])
+        _, outputs = self.planned("terraform/runner-vm", VM | {"network": {"external_ip": "none"}})
+        self.assertIn("--tunnel-through-iap", outputs["log_command"]["value"])
 
     def test_a_vm_that_would_not_work_is_refused(self):
         for change, text in [
@@ -315,6 +507,22 @@ class Terraform(unittest.TestCase):
             ({"runner": {"version": "v2.330.0"}}, "without a v"),
             ({"runner": {"sha256": "0" * 64}}, "needs a runner.version"),
             ({"machine_type": "c4-standard-8-lssd"}, "local SSDs"),
+            ({"machine_type": "a3-highgpu-8g"}, "local SSDs"),
+            ({"machine_type": "z3-highmem-88"}, "local SSDs"),
+            ({"machine_type": "a2-ultragpu-1g"}, "local SSDs"),
+            ({"gpu": {"type": "nvidia-tesla-t4"}}, "family n1 alone"),
+            ({"gpu": {"type": "nvidia-l4"}, "machine_type": "g2-standard-4"}, "family n1 alone"),
+            ({"machine_type": "n4-standard-4"}, "set boot_disk.type to hyperdisk-balanced"),
+            (
+                {
+                    "machine_type": "c4-standard-4",
+                    "boot_disk": {"type": "hyperdisk-balanced"},
+                    "data_disk": {"size_gb": 50},
+                },
+                "set data_disk.type to hyperdisk-balanced",
+            ),
+            ({"proxy": {"url": "proxy:3128"}}, "The proxy's URL"),
+            ({"ca_certificates": "MIIB"}, "Certificates are in PEM"),
             ({"labels": {"runner-manager-hold": "x"}}, "the service's own"),
             ({"network": {"external_ip": "yes"}}, "ephemeral, static or none"),
             ({"data_disk": {"size_gb": 1}}, "at least 10 GB"),

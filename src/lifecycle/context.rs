@@ -17,6 +17,9 @@ use crate::clients::google_keys::GoogleKeys;
 use crate::clock::{Clock, Deadline, Timestamp};
 use crate::fleet::{Fleet, ManagedVm};
 
+/// The part of a handler's time that questions leave for its acts.
+pub(super) const RESERVE: Duration = Duration::from_secs(6);
+
 /// Cheap to clone; clones share it.
 #[derive(Clone, Debug)]
 pub struct Context(Arc<Parts>);
@@ -76,6 +79,11 @@ impl<'a> Turn<'a> {
     /// The value for an event at this turn's time.
     pub(super) fn idle_since(&self) -> IdleSince {
         IdleSince::of_event(self.now)
+    }
+
+    /// The time by which questions to GitHub have to be answered: the rest is for the acts that follow.
+    pub(super) fn questions(&self) -> Deadline {
+        self.deadline.minus(RESERVE)
     }
 
     /// Labels are known not to be writable.

@@ -95,8 +95,8 @@ pub async fn runners_in(
 pub(super) type RunnerLists = Vec<(RunnerScope, Result<Vec<Runner>, Error>)>;
 
 /// Asks every scope for the VM's runner.
-pub(super) async fn runner(turn: &Turn<'_>, deadline: Deadline) -> RunnerState {
-    let scopes = scopes(turn.vm);
+pub(super) async fn runner(turn: &Turn<'_>) -> RunnerState {
+    let (scopes, deadline) = (scopes(turn.vm), turn.questions());
     let lists = scopes.iter().map(|scope| runners_in(turn.cx, turn.vm, scope, deadline));
     let lists: Vec<_> =
         stream::iter(lists.collect::<Vec<_>>()).buffered(CONCURRENT_CALLS).collect().await;
@@ -226,8 +226,8 @@ pub(super) enum JobState {
 }
 
 /// Asks for the job in evidence.
-pub(super) async fn job(turn: &Turn<'_>, job: &JobRef, deadline: Deadline) -> JobState {
-    match turn.cx.github.job(&job.repo, job.id, deadline).await {
+pub(super) async fn job(turn: &Turn<'_>, job: &JobRef) -> JobState {
+    match turn.cx.github.job(&job.repo, job.id, turn.questions()).await {
         Ok(found) => job_state(turn.vm, &turn.cx.fleet, turn.now, &job.repo, &found),
         Err(error) if error.is_not_found() => JobState::Gone("GitHub does not know it"),
         Err(_) if job.has_expired(turn.now) => {
@@ -358,15 +358,23 @@ impl Demand {
     }
 }
 
-/// Reads the open jobs of the VM's repositories, one after the other. If the VM is up it ends at the first job that runs
-/// there: that settles the question.
+/// How far a scan has to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// The VM is up: a job that runs on it settles the question.
+    ToARunningJob,
+    /// The VM is down: a job that is queued may be in any list.
+    ToTheEnd,
+}
+
+/// Reads the open jobs of the VM's repositories, one after the other.
 pub(super) async fn jobs(
     turn: &Turn<'_>,
     registered: bool,
-    up: bool,
+    extent: Extent,
     cursor: Option<&Cursor>,
-    deadline: Deadline,
 ) -> Demand {
+    let up = extent == Extent::ToARunningJob;
     let repos = &turn.vm.repos;
     // A cursor of another configuration, of another version, or of another state of the VM leads nowhere.
     let cursor = cursor.filter(|cursor| {
@@ -376,7 +384,7 @@ pub(super) async fn jobs(
     let mut demand = Demand::default();
     for repo in repos.iter().filter(|repo| cursor.is_none_or(|cursor| **repo >= cursor.repo)) {
         let resume = cursor.filter(|cursor| cursor.repo == *repo);
-        let mut scan = Scan::new(turn.cx, repo, began, deadline);
+        let mut scan = Scan::new(turn.cx, repo, began, turn.questions());
         let coverage = scan
             .run(resume, |job| {
                 demand.add(turn, registered, repo, job);
@@ -415,6 +423,10 @@ const LISTS: [Option<JobStatus>; 7] = [
     None,
 ];
 
+/// The same without the second reading of `queued`.
+const SNAPSHOT_LISTS: [Option<JobStatus>; 6] =
+    [LISTS[0], LISTS[1], LISTS[2], LISTS[3], LISTS[4], LISTS[6]];
+
 /// A scan of one repository: the jobs of all its runs that are not completed.
 pub(super) struct Scan<'a> {
     cx: &'a Context,
@@ -422,6 +434,7 @@ pub(super) struct Scan<'a> {
     /// The time at which the scan began, perhaps in an earlier pass.
     began: Timestamp,
     deadline: Deadline,
+    lists: &'static [Option<JobStatus>],
     /// Runs whose jobs are read before the rest is left out.
     max_runs: usize,
     /// The runs whose jobs were read, by list.
@@ -446,6 +459,7 @@ impl<'a> Scan<'a> {
             repo,
             began,
             deadline,
+            lists: &LISTS,
             max_runs: usize::MAX,
             read: BTreeSet::new(),
             listed: BTreeSet::new(),
@@ -454,8 +468,9 @@ impl<'a> Scan<'a> {
         }
     }
 
-    pub(super) fn limited_to(self, max_runs: usize) -> Self {
-        Self { max_runs, ..self }
+    /// For a snapshot, which decides nothing by itself: fewer lists, and not every run.
+    pub(super) fn of_snapshot(self, max_runs: usize) -> Self {
+        Self { max_runs, lists: &SNAPSHOT_LISTS, ..self }
     }
 
     /// Gives every job of an open run to `visit`, some more than once, until it returns true.
@@ -466,12 +481,12 @@ impl<'a> Scan<'a> {
     ) -> Coverage {
         self.listed.extend(resume.iter().flat_map(|cursor| &cursor.listed));
         let first = resume.map_or(0, |cursor| cursor.list);
-        for list in first..LISTS.len() {
+        for list in first..self.lists.len() {
             let mut before = resume.filter(|cursor| cursor.list == list).and_then(|c| c.before);
             match self.read_list(list, &mut before, &mut visit).await {
                 Ok(Listing::Next) => {}
                 Ok(Listing::Settled) => return Coverage::Complete,
-                Ok(Listing::Unlisted(run)) => {
+                Ok(Listing::Missing(run)) => {
                     let because = format!(
                         "run {run} of {} is open, and GitHub's list of open runs does not show it",
                         self.repo
@@ -502,21 +517,15 @@ impl<'a> Scan<'a> {
         before: &mut Option<u64>,
         visit: &mut impl FnMut(&Job) -> bool,
     ) -> Result<Listing, Error> {
-        let start = *before;
+        let (start, status) = (*before, self.lists[list]);
         let mut number = 1;
         loop {
             self.calls += 1;
-            let page = self.cx.github.runs(self.repo, LISTS[list], number, self.deadline).await?;
-            let mut runs = match LISTS[list] {
-                Some(_) => {
-                    self.listed.extend(page.items.iter().map(|run| run.id));
-                    page.items.into_iter().map(|run| run.id).collect()
-                }
-                // The newest runs of any status show whether the lists by status can be believed.
-                None => match self.unlisted(page.items) {
-                    Ok(runs) => runs,
-                    Err(run) => return Ok(Listing::Unlisted(run)),
-                },
+            let page = self.cx.github.runs(self.repo, status, number, self.deadline).await?;
+            // The newest runs of any status show whether the lists by status can be believed.
+            let (mut runs, missing) = match status {
+                Some(_) => (self.listed(page.items), None),
+                None => self.unlisted(page.items),
             };
             // Pages shift while they are read. The second reading of `queued` reads its runs again.
             runs.retain(|run| {
@@ -543,24 +552,30 @@ impl<'a> Scan<'a> {
                     *before = Some(*run);
                 }
             }
-            if !page.more || LISTS[list].is_none() || self.truncated {
+            if let Some(run) = missing {
+                return Ok(Listing::Missing(run));
+            }
+            if !page.more || status.is_none() || self.truncated {
                 return Ok(Listing::Next);
             }
             number += 1;
         }
     }
 
-    /// The open runs that no list by status showed: those that are younger than the scan, or else one that the lists
-    /// should have shown.
-    fn unlisted(&self, newest: Vec<Run>) -> Result<Vec<u64>, u64> {
-        let open = newest
-            .into_iter()
-            .filter(|run| run.status != JobStatus::Completed && !self.listed.contains(&run.id));
-        open.map(|run| {
-            let is_new = run.created_at().is_some_and(|at| at >= self.began);
-            if is_new { Ok(run.id) } else { Err(run.id) }
-        })
-        .collect()
+    fn listed(&mut self, runs: Vec<Run>) -> Vec<u64> {
+        let ids: Vec<u64> = runs.into_iter().map(|run| run.id).collect();
+        self.listed.extend(&ids);
+        ids
+    }
+
+    /// The open runs that no list by status showed, and one of them that is older than the scan: the lists should have
+    /// shown it. Its jobs are read all the same: a job that they show needs its VM, whatever else the lists leave out.
+    fn unlisted(&self, newest: Vec<Run>) -> (Vec<u64>, Option<u64>) {
+        let open = |run: &Run| run.status != JobStatus::Completed && !self.listed.contains(&run.id);
+        let unlisted: Vec<Run> = newest.into_iter().filter(open).collect();
+        let is_old = |run: &&Run| run.created_at().is_none_or(|at| at < self.began);
+        let missing = unlisted.iter().find(is_old).map(|run| run.id);
+        (unlisted.into_iter().map(|run| run.id).collect(), missing)
     }
 }
 
@@ -571,7 +586,7 @@ enum Listing {
     /// The visitor needs no more.
     Settled,
     /// This run is open, and the lists by status did not show it.
-    Unlisted(u64),
+    Missing(u64),
 }
 
 #[cfg(test)]

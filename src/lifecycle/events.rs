@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::context::{Context, Turn};
 use super::error::Error;
-use super::in_flight::Event;
+use super::in_flight::{Event, key};
 use super::labels::{self, Change};
 use super::outcome::{Outcome, Status};
 use super::reconcile::outcome_of_start;
@@ -40,7 +40,7 @@ pub async fn job_queued(
             bring_up(&turn, Evidence::Job(job)).await
         }
     };
-    let outcome = cx.in_flight.share(Event::Queued, &vm.vm, now, deadline, work).await?;
+    let outcome = cx.in_flight.share(key(Event::Queued, &vm.vm, now), deadline, work).await?;
     Ok(outcome.because_of(&because))
 }
 
@@ -111,7 +111,7 @@ pub async fn job_waiting(
             ask_later(&turn, job).await
         }
     };
-    let outcome = cx.in_flight.share(Event::Waiting, &vm.vm, now, deadline, work).await?;
+    let outcome = cx.in_flight.share(key(Event::Waiting, &vm.vm, now), deadline, work).await?;
     Ok(outcome.because_of(&because))
 }
 
@@ -143,7 +143,7 @@ pub async fn job_completed(
         let (cx, vm) = (cx.clone(), Arc::clone(vm));
         async move { idle_from_now(&Turn { cx: &cx, vm: &vm, now, deadline }).await }
     };
-    let outcome = cx.in_flight.share(Event::Completed, &vm.vm, now, deadline, work).await?;
+    let outcome = cx.in_flight.share(key(Event::Completed, &vm.vm, now), deadline, work).await?;
     Ok(outcome.because_of(&format!("job {job} is completed")))
 }
 

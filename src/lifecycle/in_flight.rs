@@ -31,7 +31,12 @@ pub(super) enum Event {
 }
 
 /// The same event for the same VM in the same bucket.
-type Key = (Event, Vm, Timestamp);
+pub(super) type Key = (Event, Vm, Timestamp);
+
+/// The key of an event for `vm` at `now`.
+pub(super) fn key(event: Event, vm: &Vm, now: Timestamp) -> Key {
+    (event, vm.clone(), rounded_up(now))
+}
 
 type Work = BoxFuture<'static, Result<Outcome, Error>>;
 
@@ -46,20 +51,17 @@ impl fmt::Debug for InFlight {
 }
 
 impl InFlight {
-    /// Does `work` for an event at `now`, or joins it where another delivery began it. Work that failed under another
+    /// Does `work`, or joins it where another delivery began it. Work that failed under another
     /// delivery's deadline is tried again under this one's.
     pub(super) async fn share<F>(
         &self,
-        event: Event,
-        vm: &Vm,
-        now: Timestamp,
+        key: Key,
         deadline: Deadline,
         work: impl Fn(Deadline) -> F,
     ) -> Result<Outcome, Error>
     where
         F: Future<Output = Result<Outcome, Error>> + Send + 'static,
     {
-        let key = (event, vm.clone(), rounded_up(now));
         let joined = self.map().get(&key).and_then(WeakShared::upgrade);
         if let Some(joined) = joined {
             return match joined.await {

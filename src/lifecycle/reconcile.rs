@@ -9,7 +9,7 @@ use tracing::{error, warn};
 
 use super::context::{Context, Turn};
 use super::decide::{Action, Asker, Decision, Facts, Notice, Question, Step, decide};
-use super::demand::{self, RunnerState};
+use super::demand::{self, Extent, RunnerState};
 use super::error::Error;
 use super::labels::{self, Change};
 use super::outcome::{Outcome, Status};
@@ -23,9 +23,6 @@ use crate::fleet::{ManagedVm, Vm};
 
 /// The longest life of a pass. That the pass of an event comes 90 s later relies on it.
 pub const PASS_TIME: Duration = Duration::from_secs(20);
-
-/// The part of a pass's time that questions leave for its acts.
-pub(super) const RESERVE: Duration = Duration::from_secs(6);
 
 /// No stop is sent later than this after the VM was last read.
 const LONGEST_SINCE_READ: Duration = Duration::from_secs(10);
@@ -75,8 +72,7 @@ pub(super) async fn converse<'a>(
     task: &'a Task,
     read: VmSnapshot,
 ) -> (Decision, Facts<'a>) {
-    let questions = turn.deadline.minus(RESERVE);
-    let up = !read.phase.is_down();
+    let extent = if read.phase.is_down() { Extent::ToTheEnd } else { Extent::ToARunningJob };
     let mut facts = Facts {
         asker,
         now: turn.now,
@@ -100,17 +96,17 @@ pub(super) async fn converse<'a>(
             }
             Step::Ask(Question::Job) => {
                 facts.job = match &task.job {
-                    Some(job) => Some(demand::job(turn, job, questions).await),
+                    Some(job) => Some(demand::job(turn, job).await),
                     None => Some(demand::JobState::Gone("there is no job")),
                 };
             }
             Step::Ask(Question::Runner) => {
-                facts.runner = Some(demand::runner(turn, questions).await);
+                facts.runner = Some(demand::runner(turn).await);
             }
             Step::Ask(Question::Jobs) => {
                 let registered = facts.runner.as_ref().is_some_and(RunnerState::is_registered);
                 let cursor = task.cursor.as_ref();
-                facts.demand = Some(demand::jobs(turn, registered, up, cursor, questions).await);
+                facts.demand = Some(demand::jobs(turn, registered, extent, cursor).await);
             }
         }
     }
@@ -167,7 +163,7 @@ async fn start(turn: &Turn<'_>, facts: &Facts<'_>, decision: &Decision) -> Resul
 /// A VM that vanished comes back for the job in evidence, and may be busy with it for long. What else ran there, although
 /// its labels lead to another VM, waits for that one now.
 async fn tell_others(turn: &Turn<'_>) {
-    let demand = demand::jobs(turn, true, false, None, turn.deadline.minus(RESERVE)).await;
+    let demand = demand::jobs(turn, true, Extent::ToTheEnd, None).await;
     for (other, job) in &demand.elsewhere {
         if let Err(error) = tell(turn, other, job).await {
             warn!("VM {}: {job} waits for VM {other}, which gets no pass: {error}", turn.vm.vm);

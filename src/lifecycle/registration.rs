@@ -20,6 +20,15 @@ use crate::identity::{self, Untrusted};
 /// How long a token is given to whoever asks again: a VM that asks in a loop has GitHub make a few in an hour.
 const SHARED: Duration = Duration::from_secs(10 * 60);
 
+/// A VM asks to register its runner.
+#[derive(Clone, Copy, Debug)]
+pub struct RegistrationRequest<'a> {
+    /// The VM's identity token, not verified yet.
+    pub token: Option<&'a str>,
+    /// The repository to register in, where the VM's entries leave a choice.
+    pub repo: Option<&'a RepoName>,
+}
+
 /// What a VM needs to register its runner.
 #[derive(Clone, Debug)]
 pub struct Grant {
@@ -88,10 +97,10 @@ pub struct RegistrationTokenCache(Arc<Mutex<BTreeMap<String, (Timestamp, Registr
 pub async fn register(
     cx: &Context,
     cache: &RegistrationTokenCache,
-    token: Option<&str>,
-    repo: Option<&RepoName>,
+    request: RegistrationRequest<'_>,
     deadline: Deadline,
 ) -> Result<Grant, Refusal> {
+    let RegistrationRequest { token, repo } = request;
     if cx.fleet.entries().iter().all(|entry| entry.register.is_none()) {
         return Err(Refusal::TurnedOff);
     }

@@ -12,14 +12,14 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
-use super::context::{Context, Turn};
+use super::context::{Context, RESERVE, Turn};
 use super::decide::Action;
 use super::error::Error;
 use super::finding::{Finding, Level};
-use super::reconcile::{RESERVE, log};
+use super::reconcile::log;
 use super::redelivery;
 use super::schedule::{BOOT_ALLOWANCE, IdleSince, due_before, next_bucket};
-use super::snapshot::{FleetSnapshot, Runners, VmView, observe_all};
+use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, observe_all};
 use super::task::Task;
 use super::vm::{IDLE_SINCE_LABEL, Phase, VmSnapshot};
 use crate::clients::compute::Labelled;
@@ -68,7 +68,13 @@ pub async fn resync(cx: &Context, deadline: Deadline) -> Report {
         cx.compute.labelled(IDLE_SINCE_LABEL, asking),
         redelivery::ask_again(cx, asking),
     );
-    let github = FleetSnapshot::take(cx, &reads, Runners::WhereTheyMatter, MAX_RUNS, asking).await;
+    let github = FleetSnapshot::take(
+        cx,
+        &reads,
+        Depth { runners: Runners::WhereTheyMatter, max_runs: MAX_RUNS },
+        asking,
+    )
+    .await;
     let now = cx.clock.now();
     let views: Vec<View<'_>> = cx
         .fleet

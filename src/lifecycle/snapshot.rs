@@ -53,6 +53,14 @@ struct OpenJobs {
     calls: u32,
 }
 
+/// How much of the fleet is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Depth {
+    pub(super) runners: Runners,
+    /// The runs of a repository whose jobs are read, newest first.
+    pub(super) max_runs: usize,
+}
+
 /// The VMs whose runners are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Runners {
@@ -62,14 +70,14 @@ pub(super) enum Runners {
 }
 
 impl FleetSnapshot {
-    /// Asks for the jobs of up to `max_runs` runs of each repository, and for the runners.
+    /// Asks for the open jobs of each repository, and for the runners.
     pub(super) async fn take(
         cx: &Context,
         vms: &[Result<VmSnapshot, Error>],
-        runners: Runners,
-        max_runs: usize,
+        depth: Depth,
         deadline: Deadline,
     ) -> Self {
+        let Depth { runners, max_runs } = depth;
         let at = cx.clock.now();
         let repos: BTreeSet<&RepoName> = cx.fleet.vms().flat_map(|vm| &vm.repos).collect();
         let scans = repos.iter().map(|repo| OpenJobs::read(cx, repo, max_runs, deadline));
@@ -111,7 +119,7 @@ impl FleetSnapshot {
 impl OpenJobs {
     async fn read(cx: &Context, repo: &RepoName, max_runs: usize, deadline: Deadline) -> Self {
         let mut jobs = BTreeMap::new();
-        let mut scan = Scan::new(cx, repo, cx.clock.now(), deadline).limited_to(max_runs);
+        let mut scan = Scan::new(cx, repo, cx.clock.now(), deadline).of_snapshot(max_runs);
         let coverage = scan
             .run(None, |job| {
                 if job.status != JobStatus::Completed {

@@ -14,7 +14,7 @@ use super::decide::Action;
 use super::error::Error;
 use super::outcome;
 use super::schedule::IdleSince;
-use super::snapshot::{FleetSnapshot, Runners, VmView, observe_all};
+use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, observe_all};
 use super::vm::{Phase, VmSnapshot};
 use crate::clients::compute;
 use crate::clients::github::{Job, Runner, RunnerScope};
@@ -140,7 +140,13 @@ impl StatusCache {
                 return Some(snapshot.clone());
             }
         }
-        let snapshot = FleetSnapshot::take(cx, reads, Runners::OfAll, MAX_RUNS, deadline).await;
+        let snapshot = FleetSnapshot::take(
+            cx,
+            reads,
+            Depth { runners: Runners::OfAll, max_runs: MAX_RUNS },
+            deadline,
+        )
+        .await;
         Some(last.insert((state, snapshot)).1.clone())
     }
 }

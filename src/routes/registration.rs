@@ -10,7 +10,7 @@ use super::extract::Bearer;
 use crate::clock::Deadline;
 use crate::fleet::{Label, RepoName};
 use crate::lifecycle::reconcile::PASS_TIME;
-use crate::lifecycle::registration::{Grant, register};
+use crate::lifecycle::registration::{Grant, RegistrationRequest, register};
 use crate::state::AppState;
 
 /// What a VM may say.
@@ -36,9 +36,8 @@ pub(super) async fn registration(
 ) -> Result<([(header::HeaderName, HeaderValue); 1], Json<Answer>), ApiError> {
     let wish: Wish = request.body()?;
     let deadline = Deadline::after(PASS_TIME);
-    let grant =
-        register(&app.cx, &app.registrations, request.token(), wish.repo.as_ref(), deadline)
-            .await?;
+    let wish = RegistrationRequest { token: request.token(), repo: wish.repo.as_ref() };
+    let grant = register(&app.cx, &app.registrations, wish, deadline).await?;
     let Grant { url, token, name, labels } = grant;
     tracing::info!("VM {name}: it may register its runner in {url} until {}", token.expires_at);
     let answer = Answer {

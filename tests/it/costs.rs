@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use http::StatusCode;
 use runner_manager::emulators::compute::Status;
-use runner_manager::emulators::{ErrorBody, Fault};
+use runner_manager::emulators::{Api, ErrorBody, Fault};
 use serde_json::{Value, json};
 
 use crate::world::{Answer, World, minutes, seconds};
@@ -261,4 +261,106 @@ async fn a_start_that_is_refused_is_tried_again_only_if_the_vm_has_changed() {
         assert!(answer.outcome.contains("the VM was not started"), "{answer:?}");
         assert_eq!((world.count("instances.get"), world.count("instances.start")), (reads, 1));
     }
+}
+
+/// The calls to GitHub since the last clearing.
+fn calls_to_github(world: &World) -> usize {
+    world.cloud.calls().iter().filter(|call| call.api == Api::GitHub).count()
+}
+
+/// `gpu-1` is up and was last needed so many minutes ago; and the pass of that time.
+async fn last_needed(minutes_ago: u64) -> (World, String) {
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    world.pass(minutes(20)).await;
+    // Tokens are there.
+    world.command("/runner/stop", r#"{"vm_instance_name": "gpu-1"}"#).await;
+    world.pass(minutes(3)).await;
+    world.cloud.compute.set_status("gpu-1", Status::Running);
+    world.pass(minutes(6)).await;
+    let idle_since = world.clock.now().unix_seconds() / 30 * 30 - 60 * minutes_ago;
+    let label = idle_since.to_string();
+    world.cloud.compute.label_by_hand("gpu-1", "runner-manager-idle-since", Some(&label));
+    world.cloud.clear_calls();
+    let body = format!(
+        r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "idle_since": {idle_since}}}"#
+    );
+    (world, body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_superseded_pass_is_one_call_and_with_a_job_in_evidence_two() {
+    let (mut world, _) = last_needed(10).await;
+    let older = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "idle_since": 30"#;
+    assert_eq!(
+        world.callback("/runner/stop", &format!("{older}}}")).await.body["status"],
+        "superseded"
+    );
+    assert_eq!(rounds(&world), [(1, "instances.get")]);
+    let job = world.queue_job("acme/app", "self-hosted gpu", seconds(1));
+    world.cloud.github.cancel_job(job);
+    world.pass(seconds(1)).await;
+    let label = world.mark("gpu-1").unwrap();
+    assert!(label > 30);
+    world.cloud.clear_calls();
+    let body = format!(
+        r#"{older}, "job": {{"repo": "acme/app", "id": {job}, "queued_at": 1795510800}}}}"#
+    );
+    assert_eq!(world.callback("/runner/stop", &body).await.body["status"], "superseded");
+    assert_eq!(world.cloud.calls().len(), 2, "{:?}", rounds(&world));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_before_stop_after_reads_the_vm_creates_the_next_and_asks_github_nothing() {
+    let (world, body) = last_needed(1).await;
+    assert_eq!(world.callback("/runner/stop", &body).await.body["status"], "stop_scheduled");
+    let mut calls: Vec<_> = world.cloud.calls().iter().map(|call| call.method).collect();
+    calls.sort_unstable();
+    assert_eq!(calls, ["instances.get", "tasks.create"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_stop_is_thirteen_calls_nine_of_them_to_github() {
+    let (world, body) = last_needed(10).await;
+    assert_eq!(world.callback("/runner/stop", &body).await.body["status"], "stopping");
+    // Two reads, the next pass, the stop; two lists of runners, six of runs by status, and the newest runs.
+    assert_eq!(
+        (world.cloud.calls().len(), calls_to_github(&world)),
+        (13, 9),
+        "{:?}",
+        rounds(&world)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_of_work_is_thirteen_calls_to_github() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(180));
+    world.pass_until(minutes(5), |world| world.is_started(job)).await;
+    world.pass(minutes(30)).await;
+    world.cloud.clear_calls();
+    world.pass(minutes(60)).await;
+    let (all, github) = (world.cloud.calls().len(), calls_to_github(&world));
+    // Twelve passes: read, ask for the job, create the next. And a token.
+    assert_eq!((github, all), (13, 37), "{:?}", rounds(&world));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_down_with_nothing_waiting_costs_nothing() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.settle().await;
+    world.cloud.clear_calls();
+    world.pass(minutes(24 * 60)).await;
+    assert!(world.cloud.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_job_costs_thirty_three_calls_until_its_vm_is_down() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.settle().await;
+    let (all, github) = (world.cloud.calls().len(), calls_to_github(&world));
+    assert_eq!((all, github), (33, 20), "{:?}", rounds(&world));
 }

@@ -119,7 +119,10 @@ fn an_unreadable_payload_exits_with_code_1() {
     let large = vec![b' '; (1 << 20) + 9];
     let large = [b"{", large.as_slice()].concat();
     for (payload, why) in [
-        (PING.as_bytes(), "missing field `action`. The service acknowledges payloads of other events"),
+        (
+            PING.as_bytes(),
+            "missing field `action`. The service acknowledges payloads of other events",
+        ),
         (&QUEUED.as_bytes()[..900], "the body is not JSON: line "),
         (b"", "standard input is empty"),
         (b" \n", "standard input is empty"),

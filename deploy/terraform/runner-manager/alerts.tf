@@ -2,7 +2,10 @@
 
 locals {
   alert_channels = try(var.alerts.notification_channels, [])
-  log_filter     = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.service_name}\""
+  # The service's own lines, and Cloud Run's line for each request.
+  service_filter = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.service_name}\""
+  log_filter     = "${local.service_filter} AND log_id(\"run.googleapis.com/stdout\")"
+  request_filter = "${local.service_filter} AND log_id(\"run.googleapis.com/requests\")"
 
   texts = {
     start = [
@@ -26,7 +29,7 @@ locals {
     runner = {
       name   = "a VM is up without its runner"
       filter = "severity>=ERROR AND jsonPayload.message=~\"${join("|", local.texts.runner)}\""
-      advice = "See what the runner says: journalctl --unit runner-vm, on the VM. The line above says what else to do."
+      advice = "The runner's log, on the VM: sudo journalctl --unit runner-vm. The line above says what else to do."
     }
     error = {
       name   = "an error"
@@ -72,7 +75,7 @@ resource "google_logging_metric" "unknown" {
 
   project     = var.project
   name        = "${var.service_name}/unknown"
-  description = "Looks at a VM that ended in unknown: GitHub could not be asked whether it is idle."
+  description = "Passes that ended in unknown: GitHub could not be queried about the VM."
   filter      = "${local.log_filter} AND jsonPayload.outcome=\"unknown\""
 
   label_extractors = {
@@ -102,7 +105,7 @@ resource "google_monitoring_alert_policy" "unknown" {
       filter          = "metric.type=\"logging.googleapis.com/user/${google_logging_metric.unknown[0].name}\" AND resource.type=\"cloud_run_revision\""
       comparison      = "COMPARISON_GT"
       threshold_value = 0
-      # Looks are up to ten minutes apart, so a quarter of an hour has one of them.
+      # Passes are up to ten minutes apart, so a quarter of an hour has one of them.
       duration                = "1800s"
       evaluation_missing_data = "EVALUATION_MISSING_DATA_INACTIVE"
       aggregations {
@@ -116,8 +119,10 @@ resource "google_monitoring_alert_policy" "unknown" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "For half an hour GitHub could not be asked whether the VM is idle, so it is not stopped. The service's log says which call failed: GitHub may be down, the rate limit used up, or a permission of the App gone."
+    content   = "For half an hour GitHub could not be queried about the VM, so it is not stopped. The service's log says which call failed: GitHub may be down, the rate limit used up, or a permission of the App gone."
   }
+
+  depends_on = [time_sleep.metrics]
 }
 
 resource "google_logging_metric" "refused" {
@@ -126,7 +131,7 @@ resource "google_logging_metric" "refused" {
   project     = var.project
   name        = "${var.service_name}/refused-deliveries"
   description = "Webhooks that were not answered with success. GitHub does not repeat them by itself."
-  filter      = "${local.log_filter} AND jsonPayload.path=\"/github/webhook\" AND jsonPayload.message=~\"^[45][0-9][0-9] \""
+  filter      = "${local.request_filter} AND httpRequest.requestUrl=~\"/github/webhook([?]|$)\" AND httpRequest.status>=400"
 
   metric_descriptor {
     metric_kind = "DELTA"
@@ -145,11 +150,11 @@ resource "google_monitoring_alert_policy" "refused" {
   conditions {
     display_name = "more than ${var.alerts.refused_deliveries} in a quarter of an hour"
     condition_threshold {
-      filter                  = "metric.type=\"logging.googleapis.com/user/${google_logging_metric.refused[0].name}\" AND resource.type=\"cloud_run_revision\""
-      comparison              = "COMPARISON_GT"
-      threshold_value         = var.alerts.refused_deliveries
-      duration                = "0s"
-      evaluation_missing_data = "EVALUATION_MISSING_DATA_INACTIVE"
+      filter          = "metric.type=\"logging.googleapis.com/user/${google_logging_metric.refused[0].name}\" AND resource.type=\"cloud_run_revision\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = var.alerts.refused_deliveries
+      # evaluation_missing_data would need a duration, which a single window does not have.
+      duration = "0s"
       aggregations {
         alignment_period     = "900s"
         per_series_aligner   = "ALIGN_DELTA"
@@ -161,6 +166,20 @@ resource "google_monitoring_alert_policy" "refused" {
   documentation {
     mime_type = "text/markdown"
     content   = "The line in the service's log, and the webhook's Recent Deliveries, say why: most often the webhook has another secret. Deliveries can be repeated there for three days."
+  }
+
+  depends_on = [time_sleep.metrics]
+}
+
+# Cloud Monitoring refuses a policy on a metric that it does not know yet.
+resource "time_sleep" "metrics" {
+  count = var.alerts == null ? 0 : 1
+
+  create_duration = var.propagation.metrics
+
+  triggers = {
+    unknown = google_logging_metric.unknown[0].id
+    refused = google_logging_metric.refused[0].id
   }
 }
 
@@ -188,6 +207,6 @@ resource "google_monitoring_alert_policy" "up" {
 
   documentation {
     mime_type = "text/markdown"
-    content   = "GET /runner/status says why it is up: jobs, a hold, or that GitHub cannot be asked. A VM that somebody started by other means is not watched until a job comes for it, or POST /runner/release."
+    content   = "GET /runner/status says why it is up: jobs, a hold, or that GitHub cannot be queried. A VM that was started by other means is not watched until a job comes for it, or POST /runner/release."
   }
 }

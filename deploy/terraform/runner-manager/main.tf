@@ -8,12 +8,11 @@ locals {
   # Known before the service exists, so that it can be told its own URL.
   url = "https://${var.service_name}-${data.google_project.this.number}.${var.region}.run.app"
 
-  # Handlers take 20 s at most, a sweep 45 s, and Cloud Tasks waits 60 s.
+  # Handlers take 20 s at most, a resync 45 s, and Cloud Tasks waits 60 s.
   request_seconds = 60
 
-  # Cloud Run does not read ghcr.io by itself.
-  on_ghcr = startswith(var.image, "ghcr.io/")
-  image   = local.on_ghcr ? "${var.region}-docker.pkg.dev/${var.project}/${one(google_artifact_registry_repository.ghcr[*].repository_id)}/${trimprefix(var.image, "ghcr.io/")}" : var.image
+  # Cloud Run reads public images by itself. A private one on ghcr.io comes through a repository with credentials.
+  image = var.ghcr_credentials == null ? var.image : "${var.region}-docker.pkg.dev/${var.project}/${one(google_artifact_registry_repository.ghcr[*].repository_id)}/${trimprefix(var.image, "ghcr.io/")}"
 
   # Fields that are not given stay away, as the service's defaults.
   runner_config = jsonencode([
@@ -51,7 +50,7 @@ resource "google_project_service" "this" {
 }
 
 resource "google_artifact_registry_repository" "ghcr" {
-  count = local.on_ghcr ? 1 : 0
+  count = var.ghcr_credentials == null ? 0 : 1
 
   project       = var.project
   location      = var.region
@@ -66,9 +65,23 @@ resource "google_artifact_registry_repository" "ghcr" {
         uri = "https://ghcr.io"
       }
     }
+    upstream_credentials {
+      username_password_credentials {
+        username                = var.ghcr_credentials.username
+        password_secret_version = var.ghcr_credentials.password_secret_version
+      }
+    }
   }
 
-  depends_on = [google_project_service.this]
+  depends_on = [google_project_service.this, google_secret_manager_secret_iam_member.ghcr]
+}
+
+resource "google_secret_manager_secret_iam_member" "ghcr" {
+  count = var.ghcr_credentials == null ? 0 : 1
+
+  secret_id = regex("^(projects/[^/]+/secrets/[^/]+)/", var.ghcr_credentials.password_secret_version)[0]
+  role      = "roles/secretmanager.secretAccessor"
+  member    = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
 }
 
 resource "google_cloud_tasks_queue" "callbacks" {
@@ -150,7 +163,7 @@ resource "google_cloud_run_v2_service" "this" {
   depends_on = [
     google_project_service.this,
     # Without these a revision does not start, or its first webhook fails.
-    google_secret_manager_secret_iam_member.service,
+    time_sleep.iam,
     google_cloud_tasks_queue_iam_member.service,
     google_compute_instance_iam_member.service,
     google_project_iam_member.vms,

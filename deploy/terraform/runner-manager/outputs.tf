@@ -40,8 +40,8 @@ locals {
   EOT
   ]
 
-  steps_sweep = var.reconcile.managed ? [] : [<<-EOT
-    # The sweep. Its job carries the secret; when that changes: gcloud scheduler jobs update http … --update-headers …
+  steps_resync = var.reconcile.managed ? [] : [<<-EOT
+    # The fleet resync. Its job carries the secret; when that changes: gcloud scheduler jobs update http … --update-headers …
     gcloud scheduler jobs create http ${var.service_name}-reconcile --project ${var.project} --location ${var.region} \
       --schedule '${var.reconcile.schedule}' --uri ${local.url}/runner/reconcile --http-method POST \
       --headers "X-Runner-Secret=$SECRET" --attempt-deadline ${local.request_seconds}s
@@ -49,7 +49,7 @@ locals {
   ]
 
   steps_start = [for vm in local.vms : <<-EOT
-    # A new VM runs already, and nobody watches it. After this it is stopped once it is idle.
+    # A new VM is up already, and the service does not know of it. After this it is stopped once it is idle.
     curl -X POST ${local.url}/runner/start -H "X-Runner-Secret: $SECRET" \
       -d '{"vm_instance_name": "${vm.name}", "vm_instance_zone": "${vm.zone}"}'
   EOT
@@ -63,5 +63,5 @@ output "secret_command" {
 
 output "next_steps" {
   description = "The commands that follow an apply: terraform output -raw next_steps"
-  value       = join("\n", concat([local.step_secret, local.step_health], local.steps_webhook, local.steps_sweep, local.steps_start))
+  value       = join("\n", concat([local.step_secret, local.step_health], local.steps_webhook, local.steps_resync, local.steps_start))
 }

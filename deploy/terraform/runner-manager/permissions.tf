@@ -1,4 +1,4 @@
-# What the service's account may do: the calls that the service makes, each where it makes them.
+# Permissions of the service's account: the calls that the service makes, each on the resource that it is for.
 
 resource "google_service_account" "service" {
   project      = var.project

@@ -1,4 +1,4 @@
-# The sweep. Cloud Scheduler can only send the secret as a header of the job, which then is in Terraform's state too: so
+# The fleet resync. Cloud Scheduler can only send the secret as a header of the job, which then is in Terraform's state too: so
 # this is off by default, and the output `next_steps` has the command instead.
 
 data "google_secret_manager_secret_version_access" "runner_manager_secret" {
@@ -28,7 +28,7 @@ resource "google_cloud_scheduler_job" "reconcile" {
     }
   }
 
-  # The next sweep is the repetition.
+  # The next resync is the repetition.
   retry_config {
     retry_count = 0
   }

@@ -16,12 +16,35 @@ variable "region" {
 }
 
 variable "image" {
-  description = "The service's image, with a tag or digest. Cloud Run reads Artifact Registry and Docker Hub; for an image on ghcr.io a repository is made that fetches it from there."
+  description = "The service's image, with a tag or digest, in Artifact Registry or public on ghcr.io or Docker Hub. For a private image on ghcr.io: ghcr_credentials."
   type        = string
 
   validation {
     condition     = can(regex("[:@][^/]+$", var.image)) && !endswith(var.image, ":latest")
     error_message = "Name a tag or digest, and not latest: what runs should change only when you say so."
+  }
+}
+
+variable "ghcr_credentials" {
+  description = <<-EOT
+    For a private image on ghcr.io, which Artifact Registry then fetches:
+    username                 of GitHub
+    password_secret_version  a token that may read packages: projects/PROJECT/secrets/NAME/versions/NUMBER
+  EOT
+  type = object({
+    username                = string
+    password_secret_version = string
+  })
+  default = null
+
+  validation {
+    condition     = var.ghcr_credentials == null || startswith(var.image, "ghcr.io/")
+    error_message = "ghcr_credentials are for an image on ghcr.io."
+  }
+
+  validation {
+    condition     = var.ghcr_credentials == null || can(regex("^projects/[^/]+/secrets/[^/]+/versions/[0-9]+$", var.ghcr_credentials.password_secret_version))
+    error_message = "password_secret_version looks like projects/PROJECT/secrets/NAME/versions/1."
   }
 }
 
@@ -100,7 +123,7 @@ variable "runner_config" {
 # -- secrets -------------------------------------------------------------------------------------------------------
 
 variable "runner_manager_secret" {
-  description = "The shared secret, if this module makes it. Needed only in an apply that makes a version; never in the state. TF_VAR_runner_manager_secret=$(openssl rand -hex 32)"
+  description = "The shared secret, if it should be a given one: by default the module makes a random one. It is stored by an apply that makes a version, and never in the state."
   type        = string
   default     = null
   sensitive   = true
@@ -112,26 +135,14 @@ variable "runner_manager_secret" {
   }
 }
 
-variable "github_app_private_key" {
-  description = "The App's private key (PEM), if this module stores it. Needed only in an apply that makes a version; never in the state. TF_VAR_github_app_private_key=$(cat APP.private-key.pem)"
-  type        = string
-  default     = null
-  sensitive   = true
-  ephemeral   = true
-
-  validation {
-    condition     = var.github_app_private_key == null || can(regex("^-----BEGIN (RSA )?PRIVATE KEY-----", var.github_app_private_key))
-    error_message = "The key is the PEM file that GitHub gave you: it begins with -----BEGIN RSA PRIVATE KEY-----."
-  }
-}
-
 variable "secrets" {
   description = <<-EOT
-    The two secrets in Secret Manager:
-    create     whether this module makes them. If not, they exist, and `version` of each is required.
+    The two secrets in Secret Manager. The App's key is stored by hand: gcloud secrets create github-app-private-key
+    --data-file KEY.pem
+    create     false: the shared secret exists as well, and its `version` is required
     id         name of the secret
-    revision   raise it to store the value that is given anew, as a new version (create = true)
-    version    the existing secret's version that is used (create = false)
+    revision   of the shared secret: raise it to store a new random value, or the given one, as a new version
+    version    the version that is used: of the key, by default the first; of the shared secret if create = false
     previous_version  of the shared secret: accepted as well, while it is rotated
   EOT
   type = object({
@@ -143,20 +154,15 @@ variable "secrets" {
       previous_version = optional(string)
     }), {})
     github_app_private_key = optional(object({
-      id       = optional(string, "github-app-private-key")
-      revision = optional(number, 1)
-      version  = optional(string)
+      id      = optional(string, "github-app-private-key")
+      version = optional(string, "1")
     }), {})
   })
   default = {}
 
   validation {
-    condition = var.secrets.create == (
-      var.secrets.runner_manager_secret.version == null
-      ) && var.secrets.create == (
-      var.secrets.github_app_private_key.version == null
-    )
-    error_message = "Give the version of each secret if create = false, and of none if it is true."
+    condition     = var.secrets.create == (var.secrets.runner_manager_secret.version == null)
+    error_message = "Give the version of the shared secret if create = false, and not if it is true."
   }
 
   validation {
@@ -279,7 +285,7 @@ variable "max_instances" {
 
 variable "reconcile" {
   description = <<-EOT
-    The sweep that makes up for what was lost on the way:
+    The fleet resync, which makes up for what was lost on the way:
     schedule   when, as cron says it
     managed    true: this module makes the Cloud Scheduler job. It carries the shared secret in a header, and so does
                Terraform's state then. false: the output `next_steps` has the command that makes it.
@@ -296,7 +302,7 @@ variable "alerts" {
     Alerts on what the service logs; none without it.
     notification_channels  names of the channels, projects/PROJECT/notificationChannels/NUMBER
     vm_up_hours            a VM that is up for longer is worth a look
-    refused_deliveries     so many refused webhooks in a quarter of an hour are still no alert: anybody can send some
+    refused_deliveries     so many refused webhooks in a quarter of an hour are still no alert: anyone can send some
   EOT
   type = object({
     notification_channels = list(string)
@@ -318,7 +324,20 @@ variable "enable_apis" {
 }
 
 variable "deletion_protection" {
-  description = "Keeps the service from being deleted by Terraform."
+  description = "Keeps the service from being deleted by Terraform. Set it once the first apply has succeeded: a first revision that does not start could not be replaced. The service itself holds no data."
   type        = bool
-  default     = true
+  default     = false
+}
+
+variable "propagation" {
+  description = <<-EOT
+    Pauses of an apply that creates what others wait for:
+    iam      between granting access to the secrets and starting the service
+    metrics  between creating log-based metrics and the alerts on them, which Cloud Monitoring refuses until then
+  EOT
+  type = object({
+    iam     = optional(string, "120s")
+    metrics = optional(string, "600s")
+  })
+  default = {}
 }

@@ -4,18 +4,34 @@
 locals {
   region = regex("^[a-z]+-[a-z]+[0-9]+", var.zone)
 
-  # What the VM's script reads. Empty values are left out.
+  # Machine types that come with GPUs. A VM with a GPU cannot be moved to another host.
+  has_gpu = var.gpu != null || can(regex("^(a2|a3|a4|a4x|a5x|g2|g4)-", var.machine_type))
+
+  # With an account of its own that has no roles, a VM needs its identity for the registration alone.
+  block_metadata = coalesce(var.block_metadata, var.runner_manager_url != null && var.service_account == null)
+
+  # Settings of the VM's script. Empty values are left out.
   settings = {
-    runner-manager-url = var.runner_manager_url
-    runner-repository  = var.runner.repository
-    runner-version     = var.runner.version
-    runner-sha256      = var.runner.sha256
-    runner-labels      = join(",", var.runner.labels)
-    runner-group       = var.runner.group
-    runner-user        = var.runner.user
-    runner-directory   = var.runner.directory
-    runner-packages    = join(",", var.packages)
-    runner-keep-free   = tostring(var.keep_free_percent)
+    runner-manager-url        = var.runner_manager_url
+    runner-repository         = var.runner.repository
+    runner-version            = var.runner.version
+    runner-sha256             = var.runner.sha256
+    runner-labels             = join(",", var.runner.labels)
+    runner-default-labels     = var.runner.default_labels ? null : "false"
+    runner-group              = var.runner.group
+    runner-user               = var.runner.user
+    runner-directory          = var.runner.directory
+    runner-packages           = join(",", var.packages)
+    runner-keep-free          = tostring(var.keep_free_percent)
+    runner-pre-install        = var.userdata_pre_install
+    runner-post-install       = var.userdata_post_install
+    runner-hook-job-started   = var.runner_hook_job_started
+    runner-hook-job-completed = var.runner_hook_job_completed
+    runner-proxy              = try(var.proxy.url, null)
+    runner-no-proxy           = join(",", try(var.proxy.no_proxy, []))
+    runner-ca-certificates    = var.ca_certificates
+    runner-ops-agent          = var.ops_agent ? "true" : null
+    runner-block-metadata     = local.block_metadata ? "true" : null
   }
 }
 
@@ -26,6 +42,15 @@ resource "google_service_account" "vm" {
   account_id   = "${trimsuffix(substr(var.name, 0, 21), "-")}-${substr(sha256("${var.zone}/${var.name}"), 0, 6)}"
   display_name = "Runner VM ${var.name} in ${var.zone}"
   description  = "Proves to the runner manager which VM this is. It needs no roles."
+}
+
+# An account that is given has its own roles.
+resource "google_project_iam_member" "ops_agent" {
+  for_each = var.ops_agent && var.service_account == null ? toset(["roles/logging.logWriter", "roles/monitoring.metricWriter"]) : toset([])
+
+  project = var.project
+  role    = each.value
+  member  = "serviceAccount:${google_service_account.vm[0].email}"
 }
 
 resource "google_compute_address" "vm" {
@@ -99,7 +124,7 @@ resource "google_compute_instance" "vm" {
   scheduling {
     # A Spot VM is not started again by Compute Engine; the service does it while a job waits.
     automatic_restart           = !var.spot
-    on_host_maintenance         = var.spot || var.gpu != null ? "TERMINATE" : "MIGRATE"
+    on_host_maintenance         = var.spot || local.has_gpu ? "TERMINATE" : "MIGRATE"
     preemptible                 = var.spot
     provisioning_model          = var.spot ? "SPOT" : "STANDARD"
     instance_termination_action = var.spot ? "STOP" : null
@@ -107,13 +132,13 @@ resource "google_compute_instance" "vm" {
 
   service_account {
     email = var.service_account == null ? google_service_account.vm[0].email : var.service_account
-    # What the VM may do is decided by the account's roles.
+    # The account's roles decide about the VM's permissions.
     scopes = ["cloud-platform"]
   }
 
   shielded_instance_config {
     # Drivers of GPUs are built on the VM and not signed.
-    enable_secure_boot          = var.gpu == null
+    enable_secure_boot          = !local.has_gpu
     enable_vtpm                 = true
     enable_integrity_monitoring = true
   }

@@ -19,6 +19,6 @@ output "external_ip" {
 }
 
 output "log_command" {
-  description = "Shows what the VM's runner says."
-  value       = "gcloud compute ssh ${var.name} --project ${var.project} --zone ${var.zone} --command 'journalctl --unit runner-vm --lines 50'"
+  description = "Command that shows the runner's log. It needs roles/compute.osAdminLogin, and without an external IP roles/iap.tunnelResourceAccessor."
+  value       = "gcloud compute ssh ${var.name} --project ${var.project} --zone ${var.zone}${var.network.external_ip == "none" ? " --tunnel-through-iap" : ""} --command 'sudo journalctl --unit runner-vm --lines 50'"
 }

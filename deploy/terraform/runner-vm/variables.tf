@@ -44,19 +44,22 @@ variable "runner" {
     repository which one it registers in, owner/repo, if its entries register in several.
     version    latest, or a version such as 2.330.0. A pinned runner still updates itself once it is connected.
     sha256     checksum of the pinned version's archive; by default the one that GitHub publishes for the release.
-    labels     labels beside self-hosted, the system and the architecture, if the service does not tell them.
+    labels     the runner's labels, if the service does not tell them.
+    default_labels  false: the runner has no labels self-hosted, Linux and X64 but those that are named, so that jobs
+               with `runs-on: self-hosted` leave an expensive VM alone. It counts at the next registration.
     group      runner group of an organization.
     user       the VM's user that jobs run as.
-    directory  where the runner is, if not in the user's home: for a VM that has one already.
+    directory  the runner's directory, if not in the user's home: for a VM that has one already.
   EOT
   type = object({
-    repository = optional(string)
-    version    = optional(string, "latest")
-    sha256     = optional(string)
-    labels     = optional(list(string), [])
-    group      = optional(string)
-    user       = optional(string)
-    directory  = optional(string)
+    repository     = optional(string)
+    version        = optional(string, "latest")
+    sha256         = optional(string)
+    labels         = optional(list(string), [])
+    default_labels = optional(bool, true)
+    group          = optional(string)
+    user           = optional(string)
+    directory      = optional(string)
   })
   default = {}
 
@@ -77,7 +80,7 @@ variable "runner" {
 }
 
 variable "packages" {
-  description = "Debian packages that jobs need, such as [\"docker.io\"]. If there is a group docker, the runner's user joins it: whoever runs jobs is root then."
+  description = "Debian packages that jobs need, such as [\"docker.io\", \"docker-cli\"]. If there is a group docker, the runner's user joins it: each job can act as root then."
   type        = list(string)
   default     = []
 
@@ -88,7 +91,7 @@ variable "packages" {
 }
 
 variable "keep_free_percent" {
-  description = "How much of the disk is kept free: below that, what is oldest is removed while no job runs."
+  description = "Percentage of each disk that is kept free: below that, the oldest files and images are removed while no job runs."
   type        = number
   default     = 20
 
@@ -98,27 +101,96 @@ variable "keep_free_percent" {
   }
 }
 
+# -- own provisioning ----------------------------------------------------------------------------------------------
+
+variable "userdata_pre_install" {
+  description = "Script that root runs before packages and the runner are installed: once on each boot disk, and again when it changes. Until it succeeds, no job runs. Bash, unless it begins with #!."
+  type        = string
+  default     = null
+}
+
+variable "userdata_post_install" {
+  description = "Script that root runs after packages and the runner are installed: once on each boot disk, and again when it changes. Until it succeeds, no job runs. Bash, unless it begins with #!."
+  type        = string
+  default     = null
+}
+
+variable "runner_hook_job_started" {
+  description = "Script that the runner runs before each job, as the runner's user: ACTIONS_RUNNER_HOOK_JOB_STARTED."
+  type        = string
+  default     = null
+}
+
+variable "runner_hook_job_completed" {
+  description = "Script that the runner runs after each job, as the runner's user: ACTIONS_RUNNER_HOOK_JOB_COMPLETED."
+  type        = string
+  default     = null
+}
+
+variable "proxy" {
+  description = "HTTP proxy of the script, apt, the runner and its jobs, and the hosts that are reached without it. Docker's daemon has a configuration of its own. Jobs can read the URL."
+  type = object({
+    url      = string
+    no_proxy = optional(list(string), [])
+  })
+  default = null
+
+  validation {
+    condition     = var.proxy == null || can(regex("^https?://[^\\s]+$", var.proxy.url))
+    error_message = "The proxy's URL begins with http:// or https://."
+  }
+}
+
+variable "ca_certificates" {
+  description = "PEM certificates of authorities that the VM has to trust, such as that of a proxy."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.ca_certificates == null || can(regex("^-----BEGIN CERTIFICATE-----", var.ca_certificates))
+    error_message = "Certificates are in PEM: they begin with -----BEGIN CERTIFICATE-----."
+  }
+}
+
+variable "ops_agent" {
+  description = "Installs the Ops Agent, which sends the VM's journal, and with it the runner's log, to Cloud Logging. The account that this module makes may write logs and metrics then; an account that is given needs these roles."
+  type        = bool
+  default     = false
+}
+
+variable "block_metadata" {
+  description = "Keeps jobs from the metadata server, which would give them the VM's identity. By default true if the VM registers its runner by itself with the account that this module makes. A job that may use Docker or sudo can act as root and get around it."
+  type        = bool
+  default     = null
+}
+
 # -- the machine ---------------------------------------------------------------------------------------------------
 
 variable "machine_type" {
-  description = "Machine type, without local SSDs: a stop would lose what they hold."
+  description = "Machine type. Those of the families a2, a3, a4, a4x, a5x, g2 and g4 come with GPUs; some types come with local SSDs, see discard_local_ssd."
   type        = string
   default     = "e2-standard-4"
 
   validation {
-    condition     = !can(regex("lssd", var.machine_type))
-    error_message = "Machine types with local SSDs cannot be stopped without losing data: take one without lssd in its name."
+    condition     = var.discard_local_ssd || !can(regex("lssd|^(z3|z4d|z4m|a2-ultragpu|a3|a4|a4x|a5x)-", var.machine_type))
+    error_message = "This machine type comes with local SSDs (so do those with lssd in their names, z3, z4d, z4m, a2-ultragpu, a3, a4, a4x and a5x), which a stop empties: set discard_local_ssd here and in the entry of runner_config, or take another."
   }
+}
+
+variable "discard_local_ssd" {
+  description = "Allows machine types with local SSDs. Each stop loses what they hold; the entry in runner_config has to say discard_local_ssd as well, or the service cannot stop the VM."
+  type        = bool
+  default     = false
 }
 
 variable "image" {
   description = "Image of the boot disk: Debian or Ubuntu, for the machine type's architecture. A newer image of the family does not replace the VM."
   type        = string
-  default     = "debian-cloud/debian-12"
+  default     = "debian-cloud/debian-13"
 }
 
 variable "boot_disk" {
-  description = "Size in GB and type of the boot disk. You pay for it also while the VM is stopped."
+  description = "Size in GB and type of the boot disk. You pay for it also while the VM is stopped. Machine types of the fourth generation and later, such as c4, n4, a4 and g4, and a3-ultragpu take Hyperdisk alone: hyperdisk-balanced."
   type = object({
     size_gb = optional(number, 50)
     type    = optional(string, "pd-balanced")
@@ -128,6 +200,11 @@ variable "boot_disk" {
   validation {
     condition     = var.boot_disk.size_gb >= 10
     error_message = "The boot disk has at least 10 GB."
+  }
+
+  validation {
+    condition     = !(startswith(var.boot_disk.type, "pd-") && can(regex("^(c4|c4a|c4d|c4n|n4|n4a|n4d|m4|x4|z4d|z4m|a4|a4x|a5x|g4|h4d|a3-ultragpu)-", var.machine_type)))
+    error_message = "This machine type takes no Persistent Disk: set boot_disk.type to hyperdisk-balanced."
   }
 }
 
@@ -143,15 +220,25 @@ variable "data_disk" {
     condition     = var.data_disk == null || try(var.data_disk.size_gb, 0) >= 10
     error_message = "The data disk has at least 10 GB."
   }
+
+  validation {
+    condition     = !(startswith(try(var.data_disk.type, ""), "pd-") && can(regex("^(c4|c4a|c4d|c4n|n4|n4a|n4d|m4|x4|z4d|z4m|a4|a4x|a5x|g4|h4d|a3-ultragpu)-", var.machine_type)))
+    error_message = "This machine type takes no Persistent Disk: set data_disk.type to hyperdisk-balanced."
+  }
 }
 
 variable "gpu" {
-  description = "GPUs, such as {type = \"nvidia-tesla-t4\", count = 1}. The image has to bring their driver."
+  description = "GPUs for a machine type of the family n1, such as {type = \"nvidia-tesla-t4\", count = 1}. Other types come with theirs. The image has to bring the driver, or userdata_post_install installs it."
   type = object({
     type  = string
     count = optional(number, 1)
   })
   default = null
+
+  validation {
+    condition     = var.gpu == null || can(regex("^(n1-|custom-)", var.machine_type))
+    error_message = "GPUs can be added to machine types of the family n1 alone, such as n1-standard-4. Types of the families a2, a3, a4, a4x, a5x, g2 and g4 come with theirs: leave gpu out."
+  }
 }
 
 variable "spot" {
@@ -177,7 +264,7 @@ variable "network" {
 }
 
 variable "service_account" {
-  description = "Email of the VM's service account. By default one is made that has no roles: it only proves to the service which VM this is. Whatever it may do, every job may do."
+  description = "Email of the VM's service account. By default one is made that has no roles: it only proves to the service which VM this is. What it may do, every job may do unless block_metadata is set."
   type        = string
   default     = null
 }

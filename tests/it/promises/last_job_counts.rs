@@ -5,7 +5,7 @@ use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::{ErrorBody, Fault};
 
-use crate::world::{INACTIVE, World, minutes, seconds};
+use crate::world::{INACTIVE, World, fleet, minutes, seconds};
 
 #[tokio::test(start_paused = true)]
 async fn the_second_completion_supersedes_the_stop_of_the_first() {
@@ -177,5 +177,19 @@ async fn a_release_does_not_bring_the_stop_forward() {
     world.pass_until(minutes(10), |world| world.is_stopped("gpu-1")).await;
     let stopping = world.last("gpu-1", Status::Stopping).unwrap();
     assert!(stopping.since(over) >= INACTIVE, "{over} {stopping}");
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_completion_counts_from_the_pass_that_found_the_vm_idle() {
+    let mut world = World::inactive_for(15, fleet(""));
+    let job = world.queue_job("acme/app", "self-hosted", minutes(47));
+    world.pass(minutes(30)).await;
+    world.cloud.github.lose_next_webhook(2);
+    world.pass_until(minutes(30), |world| world.is_completed(job)).await;
+    let over = world.clock.now();
+    world.pass_until(minutes(25), |world| world.is_stopped("runner-1")).await;
+    let stopped = world.last("runner-1", Status::Stopping).unwrap().since(over);
+    assert!(stopped >= minutes(15) && stopped <= minutes(21), "{stopped:?}\n{}", world.story());
     world.settle().await;
 }

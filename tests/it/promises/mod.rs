@@ -4,4 +4,5 @@ mod last_job_counts;
 mod never_kill;
 mod never_leak;
 mod never_strand;
+mod other_versions;
 mod permissions;

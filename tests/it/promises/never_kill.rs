@@ -1,9 +1,9 @@
 //! A running job is never killed by a scheduled stop.
 
 use http::StatusCode;
-use runner_manager::emulators::Fault;
 use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::{self, Permission, Runner, Scope};
+use runner_manager::emulators::{ErrorBody, Fault};
 
 use crate::world::{World, ZONE, minutes, runner, seconds};
 
@@ -391,4 +391,74 @@ async fn a_vm_that_an_operator_holds_is_not_stopped_until_it_is_released() {
     world.command("/runner/release", GPU).await;
     world.pass_until(minutes(5), |world| world.is_stopped("gpu-1")).await;
     world.settle().await;
+}
+
+/// A job runs on `runner-1`, whose flag says that it does not, and the pass that carried the job is lost.
+async fn a_job_that_only_the_lists_tell_of() -> (World, String) {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(60));
+    world.pass_until(minutes(3), |world| world.is_started(job)).await;
+    world.pass(minutes(6)).await;
+    world.cloud.github.busy_glitch("runner-1", true);
+    world.cloud.tasks.purge();
+    let body = format!(
+        r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unmarked": true}}"#
+    );
+    (world, body)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_search_index_stops_no_vm_under_its_job() {
+    let (world, body) = a_job_that_only_the_lists_tell_of().await;
+    world.cloud.github.search_index_down(true);
+    let shown = world.callback("/runner/stop", &body).await;
+    assert!(shown.outcome.contains("is running on it"), "{shown:?}");
+    // A hundred newer runs hide it: then the lists cannot be believed.
+    for _ in 0..100 {
+        world.queue_job("acme/app", "ubuntu-latest", minutes(60));
+    }
+    tokio::time::sleep(seconds(60)).await;
+    let hidden = world.callback("/runner/stop", &body).await;
+    assert!(hidden.outcome.contains("unknown: the open jobs were not all read"), "{hidden:?}");
+    assert!(hidden.outcome.contains("GitHub's list of open runs does not show it"), "{hidden:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_begins_during_a_scan_does_not_put_its_lists_in_doubt() {
+    let (world, body) = a_job_that_only_the_lists_tell_of().await;
+    for job in world.cloud.github.jobs() {
+        world.cloud.github.cancel_job(job.id);
+    }
+    let github = world.cloud.github.clone();
+    let mut once = true;
+    world.cloud.faults.on(move |call| {
+        let last =
+            call.method == "actions.listWorkflowRunsForRepo" && !call.target.contains("status=");
+        if last && std::mem::take(&mut once) {
+            github.queue_job("acme/app", ["ubuntu-latest"], minutes(1));
+        }
+        None
+    });
+    let answer = world.callback("/runner/stop", &body).await;
+    assert_eq!(answer.body["status"], "stopping", "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_in_any_words_are_no_missing_permission() {
+    for limit in [ErrorBody::abuse_limit(), ErrorBody::secondary_limit()] {
+        let (mut world, body) = an_idle_vm().await;
+        let refused = Fault::Before(StatusCode::FORBIDDEN, limit);
+        world.cloud.faults.on(move |call| {
+            (call.method == "actions.listWorkflowRunsForRepo").then(|| refused.clone())
+        });
+        for _ in 0..3 {
+            let answer = world.callback("/runner/stop", &body).await;
+            assert!(
+                answer.outcome.contains("unknown: the open jobs were not all read"),
+                "{answer:?}"
+            );
+            world.pass(minutes(1)).await;
+        }
+        assert_eq!(world.status("gpu-1"), Status::Running);
+    }
 }

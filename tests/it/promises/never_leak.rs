@@ -8,6 +8,7 @@ use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::{self, JobId, Permission};
 use runner_manager::emulators::{ErrorBody, Fault};
 
+use crate::harness::Log;
 use crate::world::{Answer, World, ZONE, minutes, runner, seconds};
 
 #[tokio::test(start_paused = true)]
@@ -561,4 +562,54 @@ async fn a_crash_between_any_two_calls_of_a_release_leaks_nothing() {
             world.settle().await;
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_runs_for_ever_keeps_no_vm_up() {
+    let (log, _guard) = Log::listen();
+    let mut world = World::new();
+    let since = world.clock.now() - minutes(6 * 24 * 60);
+    world.cloud.github.stuck_job("acme/app", ["self-hosted"], Some("runner-1"), since);
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.pass_until(minutes(10), |world| world.is_stopped("runner-1")).await;
+    assert!(log.count("WARN", "has been running for more than 5 days according to GitHub") > 0);
+    world.pass_until(minutes(10), |world| world.is_quiet()).await;
+    assert_eq!(world.starts("runner-1"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_busy_and_offline_for_an_hour_is_told() {
+    let (log, _guard) = Log::listen();
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.cloud.github.stuck_busy("gpu-1", true);
+    world.pass(minutes(60)).await;
+    assert_eq!(log.count("ERROR", "has been offline since"), 0);
+    world.pass(minutes(20)).await;
+    assert!(log.count("ERROR", "has been offline since") > 0, "{}", world.story());
+    assert_eq!(world.status("gpu-1"), Status::Running, "it still counts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_given_up_on_stays_so_for_every_pass() {
+    let mut world = World::new();
+    world.cloud.github.remove_runner("runner-1");
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(minutes(1)).await;
+    world.pass_until(minutes(90), |world| world.is_stopped("runner-1")).await;
+    let label = world.cloud.compute.labels("runner-1");
+    assert_eq!(label["runner-manager-given-up"], job.to_string());
+    // Neither a pass without its memory, nor the resync, nor a start by hand counts it.
+    let body = format!(
+        r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unmarked": true}}"#
+    );
+    let answer = world.callback("/runner/stop", &body).await;
+    assert_eq!(answer.body["status"], "already_stopped", "{answer:?}");
+    world.command("/runner/start", r#"{"vm_instance_name": "runner-1"}"#).await;
+    world.pass_until(minutes(12), |world| world.is_stopped("runner-1")).await;
+    world.sweep().await;
+    world.pass(minutes(30)).await;
+    assert_eq!(world.starts("runner-1"), 2, "{}", world.story());
 }

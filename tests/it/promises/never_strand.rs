@@ -2,7 +2,7 @@
 
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status, Timings};
-use runner_manager::emulators::github::{Permission, Runner};
+use runner_manager::emulators::github::{Permission, Runner, TokenRefusal};
 use runner_manager::emulators::{CallInfo, ErrorBody, Fault};
 
 use crate::harness::Log;
@@ -569,4 +569,70 @@ async fn a_sweep_keeps_a_runner_known_and_current_for_as_long_as_nobody_needs_it
         assert_eq!(world.is_completed(job), updates, "{}", world.story());
         assert!((5..=7).contains(&world.starts("gpu-1")), "{}", world.starts("gpu-1"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_token_that_is_refused_for_seconds_ends_no_pass() {
+    for refusal in [TokenRefusal::Unauthorized, TokenRefusal::Forbidden] {
+        // With a day to the next event, the pass is all that the job has.
+        let mut world = World::inactive_for(24 * 60, fleet(""));
+        world.cloud.compute.stockout(ZONE, true);
+        let job = world.queue_job("acme/app", "self-hosted", minutes(2));
+        world.pass(minutes(1)).await;
+        world.cloud.github.new_tokens_refused_for(seconds(5), refusal);
+        for _ in 0..5 {
+            world.cloud.github.revoke_tokens();
+            world.pass(minutes(5)).await;
+        }
+        world.cloud.compute.stockout(ZONE, false);
+        world.pass_until(minutes(6), |world| world.starts("runner-1") > 0).await;
+        world.pass_until(minutes(10), |world| world.is_completed(job)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_found_while_the_search_index_is_empty() {
+    let mut world = World::new();
+    let first = world.queue_job("acme/app", "self-hosted", minutes(20));
+    world.pass_until(minutes(3), |world| world.is_started(first)).await;
+    world.cloud.github.lose_next_webhook(1);
+    let second = world.queue_job("acme/app", "self-hosted", minutes(2));
+    world.pass(minutes(6)).await;
+    world.cloud.github.search_index_down(true);
+    world.cloud.compute.preempt("runner-1");
+    world.pass_until(minutes(7), |world| world.starts("runner-1") == 2).await;
+    world
+        .pass_until(minutes(40), |world| world.is_completed(first) && world.is_completed(second))
+        .await;
+    world.cloud.github.search_index_down(false);
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_vanishes_is_noticed_within_five_minutes_however_long_it_may_idle() {
+    for inactive in [1, 15, 24 * 60] {
+        let mut world = World::inactive_for(inactive, fleet(""));
+        let job = world.queue_job("acme/app", "self-hosted", minutes(120));
+        world.pass(minutes(33)).await;
+        world.cloud.compute.preempt("runner-1");
+        // The VM takes half a minute to go down.
+        world.pass_until(minutes(6), |world| world.starts("runner-1") == 2).await;
+        world.pass_until(minutes(130), |world| world.is_completed(job)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zone_that_is_a_region_is_told_as_no_such_instance() {
+    let world = World::with_config(fleet("").replace(ZONE, "asia-northeast1"));
+    let body = include_str!("../../fixtures/workflow_job.queued.json");
+    let answer = world.webhook("workflow_job", body).await;
+    assert_eq!(answer.status, http::StatusCode::BAD_GATEWAY);
+    assert!(
+        answer.outcome.contains("has no instance runner-1 in asia-northeast1 in this project"),
+        "{answer:?}"
+    );
+    let task = world.cloud.tasks.pending().remove(0);
+    let answer = world.callback("/runner/stop", &task.body.to_string()).await;
+    assert_eq!(answer.body["status"], "not_configured", "{answer:?}");
+    assert_eq!(world.cloud.tasks.pending().len(), 1, "no pass follows");
 }

@@ -4,7 +4,7 @@ use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::Permission;
 
 use crate::harness::Log;
-use crate::world::{World, minutes};
+use crate::world::{World, minutes, seconds};
 
 #[tokio::test(start_paused = true)]
 async fn without_labels_it_works_as_the_original_did_and_leaks_nothing() {
@@ -46,5 +46,23 @@ async fn without_actions_read_a_job_is_no_evidence_once_its_vm_was_up() {
     let tasks = world.cloud.tasks.pending();
     assert!(tasks.iter().all(|task| task.body.get("job").is_none()), "{}", world.story());
     world.pass_until(minutes(60), |world| world.is_completed(job)).await;
+    world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn labels_are_tried_again_ten_minutes_after_they_were_refused() {
+    let mut world = World::new();
+    world.cloud.compute.forbid("compute.instances.setLabels");
+    world.queue_job("acme/app", "self-hosted", minutes(30));
+    world.pass(minutes(9)).await;
+    assert_eq!(world.count("instances.setLabels"), 1);
+    world.cloud.compute.permit("compute.instances.setLabels");
+    world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(seconds(1)).await;
+    assert_eq!(world.mark("runner-1"), None);
+    world.pass(minutes(2)).await;
+    world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass(seconds(1)).await;
+    assert!(world.mark("runner-1").is_some());
     world.settle().await;
 }

@@ -386,6 +386,8 @@ impl Review<'_> {
                     // A job may run on another VM's runner, if that has its labels too.
                     let ran_on = self.ran_on.get(job).copied().unwrap_or(self.route[job]);
                     let vm = self.vm(ran_on);
+                    // One that comes again is an event like any other.
+                    vm.idle_for = Duration::ZERO;
                     // While entries name another VM, that one gets the mark.
                     if vm.unconfigured == 0 {
                         vm.last_completed = Some(*at);

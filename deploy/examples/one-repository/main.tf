@@ -6,11 +6,11 @@ terraform {
   required_providers {
     google = {
       source  = "hashicorp/google"
-      version = "~> 6.50"
+      version = ">= 6.50, < 9.0"
     }
   }
 
-  # The state holds no secret, but names everything: keep it where only you can read it.
+  # The state holds no secret, but names everything: keep it where only administrators can read it.
   # backend "gcs" {
   #   bucket = "PROJECT-terraform"
   #   prefix = "runner-manager"
@@ -23,7 +23,7 @@ provider "google" {
 }
 
 module "runner_vm" {
-  source = "../terraform/runner-vm"
+  source = "../../terraform/runner-vm"
 
   project            = var.project
   zone               = var.zone
@@ -35,15 +35,14 @@ module "runner_vm" {
 }
 
 module "runner_manager" {
-  source = "../terraform/runner-manager"
+  source = "../../terraform/runner-manager"
 
   project    = var.project
   region     = regex("^[a-z]+-[a-z]+[0-9]+", var.zone)
   image      = var.image
   github_app = var.github_app
 
-  runner_manager_secret  = var.runner_manager_secret
-  github_app_private_key = var.github_app_private_key
+  deletion_protection = var.deletion_protection
 
   runner_config = [{
     repo             = var.repository

@@ -29,7 +29,7 @@ variable "machine_type" {
 variable "packages" {
   description = "Debian packages that jobs need."
   type        = list(string)
-  default     = ["build-essential", "docker.io"]
+  default     = ["apparmor", "build-essential", "docker.io", "docker-cli", "docker-buildx", "docker-compose"]
 }
 
 variable "image" {
@@ -45,24 +45,14 @@ variable "github_app" {
   })
 }
 
-variable "runner_manager_secret" {
-  description = "The shared secret. Only for the first apply, and to change it: TF_VAR_runner_manager_secret=$(openssl rand -hex 32)"
-  type        = string
-  default     = null
-  sensitive   = true
-  ephemeral   = true
-}
-
-variable "github_app_private_key" {
-  description = "The App's private key. Only for the first apply, and to change it: TF_VAR_github_app_private_key=$(cat APP.private-key.pem)"
-  type        = string
-  default     = null
-  sensitive   = true
-  ephemeral   = true
+variable "deletion_protection" {
+  description = "Keeps the service from being deleted by Terraform: true once the first apply has succeeded."
+  type        = bool
+  default     = false
 }
 
 variable "notification_channels" {
-  description = "Who is told when something is wrong: projects/PROJECT/notificationChannels/NUMBER. Nobody by default."
+  description = "Channels for alerts: projects/PROJECT/notificationChannels/NUMBER. None by default."
   type        = list(string)
   default     = []
 }
