@@ -1,4 +1,4 @@
-//! The inner pieces of a request: checking the signature, parsing the delivery, finding the VM.
+//! Parts of a request: verifying the signature, parsing the delivery, routing the job.
 
 #[path = "performance/deliveries.rs"]
 mod deliveries;
@@ -8,7 +8,7 @@ use std::hint::black_box;
 use axum::body::Body;
 use axum::extract::FromRequest;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use deliveries::{Action, ENVIRONMENT, REPO, SECRET, STRANGER, body, sign, signed};
+use deliveries::{Action, ENVIRONMENT, REPO, SECRET, UNKNOWN_REPO, body, sign, signed};
 use http::Request;
 use http_body_util::Full;
 use runner_manager::clients::google::Credentials;
@@ -32,13 +32,13 @@ fn app() -> AppState {
     let vars = ENVIRONMENT.into_iter().chain([fleet]);
     let vars = vars.map(|(name, value)| (name.into(), value.into()));
     let config = Config::from_vars(vars).expect("the configuration is complete");
-    let http = over_tls().expect("TLS accepts its own defaults");
+    let http = over_tls().expect("the TLS configuration is valid");
     AppState::new(config, http, Credentials::from_environment(), Clock::system())
 }
 
 fn signature(c: &mut Criterion) {
     let secret = SharedSecret::new(Secret::new(SECRET), None);
-    let mut group = c.benchmark_group("check the signature");
+    let mut group = c.benchmark_group("verify the signature");
     for (action, name) in ACTIONS {
         let body = body(action, REPO, 1, 1);
         let header = sign(body.as_bytes());
@@ -59,33 +59,33 @@ fn delivery(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("a runtime can be had");
-    let mut group = c.benchmark_group("check the signature and parse");
+        .expect("the runtime can be built");
+    let mut group = c.benchmark_group("verify the signature and parse");
     for (action, name) in ACTIONS {
         let request = signed(body(action, REPO, 1, 1));
         let length = body(action, REPO, 1, 1).len();
         group.throughput(Throughput::Bytes(length as u64));
         group.bench_function(BenchmarkId::new(name, length), |b| {
             b.iter(|| {
-                let read = SignedDelivery::from_request(of_axum(&request), &app);
+                let read = SignedDelivery::from_request(as_axum(&request), &app);
                 runtime.block_on(read).is_ok()
             });
         });
     }
     group.finish();
-    // All of it but the sockets: the layers, the routing, the log line, which nobody listens to, and the answer.
+    // Everything but the sockets: the layers, the routing, the log line without a subscriber, and the response.
     let router = routes::router(app);
-    let request = signed(body(Action::Queued, STRANGER, 1, 1));
-    c.bench_function("a delivery that nothing matches, from request to answer", |b| {
-        b.iter(|| runtime.block_on(router.clone().oneshot(of_axum(&request))));
+    let request = signed(body(Action::Queued, UNKNOWN_REPO, 1, 1));
+    c.bench_function("an unmatched delivery, from request to response", |b| {
+        b.iter(|| runtime.block_on(router.clone().oneshot(as_axum(&request))));
     });
 }
 
-fn of_axum(request: &Request<Full<bytes::Bytes>>) -> Request<Body> {
+fn as_axum(request: &Request<Full<bytes::Bytes>>) -> Request<Body> {
     request.clone().map(Body::new)
 }
 
-/// Entries of this many repositories, and a job of the last of them.
+/// A fleet with entries of this number of repositories, and a job of the last one.
 fn fleet(entries: usize) -> (Fleet, RepoName, Vec<Label>) {
     let entry = |number: usize| {
         let name = format!("runner-{number}");

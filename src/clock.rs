@@ -1,8 +1,8 @@
-//! The one clock.
+//! The service's clock.
 //!
-//! Every time that the service acts on is read here: the system's in production, a paused one in the
-//! simulation, a paced one in `runner-manager dev`, where two minutes pass in a second. A [`Deadline`] is
-//! another matter: it bounds a handler's real life, so it runs at the pace of the sockets.
+//! All decisions use the time of this clock: the system's in production, tokio's paused one in the simulation, and one
+//! that runs faster in `runner-manager dev`, where two minutes pass in a second. A [`Deadline`] is different: it limits a
+//! handler's real time, so it is never faster.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -13,32 +13,30 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
-/// Tells the time, and waits for it. Cheap to clone; all clones agree.
+/// Cheap to clone; all clones show the same time.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 
 #[derive(Clone, Debug)]
 enum Source {
-    /// Read anew each time: while Cloud Run keeps an idle instance frozen, a monotonic clock may stand.
+    /// The system's time. A monotonic clock may stand still while Cloud Run suspends an idle instance.
     System,
     /// `pace` seconds of this clock pass in one second of tokio's.
     Paced { origin: Timestamp, started: Instant, pace: u32 },
 }
 
 impl Clock {
-    /// The system's clock.
     pub fn system() -> Self {
         Self(Source::System)
     }
 
-    /// A clock that shows `origin` at this moment and runs `pace` times as fast as tokio's. With tokio's
-    /// clock paused and a pace of 1 it is the simulation's.
+    /// A clock that starts at `origin` and runs `pace` times as fast as tokio's. The simulation uses a pace of 1 and
+    /// pauses tokio's clock.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn paced(origin: Timestamp, pace: u32) -> Self {
         Self(Source::Paced { origin, started: Instant::now(), pace: pace.max(1) })
     }
 
-    /// The time of this clock.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
@@ -50,7 +48,6 @@ impl Clock {
         }
     }
 
-    /// Waits until `span` has passed on this clock.
     pub async fn sleep(&self, span: Duration) {
         let pace = match &self.0 {
             Source::System => 1,
@@ -59,35 +56,33 @@ impl Clock {
         tokio::time::sleep(span / pace).await;
     }
 
-    /// Waits until this clock shows `time`; returns at once if it already does.
+    /// Waits until this clock shows `time`; returns at once if it is past.
     pub async fn sleep_until(&self, time: Timestamp) {
         self.sleep(time.since(self.now())).await;
     }
 }
 
-/// The moment by which a handler, or a call that it makes, has to be over. Not paced: sockets are not.
+/// The time by which a handler or a call has to finish, in real time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// The moment that is `span` away.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn after(span: Duration) -> Self {
         Self(Instant::now() + span)
     }
 
-    /// What is left until then; zero once it is past.
+    /// The time until the deadline; zero once it is past.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn remaining(&self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// The same deadline, moved forward by `reserve`: what must be over by then leaves that much time.
+    /// A deadline that is earlier by `reserve`, which stays for work after it.
     pub fn minus(self, reserve: Duration) -> Self {
         Self(self.0.checked_sub(reserve).unwrap_or(self.0))
     }
 
-    /// For tokio's timers.
     pub fn instant(&self) -> Instant {
         self.0
     }
@@ -100,10 +95,9 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
-    /// 1970-01-01T00:00:00Z.
     pub const UNIX_EPOCH: Self = Self { millis: 0 };
 
-    /// From whole seconds since the epoch; absurdly large values saturate.
+    /// Converts seconds since the epoch. Values that do not fit saturate.
     pub const fn from_unix_seconds(seconds: u64) -> Self {
         Self { millis: seconds.saturating_mul(1000) }
     }
@@ -113,42 +107,41 @@ impl Timestamp {
         self.millis / 1000
     }
 
-    /// Milliseconds since the epoch.
     pub const fn unix_millis(self) -> u64 {
         self.millis
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The time from `earlier` until this one; zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.millis.saturating_sub(earlier.millis))
     }
 
-    /// Reads RFC 3339, with any offset, as Google and GitHub write it.
+    /// Parses RFC 3339, with any offset, as Google and GitHub write it.
     pub fn parse(text: &str) -> Option<Self> {
         let parsed = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         u64::try_from(parsed.unix_timestamp_nanos() / 1_000_000).ok().map(|millis| Self { millis })
     }
 
-    /// RFC 3339 in UTC, with milliseconds only where there are some: `2026-11-24T05:03:00Z`.
+    /// RFC 3339 in UTC, with milliseconds unless they are zero: `2026-11-24T05:03:00Z`.
     pub fn rfc3339(self) -> String {
         self.date_time().format(&Rfc3339).unwrap_or_default()
     }
 
-    /// The time of day in UTC, for a line that a person reads: `05:03:00`.
+    /// The time of day in UTC: `05:03:00`.
     pub fn time_of_day(self) -> String {
         let (hour, minute, second) = self.date_time().to_hms();
         format!("{hour:02}:{minute:02}:{second:02}")
     }
 
     fn date_time(self) -> OffsetDateTime {
-        // The last second of the year 9999, beyond which RFC 3339 has no form.
+        // The last second of the year 9999: RFC 3339 cannot express later times.
         const LAST: u64 = 253_402_300_799_000;
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.millis.min(LAST)) * 1_000_000)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 }
 
-/// As whole seconds since the Unix epoch.
+/// Serializes whole seconds since the Unix epoch.
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.unix_seconds().serialize(serializer)

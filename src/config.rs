@@ -1,8 +1,8 @@
 //! The environment, read once: variables in, a [`Config`] or every problem at once out.
 //!
-//! A problem names its variable, and for RUNNER_CONFIG the entry and field; it never repeats a value, since
-//! a secret may have been put into the wrong variable. `envy` only sorts texts into fields here: its own
-//! errors stop at the first problem and quote what they could not read.
+//! A problem names its variable, and for RUNNER_CONFIG the entry and field. It never repeats a value: a secret may have
+//! been put into the wrong variable. `envy` only maps variables to fields here, because its own errors stop at the first
+//! problem and quote the value.
 
 mod entries;
 
@@ -16,59 +16,48 @@ use serde::Deserialize;
 use crate::fleet::Fleet;
 use crate::secret::{Secret, SharedSecret};
 
-/// All that the service is told from outside.
+/// The configuration of the service.
 #[derive(Debug)]
 pub struct Config {
     /// The project of the VMs and of the queue.
     pub project: String,
-    /// Where the Cloud Tasks queue is, such as `asia-northeast1`.
+    /// The location of the Cloud Tasks queue, such as `asia-northeast1`.
     pub task_location: String,
     /// The queue's id.
     pub task_queue: String,
-    /// Where tasks call this service back; without a trailing slash.
+    /// The service's own URL, which tasks call; without a trailing slash.
     pub service_url: String,
-    /// What webhooks are signed with and commands carry.
+    /// The key of webhook signatures, and the password of operators and tasks.
     pub secret: SharedSecret,
-    /// How long a VM stays up after its last job.
+    /// The time that a VM stays up after its last job.
     pub inactive: Duration,
-    /// After how long a VM that is down is started for a while, so that its runner connects; `None`: never.
+    /// The time after which a stopped VM is started for a while, so that its runner connects; `None`: never.
     pub keepalive: Option<Duration>,
-    /// How the service speaks to GitHub.
     pub github_app: GitHubApp,
-    /// Which VM serves which jobs.
     pub fleet: Fleet,
-    /// The port to listen on.
     pub port: u16,
-    /// Where Google's and GitHub's APIs are.
     pub roots: ApiRoots,
-    /// What is allowed but hardly meant; one line each.
+    /// Values that are allowed but probably mistakes; one line each.
     pub warnings: Vec<String>,
 }
 
-/// What decides where jobs go, and how long their VMs stay up: all that needs no network and no secret.
+/// The part of the configuration that routes jobs to VMs. It needs no network and no secret.
 #[derive(Debug)]
 pub struct Routing {
-    /// Which VM serves which jobs.
     pub fleet: Fleet,
-    /// How long a VM stays up after its last job.
+    /// The time that a VM stays up after its last job.
     pub inactive: Duration,
-    /// What is allowed but hardly meant; one line each.
+    /// Values that are allowed but probably mistakes; one line each.
     pub warnings: Vec<String>,
 }
 
 impl Routing {
     /// Reads the process's environment.
-    ///
-    /// # Errors
-    /// Every problem with the two variables that it needs.
     pub fn from_env() -> Result<Self, Problems> {
         Self::from_vars(std::env::vars_os())
     }
 
-    /// Reads the given variables; those that are not needed are passed over.
-    ///
-    /// # Errors
-    /// Every problem with the two variables that it needs.
+    /// Reads RUNNER_CONFIG and VM_INACTIVE_MINUTES; other variables are ignored, whatever their values.
     pub fn from_vars(
         vars: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Problems> {
@@ -80,23 +69,21 @@ impl Routing {
             problems.optional("VM_INACTIVE_MINUTES", raw.vm_inactive_minutes, inactive_minutes);
         match problems.fleet(raw.runner_config, &mut warnings) {
             Some(fleet) if problems.0.is_empty() => {
-                Ok(Self { fleet, inactive: inactive.unwrap_or(USUALLY_INACTIVE), warnings })
+                Ok(Self { fleet, inactive: inactive.unwrap_or(DEFAULT_INACTIVE), warnings })
             }
             _ => Err(problems),
         }
     }
 }
 
-/// How long a VM stays up unless VM_INACTIVE_MINUTES says otherwise.
-const USUALLY_INACTIVE: Duration = Duration::from_secs(3 * 60);
+const DEFAULT_INACTIVE: Duration = Duration::from_secs(3 * 60);
 
 /// The GitHub App, as which the service asks GitHub about runners and jobs.
 pub struct GitHubApp {
     /// The App's id or its client id: the issuer of its tokens.
     pub id: String,
-    /// The App's RSA private key.
     pub private_key: EncodingKey,
-    /// Its one installation, in the account that owns all configured repositories.
+    /// The App's installation in the account that owns all configured repositories.
     pub installation_id: u64,
 }
 
@@ -110,7 +97,7 @@ impl fmt::Debug for GitHubApp {
     }
 }
 
-/// The roots of the three APIs, without a trailing slash.
+/// The base URLs of Google's and GitHub's APIs, without a trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiRoots {
     /// `/compute/v1/…` is appended to this.
@@ -119,7 +106,7 @@ pub struct ApiRoots {
     pub cloud_tasks: String,
     /// GitHub's REST paths are appended to this; on Enterprise Server `https://HOST/api/v3`.
     pub github: String,
-    /// `/oauth2/v3/certs` is appended to this: the keys that Google signs identity tokens with.
+    /// `/oauth2/v3/certs` is appended to this: the public keys of Google's identity tokens.
     pub google_keys: String,
 }
 
@@ -134,7 +121,7 @@ impl Default for ApiRoots {
     }
 }
 
-/// Every variable that is read, as text. The fields' names in capitals are the variables'.
+/// Every variable as text. A field is named like its variable, in lower case.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Raw {
@@ -157,7 +144,6 @@ struct Raw {
     google_keys_api_url: Option<String>,
 }
 
-/// The variables' names.
 pub const VARIABLES: [&str; 17] = [
     "GCP_PROJECT_ID",
     "CLOUD_TASK_LOCATION",
@@ -178,7 +164,7 @@ pub const VARIABLES: [&str; 17] = [
     "GOOGLE_KEYS_API_URL",
 ];
 
-/// All that is wrong with the environment, one line each.
+/// The problems of an environment, one line each.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<String>);
 
@@ -197,7 +183,6 @@ impl Problems {
         self.0.push(format!("{place}: {problem}"));
     }
 
-    /// The lines, in the order in which they were found.
     pub fn lines(&self) -> &[String] {
         &self.0
     }
@@ -205,17 +190,11 @@ impl Problems {
 
 impl Config {
     /// Reads the process's environment.
-    ///
-    /// # Errors
-    /// Every problem there is.
     pub fn from_env() -> Result<Self, Problems> {
         Self::from_vars(std::env::vars_os())
     }
 
-    /// Reads the given variables; those that are not ours are passed over.
-    ///
-    /// # Errors
-    /// Every problem there is.
+    /// Reads the given variables; unknown ones are ignored.
     pub fn from_vars(
         vars: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Problems> {
@@ -266,7 +245,7 @@ impl Config {
                 task_queue: task_queue?,
                 service_url: service_url?,
                 secret: SharedSecret::new(secret?, previous),
-                inactive: inactive.unwrap_or(USUALLY_INACTIVE),
+                inactive: inactive.unwrap_or(DEFAULT_INACTIVE),
                 keepalive: keepalive.unwrap_or_else(|| Some(days(10))),
                 github_app: GitHubApp {
                     id: app_id?,
@@ -288,22 +267,22 @@ impl Config {
     }
 }
 
-/// Sorts the variables that are ours into their fields.
+/// Assigns the known variables to their fields.
 fn read(vars: impl IntoIterator<Item = (OsString, OsString)>, problems: &mut Problems) -> Raw {
-    let mut ours = Vec::new();
+    let mut texts = Vec::new();
     for (name, value) in vars {
-        // Exact names only: `port` beside `PORT` would be one field twice to envy.
+        // Only exact names: for envy, `port` and `PORT` are the same field twice.
         let Some(name) = VARIABLES.into_iter().find(|known| name == **known) else { continue };
         match value.into_string() {
-            Ok(value) => ours.push((name.to_owned(), value)),
+            Ok(value) => texts.push((name.to_owned(), value)),
             Err(_) => problems.add(name, "is not UTF-8"),
         }
     }
-    envy::from_iter(ours).unwrap_or_default()
+    envy::from_iter(texts).unwrap_or_default()
 }
 
 impl Problems {
-    /// A variable that has to be there, white space around it taken away.
+    /// Reads a required variable, without the white space around it.
     fn required<T>(
         &mut self,
         name: &str,
@@ -313,7 +292,7 @@ impl Problems {
         self.required_secret(name, value.map(|value| value.trim().to_owned()), read)
     }
 
-    /// A variable that has to be there, exactly as it is.
+    /// Reads a required variable with its white space.
     fn required_secret<T>(
         &mut self,
         name: &str,
@@ -321,14 +300,14 @@ impl Problems {
         read: fn(&str) -> Result<T, String>,
     ) -> Option<T> {
         let value = value.filter(|value| !value.trim().is_empty());
-        // One that is not UTF-8 is there, but has been complained of already.
+        // A value that is not UTF-8 was reported before.
         if value.is_none() && !self.0.iter().any(|line| line.starts_with(&format!("{name}: "))) {
             self.add(name, "is not set");
         }
         self.optional_secret(name, value, read)
     }
 
-    /// A variable that may be missing; an empty one counts as missing.
+    /// Reads an optional variable; an empty one counts as missing.
     fn optional<T>(
         &mut self,
         name: &str,
@@ -349,25 +328,30 @@ impl Problems {
     }
 }
 
-/// Takes a text, or says what it should have been.
-type Check = fn(&str) -> Result<String, String>;
+/// Returns the text if it is valid, or the problem with it.
+type Validator = fn(&str) -> Result<String, String>;
 
-fn check(text: &str, valid: bool, should: &str) -> Result<String, String> {
-    if valid { Ok(text.to_owned()) } else { Err(should.to_owned()) }
+fn check(text: &str, valid: bool, problem: &str) -> Result<String, String> {
+    if valid { Ok(text.to_owned()) } else { Err(problem.to_owned()) }
 }
 
-fn made_of(text: &str, more: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+/// Letters, digits and the given punctuation, at least one character.
+fn is_made_of(text: &str, punctuation: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || punctuation.contains(c))
 }
 
 fn project_id(text: &str) -> Result<String, String> {
-    check(text, made_of(text, "-.:") && text.len() <= 63, "is not a project id, such as my-project")
+    check(
+        text,
+        is_made_of(text, "-.:") && text.len() <= 63,
+        "is not a project id, such as my-project",
+    )
 }
 
 fn location(text: &str) -> Result<String, String> {
     check(
         text,
-        made_of(text, "-") && text.len() <= 63,
+        is_made_of(text, "-") && text.len() <= 63,
         "is not a location, such as asia-northeast1 or asia-northeast1-a",
     )
 }
@@ -375,7 +359,7 @@ fn location(text: &str) -> Result<String, String> {
 fn queue_id(text: &str) -> Result<String, String> {
     check(
         text,
-        made_of(text, "-") && text.len() <= 100,
+        is_made_of(text, "-") && text.len() <= 100,
         "is not a queue id: letters, digits and hyphens, 100 at most",
     )
 }
@@ -390,15 +374,15 @@ fn url(text: &str) -> Result<String, String> {
 }
 
 fn shared_secret(text: &str) -> Result<Secret, String> {
-    // It travels as a header, and a stray line break would make every caller's a wrong one.
+    // Callers send the secret in a header, which cannot hold a line break at its end.
     if text.trim() != text {
         return Err(
-            "begins or ends with white space: was it stored with `echo` where `printf` was meant?"
+            "begins or ends with white space: store it with `printf`, not `echo`, which adds a line break"
                 .into(),
         );
     }
     if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return Err("has characters other than visible ASCII, which a header cannot carry".into());
+        return Err("has characters other than visible ASCII, which a header cannot hold".into());
     }
     Ok(Secret::new(text))
 }
@@ -410,7 +394,7 @@ fn inactive_minutes(text: &str) -> Result<Duration, String> {
         .ok_or("is not a number from 1 to 1440".into())
 }
 
-/// GitHub forgets a runner after 14 days, so 13 is the most that helps; 0 turns it off.
+/// 13 at most, since GitHub removes a runner that has not connected for 14 days; 0 turns the keepalive off.
 fn keepalive_days(text: &str) -> Result<Option<Duration>, String> {
     match text.parse() {
         Ok(0) => Ok(None),
@@ -424,7 +408,7 @@ fn days(count: u64) -> Duration {
 }
 
 fn app_id(text: &str) -> Result<String, String> {
-    check(text, made_of(text, ".") && text.len() <= 64, "is not a GitHub App's id or client id")
+    check(text, is_made_of(text, ".") && text.len() <= 64, "is not a GitHub App's id or client id")
 }
 
 fn installation_id(text: &str) -> Result<u64, String> {
@@ -437,10 +421,9 @@ fn port(text: &str) -> Result<u16, String> {
 
 fn rsa_key(text: &str) -> Result<EncodingKey, String> {
     let pem = text.replace("\\n", "\n");
-    let wrong =
-        "is not an RSA private key in PEM format, as GitHub lets you download one for the App";
+    let wrong = "is not an RSA private key in PEM format: use the file that the App's page on GitHub generates";
     let key = EncodingKey::from_rsa_pem(pem.trim().as_bytes()).map_err(|_| wrong.to_owned())?;
-    // A file with the right frame may still hold something else, which signing would find out: this is how it begins.
+    // The PEM frame alone proves nothing: parse the key here, or the first signature would fail.
     aws_lc_rs::rsa::KeyPair::from_der(key.as_bytes()).map_err(|_| wrong.to_owned())?;
     Ok(key)
 }
@@ -471,7 +454,7 @@ mod tests {
         vars.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
 
-    /// The problems of an environment in which these variables differ; `-` takes one away.
+    /// The problems of an environment with these changes; the value `-` removes a variable.
     fn problems(changes: &[(&str, &str)]) -> Vec<String> {
         Config::from_vars(vars(changes)).map_or_else(|problems| problems.0, |_| Vec::new())
     }
@@ -487,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_documentation() {
+    fn defaults_are_as_documented() {
         let config = Config::from_vars(vars(&[])).unwrap();
         assert_eq!(config.inactive, Duration::from_secs(180));
         assert_eq!(config.keepalive, Some(Duration::from_secs(864_000)));
@@ -577,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hardly_meant_is_a_warning() {
+    fn a_probable_mistake_is_a_warning() {
         let entry = |extra: &str| {
             format!(
                 r#"{{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"z1"{extra}}}"#
@@ -587,7 +570,7 @@ mod tests {
         let config = Config::from_vars(vars(&[("RUNNER_CONFIG", &twice)])).unwrap();
         assert_eq!(config.warnings.len(), 2);
         assert!(config.warnings[0].starts_with("RUNNER_CONFIG[1].runner_name: "));
-        assert!(config.warnings[1].starts_with("RUNNER_CONFIG[1]: is never reached"));
+        assert!(config.warnings[1].starts_with("RUNNER_CONFIG[1]: never matches"));
 
         let odd = format!("[{}]", entry(r#","runner_labels":["linux","x64"]"#));
         let config = Config::from_vars(vars(&[("RUNNER_CONFIG", &odd)])).unwrap();
@@ -596,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_utf8_is_a_problem_not_a_panic() {
+    fn a_value_that_is_not_utf8_is_a_problem() {
         use std::os::unix::ffi::OsStringExt;
         let mut vars = vars(&[("GCP_PROJECT_ID", "-")]);
         vars.push(("GCP_PROJECT_ID".into(), OsString::from_vec(vec![0xff, 0xfe])));

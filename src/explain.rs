@@ -1,6 +1,6 @@
-//! `runner-manager explain`: what a webhook payload would do, and why. Nobody is asked.
+//! `runner-manager explain`: shows what a webhook payload would do, and why, without calling any API.
 //!
-//! The payload is read, and routed, by what the webhook's handler uses; only the telling is made here.
+//! The payload is parsed and routed by the code of the webhook's handler. This module only describes the result.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -9,67 +9,59 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::config::Routing;
-use crate::fleet::{Entry, Fleet, Label, Mismatch, Vm};
+use crate::fleet::{Entry, Fleet, Label, Mismatch, Quoted, Vm};
 use crate::lifecycle::steps;
 use crate::routes::{self, Job, LARGEST_BODY, Meaning, WORKFLOW_JOB};
 
-/// What `explain` can be told.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-Of the environment it needs RUNNER_CONFIG alone, and counts with VM_INACTIVE_MINUTES if that is set. Copy the payload
-from the webhook's page on GitHub: Recent Deliveries, a delivery, Payload.
+Requires the variable RUNNER_CONFIG, and uses VM_INACTIVE_MINUTES if it is set. To get a payload, open the webhook's page
+on GitHub, then Recent Deliveries, a delivery, Payload.
 
   runner-manager explain payload.json
   gh api /repos/OWNER/REPO/hooks/HOOK/deliveries/ID --jq .request.payload | runner-manager explain -
 
-Exit code: 0 if the payload was understood, whether it matches or not; 1 if it cannot be read; 2 if RUNNER_CONFIG or
-the command line is wrong.")]
+Exit code: 0 if the payload could be read, even if no entry matches; 1 if it could not; 2 if RUNNER_CONFIG or the command
+line is wrong.")]
 pub struct Options {
-    /// The payload of a workflow_job delivery, JSON as GitHub sent it; `-` reads standard input
+    /// The payload of a workflow_job delivery, as GitHub sent it; `-` reads standard input
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
-    /// Tell it as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Explains the payload, on standard output.
-///
-/// # Errors
-/// If there is none that can be read; the text says what to do.
-pub fn run(options: &Options, routing: &Routing) -> Result<(), Unexplained> {
+/// Prints the explanation of the payload.
+pub fn run(options: &Options, routing: &Routing) -> Result<(), Error> {
     let payload = options.read()?;
-    let unreadable = |why| Unexplained::Unreadable(options.source(), why);
+    let unreadable = |why| Error::Unreadable(options.source(), why);
     let explanation = Explanation::of(&payload, routing).map_err(unreadable)?;
     let text = if options.json {
         serde_json::to_string_pretty(&explanation).unwrap_or_default() + "\n"
     } else {
         explanation.to_string()
     };
-    io::stdout().write_all(text.as_bytes()).map_err(Unexplained::Untold)
+    io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
-/// Why nothing was explained.
 #[derive(Debug, thiserror::Error)]
-pub enum Unexplained {
-    /// There is no such file, or it may not be read.
+pub enum Error {
     #[error("{0} cannot be read: {1}")]
-    NoFile(String, io::Error),
-    /// The service would refuse it for its length.
-    #[error("{0} is larger than 1 MiB: the service refuses that, and GitHub's are about 15 KB")]
-    TooLarge(String),
-    /// There is nothing in it.
-    #[error("{0} is empty: give it the payload of a workflow_job delivery")]
-    Empty(String),
-    /// It is not what GitHub sends.
+    Input(String, io::Error),
     #[error(
-        "{0} is not the payload of a workflow_job delivery: {1}. Payloads of other events are acknowledged, and \
-         nothing is done"
+        "{0} is larger than 1 MiB: the service refuses such payloads; those of GitHub have about 15 KB"
+    )]
+    TooLarge(String),
+    #[error("{0} is empty: it should hold the payload of a workflow_job delivery")]
+    Empty(String),
+    #[error(
+        "{0} is not the payload of a workflow_job delivery: {1}. The service acknowledges payloads of other events \
+         and does nothing"
     )]
     Unreadable(String, routes::Unreadable),
-    /// Whoever listens has gone.
     #[error("cannot write to standard output: {0}")]
-    Untold(io::Error),
+    Output(io::Error),
 }
 
 impl Options {
@@ -80,63 +72,62 @@ impl Options {
         }
     }
 
-    fn read(&self) -> Result<Vec<u8>, Unexplained> {
+    fn read(&self) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
-        // A little more, so that one that is too long can be told.
-        let most = LARGEST_BODY as u64 + 1;
+        // One byte more than the limit, to detect a payload that exceeds it.
+        let limit = LARGEST_BODY as u64 + 1;
         let read = if self.file.as_os_str() == "-" {
-            io::stdin().take(most).read_to_end(&mut bytes)
+            io::stdin().take(limit).read_to_end(&mut bytes)
         } else {
-            std::fs::File::open(&self.file).and_then(|file| file.take(most).read_to_end(&mut bytes))
+            std::fs::File::open(&self.file)
+                .and_then(|file| file.take(limit).read_to_end(&mut bytes))
         };
-        read.map_err(|error| Unexplained::NoFile(self.source(), error))?;
-        // What an editor or a shell may have put around it.
+        read.map_err(|error| Error::Input(self.source(), error))?;
+        // Editors add a byte order mark, shells a line break.
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).trim_ascii();
         match text.len() {
-            0 => Err(Unexplained::Empty(self.source())),
-            _ if bytes.len() > LARGEST_BODY => Err(Unexplained::TooLarge(self.source())),
+            0 => Err(Error::Empty(self.source())),
+            _ if bytes.len() > LARGEST_BODY => Err(Error::TooLarge(self.source())),
             _ => Ok(text.to_owned()),
         }
     }
 }
 
-/// What a payload would do.
+/// The effects of a payload. The fields are those of the JSON output.
 #[derive(Clone, Debug, Serialize)]
 struct Explanation<'a> {
     event: &'static str,
     action: Option<&'static str>,
     #[serde(flatten)]
-    job: Option<AJob>,
-    /// The entries, and why each is or is not the one.
+    job: Option<JobSummary>,
     entries: Vec<Verdict<'a>>,
-    /// The VM that it is about, if there is one.
     vm_instance_name: Option<&'a str>,
     vm_instance_zone: Option<&'a str>,
-    /// Why it is that VM, or none.
+    /// The reason why the job goes to this VM, or to none.
     because: String,
-    /// What would follow.
+    /// The actions that would follow, in order.
     steps: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
-struct AJob {
+struct JobSummary {
     id: u64,
     repo: String,
-    labels: Vec<String>,
+    labels: Vec<Label>,
     runner_name: Option<String>,
 }
 
-/// What an entry says of the job.
+/// The result of matching the job against one entry.
 #[derive(Clone, Debug, Serialize)]
 struct Verdict<'a> {
-    /// Its place in RUNNER_CONFIG, from 0.
+    /// The entry's index in RUNNER_CONFIG.
     entry: usize,
     repo: &'a str,
     labels: &'a [Label],
     vm_instance_name: &'a str,
     vm_instance_zone: &'a str,
     matches: bool,
-    /// Why not, or why it is not the one all the same.
+    /// The reason why the entry does not match, or why an earlier one takes the job.
     why: Option<String>,
 }
 
@@ -162,7 +153,7 @@ impl<'a> Explanation<'a> {
         Ok(Self {
             event: WORKFLOW_JOB,
             action: Some(action),
-            job: Some(AJob::from(job)),
+            job: Some(JobSummary::from(job)),
             entries,
             vm_instance_name: vm.map(|vm| vm.name.as_str()),
             vm_instance_zone: vm.map(|vm| vm.zone.as_str()),
@@ -179,38 +170,37 @@ impl<'a> Explanation<'a> {
             entries: Vec::new(),
             vm_instance_name: None,
             vm_instance_zone: None,
-            because: format!("{why}: it is acknowledged, and nothing is done"),
+            because: format!("{why}: the delivery is acknowledged, and nothing is done"),
             steps: Vec::new(),
         }
     }
 }
 
-/// Why it is that VM, or none.
 fn because(fleet: &Fleet, job: &Job, vm: Option<&Vm>, entries: &[Verdict<'_>]) -> String {
     let first = entries.iter().find(|verdict| verdict.matches).map(|verdict| verdict.entry);
     match (vm, first) {
-        (None, _) => "no entry matches: it is acknowledged, and nothing is done".into(),
+        (None, _) => "no entry matches: the delivery is acknowledged, and nothing is done".into(),
         (Some(vm), Some(first)) if fleet.entries()[first].vm == *vm => {
-            format!("RUNNER_CONFIG[{first}] is the first that matches")
+            format!("RUNNER_CONFIG[{first}] is the first entry that matches")
         }
         (Some(_), _) => {
             let runner = visible(job.runner.as_deref().unwrap_or_default());
-            format!("its runner {runner} ran it, which is that VM's")
+            format!("the job ran on {runner}, a runner of this VM")
         }
     }
 }
 
 fn verdicts<'a>(fleet: &'a Fleet, job: &Job) -> Vec<Verdict<'a>> {
-    let mut taken = None;
+    let mut first_match = None;
     let verdict = |(nth, entry): (usize, &'a Entry)| {
-        let mismatch = entry.why_not(&job.repo, &job.labels);
+        let mismatch = entry.mismatch(&job.repo, &job.labels);
         let matches = mismatch.is_none();
         let why = match mismatch {
-            Some(mismatch) => Some(words(&mismatch)),
-            None => taken.map(|first| format!("but RUNNER_CONFIG[{first}] comes first")),
+            Some(mismatch) => Some(describe(&mismatch)),
+            None => first_match.map(|first| format!("but RUNNER_CONFIG[{first}] comes first")),
         };
         if matches {
-            taken.get_or_insert(nth);
+            first_match.get_or_insert(nth);
         }
         Verdict {
             entry: nth,
@@ -229,32 +219,29 @@ fn verdicts<'a>(fleet: &'a Fleet, job: &Job) -> Vec<Verdict<'a>> {
     fleet.entries().iter().enumerate().map(verdict).collect()
 }
 
-fn words(mismatch: &Mismatch) -> String {
-    let list = |labels: &[Label]| {
-        visible(&labels.iter().map(Label::as_str).collect::<Vec<_>>().join(", "))
-    };
+fn describe(mismatch: &Mismatch) -> String {
     match mismatch {
-        Mismatch::OtherRepository => "it is for another repository".into(),
-        Mismatch::JobLacks(labels) => format!("the job does not ask for {}", list(labels)),
+        Mismatch::OtherRepository => "the entry is for another repository".into(),
+        Mismatch::JobLacks(labels) => format!("the job does not ask for {}", Quoted(labels)),
         Mismatch::RunnerLacks(labels) => {
-            format!("the job asks for {}, which is not among runner_labels", list(labels))
+            format!("the job asks for {}, which runner_labels lacks", Quoted(labels))
         }
-        Mismatch::NoLabels => "the job asks for no label at all".into(),
+        Mismatch::NoLabels => "the job has no labels".into(),
     }
 }
 
-impl From<&Job> for AJob {
+impl From<&Job> for JobSummary {
     fn from(job: &Job) -> Self {
         Self {
             id: job.id,
             repo: job.repo.as_str().to_owned(),
-            labels: job.labels.iter().map(|label| label.as_str().to_owned()).collect(),
+            labels: job.labels.clone(),
             runner_name: job.runner.clone(),
         }
     }
 }
 
-/// Anybody's text, without what a terminal would take for a command.
+/// Replaces control characters, which a terminal could interpret.
 fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
@@ -265,15 +252,10 @@ impl fmt::Display for Explanation<'_> {
         if let Some(action) = self.action {
             write!(f, " {action}")?;
         }
-        if let Some(AJob { id, repo, labels, runner_name }) = &self.job {
-            write!(
-                f,
-                ": job {id} of {} asks for [{}]",
-                visible(repo),
-                visible(&labels.join(", "))
-            )?;
+        if let Some(JobSummary { id, repo, labels, runner_name }) = &self.job {
+            write!(f, ": job {id} of {} asks for {}", visible(repo), Quoted(labels))?;
             if let Some(runner) = runner_name {
-                write!(f, " and was run by {}", visible(runner))?;
+                write!(f, " and ran on {}", visible(runner))?;
             }
         }
         writeln!(f, "\n")?;
@@ -286,7 +268,7 @@ impl fmt::Display for Explanation<'_> {
         match (self.vm_instance_name, self.vm_instance_zone) {
             (Some(name), Some(zone)) => {
                 writeln!(f, "VM {}: {}.", Vm::new(name, zone), self.because)?;
-                writeln!(f, "What would follow:")?;
+                writeln!(f, "The service would:")?;
             }
             _ => writeln!(f, "No VM: {}.", self.because)?,
         }
@@ -299,10 +281,10 @@ impl fmt::Display for Explanation<'_> {
 
 impl fmt::Display for Verdict<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let labels = self.labels.iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
-        let (mark, verdict) = if self.matches { ("✓", "matches") } else { ("✗", "no") };
-        let Self { entry, repo, vm_instance_name: vm, .. } = self;
-        write!(f, "{mark} RUNNER_CONFIG[{entry}] {repo} [{labels}] -> {vm}: {verdict}")?;
+        let (symbol, verdict) = if self.matches { ("✓", "matches") } else { ("✗", "no match") };
+        let Self { entry, repo, labels, vm_instance_name: vm, .. } = self;
+        let labels = Quoted(labels);
+        write!(f, "{symbol} RUNNER_CONFIG[{entry}] {repo} {labels} -> {vm}: {verdict}")?;
         match &self.why {
             Some(why) => write!(f, ", {why}"),
             None => Ok(()),

@@ -1,8 +1,8 @@
-//! The fleet: which VM serves a job, and which entries of RUNNER_CONFIG share a VM.
+//! The fleet: the configured VMs, and the routes from jobs to them.
 //!
-//! A job goes to the first entry of its repository whose labels the job has, all of them; or, where an entry says
-//! which labels its runner has, to the first whose runner has all of the job's, which is GitHub's own rule.
-//! Repository names, labels and runner names compare without regard to case, as GitHub matches them.
+//! A job goes to the first matching entry of its repository. An entry with `runner_labels` matches if they include all
+//! labels of the job, which is GitHub's own rule. An entry without them matches if the job has all of its `labels`.
+//! Repository names, labels and runner names are compared without regard to case, as GitHub does.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,14 +14,13 @@ use serde::{Deserialize, Serialize};
 /// A Compute Engine instance of the configured project, by name and zone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vm {
-    /// The instance's name, which its GitHub runner bears too unless `runner_names` says otherwise.
+    /// The instance's name, and its runner's unless `runner_names` says otherwise.
     pub name: String,
     /// The zone, such as `asia-northeast1-a`.
     pub zone: String,
 }
 
 impl Vm {
-    /// The instance `name` in `zone`.
     pub fn new(name: impl Into<String>, zone: impl Into<String>) -> Self {
         Self { name: name.into(), zone: zone.into() }
     }
@@ -33,7 +32,7 @@ impl fmt::Display for Vm {
     }
 }
 
-/// Text that compares without regard to ASCII case and keeps its spelling.
+/// Text that keeps its spelling and is compared without regard to ASCII case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 struct Caseless(String);
@@ -64,7 +63,7 @@ impl Ord for Caseless {
     }
 }
 
-/// A type of its own for each kind of [`Caseless`] text, so that one cannot be passed for another.
+/// Defines a newtype of [`Caseless`].
 macro_rules! caseless {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -73,7 +72,6 @@ macro_rules! caseless {
         pub struct $name(Caseless);
 
         impl $name {
-            /// The text as it was written.
             pub fn as_str(&self) -> &str {
                 &self.0.0
             }
@@ -110,7 +108,7 @@ impl RepoName {
     }
 }
 
-/// The names that a VM's runners may bear: exact ones, and prefixes, written with a trailing `*`.
+/// The names of a VM's runners: exact names, and prefixes, which RUNNER_CONFIG writes with a trailing `*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunnerNames(Vec<Pattern>);
 
@@ -121,7 +119,6 @@ enum Pattern {
 }
 
 impl RunnerNames {
-    /// Reads patterns as RUNNER_CONFIG lists them.
     pub fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Self {
         let read = |text: &str| match text.strip_suffix('*') {
             Some(prefix) => Pattern::StartsWith(Caseless(prefix.into())),
@@ -130,7 +127,6 @@ impl RunnerNames {
         Self(patterns.into_iter().map(read).collect())
     }
 
-    /// Whether a runner of this name is one of them.
     pub fn contain(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| match pattern {
             Pattern::Exactly(exact) => exact.0.eq_ignore_ascii_case(name),
@@ -141,7 +137,7 @@ impl RunnerNames {
         })
     }
 
-    /// The one name that there is, if so: what a list of runners can be narrowed down to.
+    /// The name, if it is a single exact one: GitHub can filter its list of runners by it.
     pub fn only(&self) -> Option<&str> {
         match self.0.as_slice() {
             [Pattern::Exactly(name)] => Some(&name.0),
@@ -149,7 +145,7 @@ impl RunnerNames {
         }
     }
 
-    /// What the runner of a VM of this name is called, where it can be told: the one exact name, or the VM's.
+    /// The name under which this VM registers a runner: its own if that is allowed, else the first exact one.
     pub fn for_vm(&self, vm: &str) -> String {
         let exact = self.0.iter().find_map(|pattern| match pattern {
             Pattern::Exactly(name) => Some(name.0.as_str()),
@@ -167,32 +163,30 @@ impl RunnerNames {
     }
 }
 
-/// One element of RUNNER_CONFIG: which jobs of `repo` run on `vm`.
+/// One element of RUNNER_CONFIG: a rule that routes jobs of `repo` to `vm`.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The repository whose jobs these are.
     pub repo: RepoName,
-    /// Labels that a job must have, all of them, unless `runner_labels` says more; never empty, or GitHub-hosted jobs
+    /// The labels that a job must have, all of them, unless there are `runner_labels`. Never empty: GitHub-hosted jobs
     /// would match too.
     pub labels: Vec<Label>,
-    /// All labels of the VM's runner, if they are told: then a job matches that asks for none but these.
+    /// All labels of the VM's runner, if configured: a job matches if it asks for no others.
     pub runner_labels: Vec<Label>,
-    /// The instance that runs them.
     pub vm: Vm,
-    /// How the VM's runners are named in GitHub; by default as the VM itself.
+    /// The names of the VM's runners; by default the VM's name.
     pub runner_names: RunnerNames,
-    /// A stop may throw away what the VM's local SSDs hold; without it, such a VM is not stopped.
+    /// A stop may discard the data of the VM's local SSDs. Without it, a VM that has them is not stopped.
     pub discard_local_ssd: bool,
-    /// Whether the VM may register its runner by itself, and where.
-    pub register: Option<Registers>,
+    /// The scope in which the VM may register its runner by itself, if it may.
+    pub register: Option<RegisterIn>,
 }
 
-/// Where a VM registers its runner.
+/// The scope of a runner that its VM registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Registers {
-    /// In the entry's repository.
+pub enum RegisterIn {
+    /// The entry's repository.
     Repository,
-    /// In the organization that owns it.
+    /// The organization that owns the repository.
     Organization,
 }
 
@@ -200,49 +194,68 @@ fn are_among(some: &[Label], all: &[Label]) -> bool {
     some.iter().all(|label| all.contains(label))
 }
 
-/// What keeps a job from being an entry's.
+/// The reason why an entry does not match a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mismatch {
-    /// It is of another repository.
     OtherRepository,
-    /// It does not have these labels, all of which the entry wants.
+    /// The entry requires these labels, which the job lacks.
     JobLacks(Vec<Label>),
-    /// It asks for these, which the entry's runner does not have.
+    /// The job requires these labels, which the entry's runner lacks.
     RunnerLacks(Vec<Label>),
-    /// It asks for none: GitHub runs it itself.
+    /// The job has no labels.
     NoLabels,
+}
+
+/// A list of labels as in JSON, since a label may contain commas and spaces: `["self-hosted", "gpu"]`. Control
+/// characters, which a terminal could interpret, are replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<'a>(pub &'a [Label]);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (nth, label) in self.0.iter().enumerate() {
+            let json = serde_json::to_string(label).map_err(|_| fmt::Error)?;
+            write!(
+                f,
+                "{}{}",
+                if nth == 0 { "" } else { ", " },
+                json.replace(char::is_control, "?")
+            )?;
+        }
+        f.write_str("]")
+    }
 }
 
 impl Entry {
     fn matches(&self, job: &[Label]) -> bool {
-        !self.asks_for_none(job) && self.at_odds(job).next().is_none()
+        !self.lacks_all_labels(job) && self.missing_labels(job).next().is_none()
     }
 
-    /// What keeps the job from being this entry's; nothing if it matches. Whether an earlier entry takes it is
-    /// another question.
-    pub fn why_not(&self, repo: &RepoName, job: &[Label]) -> Option<Mismatch> {
+    /// The reason why this entry does not match the job; `None` if it does, even if an earlier entry takes the job.
+    pub fn mismatch(&self, repo: &RepoName, job: &[Label]) -> Option<Mismatch> {
         if self.repo != *repo {
             return Some(Mismatch::OtherRepository);
         }
-        if self.asks_for_none(job) {
+        if self.lacks_all_labels(job) {
             return Some(Mismatch::NoLabels);
         }
-        let odd: Vec<Label> = self.at_odds(job).cloned().collect();
-        match odd.is_empty() {
+        let missing: Vec<Label> = self.missing_labels(job).cloned().collect();
+        match missing.is_empty() {
             true => None,
-            false if self.runner_labels.is_empty() => Some(Mismatch::JobLacks(odd)),
-            false => Some(Mismatch::RunnerLacks(odd)),
+            false if self.runner_labels.is_empty() => Some(Mismatch::JobLacks(missing)),
+            false => Some(Mismatch::RunnerLacks(missing)),
         }
     }
 
-    /// Every runner would have what such a job asks for.
-    fn asks_for_none(&self, job: &[Label]) -> bool {
+    /// The labels of any runner include all labels of such a job, but a self-hosted runner never gets it.
+    fn lacks_all_labels(&self, job: &[Label]) -> bool {
         job.is_empty() && !self.runner_labels.is_empty()
     }
 
-    /// The labels on account of which the job is not this entry's: of the entry those that the job lacks or, where
-    /// the runner's are told, of the job those that the runner lacks.
-    fn at_odds<'a>(&'a self, job: &'a [Label]) -> impl Iterator<Item = &'a Label> {
+    /// The labels that prevent a match: the entry's that the job lacks or, with `runner_labels`, the job's that the
+    /// runner lacks.
+    fn missing_labels<'a>(&'a self, job: &'a [Label]) -> impl Iterator<Item = &'a Label> {
         let (wanted, there) = match self.runner_labels.as_slice() {
             [] => (self.labels.as_slice(), job),
             runner => (job, runner),
@@ -250,36 +263,34 @@ impl Entry {
         wanted.iter().filter(|label| !there.contains(label))
     }
 
-    /// Whether every job that `later` matches matches this one too.
+    /// Every job that matches `later` matches this entry too.
     fn shadows(&self, later: &Self) -> bool {
         match (self.runner_labels.as_slice(), later.runner_labels.as_slice()) {
             ([], []) => are_among(&self.labels, &later.labels),
-            // A job may ask for any one of them, but has to ask for this one here.
+            // A job for `later` asks for `only` and nothing else.
             ([], [only]) => self.labels.iter().all(|label| label == only),
             ([], _) => false,
-            // A job may ask for more than these.
+            // A job for `later` may ask for more labels than the runner has.
             (_, []) => false,
             (all, some) => are_among(some, all),
         }
     }
 }
 
-/// A VM together with what all entries that name it say of it.
+/// A VM with the settings of all entries that name it.
 #[derive(Clone, Debug)]
 pub struct ManagedVm {
-    /// Which VM this is.
     pub vm: Vm,
-    /// The repositories whose jobs it runs, each once.
+    /// The repositories whose jobs run on it.
     pub repos: BTreeSet<RepoName>,
-    /// The names of its runners, of all its entries.
     pub runner_names: RunnerNames,
-    /// Whether a stop may throw local SSDs away. One entry that allows it is enough.
+    /// A stop may discard the data of local SSDs. One entry that allows it is enough.
     pub discard_local_ssd: bool,
 }
 
 impl ManagedVm {
     /// A VM that no entry names.
-    pub fn unnamed(vm: Vm) -> Self {
+    pub fn unconfigured(vm: Vm) -> Self {
         Self {
             vm,
             repos: BTreeSet::new(),
@@ -294,18 +305,16 @@ impl ManagedVm {
 pub struct Fleet {
     entries: Vec<Entry>,
     by_repo: BTreeMap<RepoName, Vec<usize>>,
-    /// Shared, since work on a VM may outlive the request that began it.
+    /// `Arc`, since work on a VM may outlive its request.
     vms: BTreeMap<Vm, Arc<ManagedVm>>,
 }
 
-/// Why no VM could be told from what a caller named.
+/// The name and zone that a caller gave do not identify one VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoSuchVm {
-    /// No entry names it.
     #[error("no entry of RUNNER_CONFIG names the VM {0}")]
     Unknown(String),
-    /// The name alone, or no name, leaves a choice.
-    #[error("which VM? give vm_instance_name and vm_instance_zone, one of: {}", list(.0))]
+    #[error("several VMs match: give vm_instance_name and vm_instance_zone of one of: {}", list(.0))]
     Ambiguous(Vec<Vm>),
 }
 
@@ -314,14 +323,15 @@ fn list(vms: &[Vm]) -> String {
 }
 
 impl Fleet {
-    /// The fleet of these entries; their order decides which of several matches wins.
+    /// A fleet of these entries. Of several that match a job the first wins.
     pub fn new(entries: Vec<Entry>) -> Self {
         let mut by_repo = BTreeMap::<RepoName, Vec<usize>>::new();
         let mut vms = BTreeMap::<Vm, ManagedVm>::new();
         for (index, entry) in entries.iter().enumerate() {
             by_repo.entry(entry.repo.clone()).or_default().push(index);
-            let vm =
-                vms.entry(entry.vm.clone()).or_insert_with(|| ManagedVm::unnamed(entry.vm.clone()));
+            let vm = vms
+                .entry(entry.vm.clone())
+                .or_insert_with(|| ManagedVm::unconfigured(entry.vm.clone()));
             vm.repos.insert(entry.repo.clone());
             vm.runner_names.extend(&entry.runner_names);
             vm.discard_local_ssd |= entry.discard_local_ssd;
@@ -330,17 +340,16 @@ impl Fleet {
         Self { entries, by_repo, vms }
     }
 
-    /// The entries as configured.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// Every VM that an entry names, once.
+    /// Each VM that an entry names, once.
     pub fn vms(&self) -> impl Iterator<Item = &Arc<ManagedVm>> {
         self.vms.values()
     }
 
-    /// What the entries say of `vm`; `None` if none names it.
+    /// The settings of `vm`; `None` if no entry names it.
     pub fn vm(&self, vm: &Vm) -> Option<&Arc<ManagedVm>> {
         self.vms.get(vm)
     }
@@ -356,8 +365,8 @@ impl Fleet {
         self.route(repo, labels).is_some_and(|routed| routed.vm == *vm)
     }
 
-    /// The VM whose job this was: the one whose runner ran it, where that tells, else the one that the labels
-    /// lead to.
+    /// The VM of a completed job: the one whose runner ran it or, if no VM's runner did, the one that its labels route
+    /// it to.
     pub fn route_finished(
         &self,
         repo: &RepoName,
@@ -370,23 +379,20 @@ impl Fleet {
         routed.filter(ran_it).or_else(|| self.owner_of_runner(repo, runner?)).or(routed)
     }
 
-    /// The VM of `repo` whose runner bears this name.
+    /// The VM of `repo` whose runner has this name.
     pub fn owner_of_runner(&self, repo: &RepoName, runner: &str) -> Option<&Arc<ManagedVm>> {
         let entry = self.entries_of(repo).find(|entry| entry.runner_names.contain(runner))?;
         self.vms.get(&entry.vm)
     }
 
-    /// The VM that an operator means by a name, a name and a zone, or nothing where there is just one.
-    ///
-    /// # Errors
-    /// If no entry names it, or more than one VM fits.
+    /// The one VM with this name and this zone. Both may be left out as long as one VM matches.
     pub fn find(
         &self,
         name: Option<&str>,
         zone: Option<&str>,
     ) -> Result<&Arc<ManagedVm>, NoSuchVm> {
         if let (Some(name), Some(zone)) = (name, zone) {
-            // As every task of ours names it.
+            // The common case: every task of the service gives both.
             let vm = Vm::new(name, zone);
             return self.vms.get(&vm).ok_or_else(|| NoSuchVm::Unknown(vm.to_string()));
         }
@@ -404,8 +410,7 @@ impl Fleet {
         }
     }
 
-    /// Pairs of entries (by position) of which the later can never be reached, since every job that it
-    /// matches is taken by the earlier.
+    /// Pairs of entries, by position, of which the later never matches: the earlier takes all of its jobs.
     pub fn shadowed(&self) -> Vec<(usize, usize)> {
         self.by_repo
             .values()
@@ -483,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_runners_labels_are_told_a_job_may_ask_for_none_but_these() {
+    fn with_runner_labels_a_job_may_ask_for_no_others() {
         let fleet = Fleet::new(vec![
             exact(&["self-hosted"], &["self-hosted", "Linux", "x64"], "cpu-1"),
             exact(&["gpu"], &["self-hosted", "Linux", "x64", "gpu"], "gpu-1"),
@@ -501,35 +506,40 @@ mod tests {
     }
 
     #[track_caller]
-    fn stands_against(entry: &Entry, repo: &str, job: &[&str], why: Option<Mismatch>) {
-        assert_eq!(entry.why_not(&repo.into(), &labels(job)), why);
+    fn mismatches(entry: &Entry, repo: &str, job: &[&str], expected: Option<Mismatch>) {
+        assert_eq!(entry.mismatch(&repo.into(), &labels(job)), expected);
         let routed = Fleet::new(vec![entry.clone()]).route(&repo.into(), &labels(job)).is_some();
-        assert_eq!(routed, why.is_none(), "both say the same");
+        assert_eq!(routed, expected.is_none(), "the routing agrees");
     }
 
     #[test]
-    fn what_stands_against_a_match_is_named() {
+    fn labels_are_quoted_since_one_may_contain_a_comma() {
+        let quoted = |names: &[&str]| Quoted(&labels(names)).to_string();
+        assert_eq!(
+            quoted(&["self-hosted", "a, b", "\"", "\n\u{9b}"]),
+            r#"["self-hosted", "a, b", "\"", "\n?"]"#
+        );
+        assert_eq!(quoted(&[]), "[]");
+    }
+
+    #[test]
+    fn the_labels_that_prevent_a_match_are_named() {
         let plain = exact(&["self-hosted", "gpu"], &[], "gpu-1");
-        let told = exact(&["gpu"], &["self-hosted", "Linux", "gpu"], "gpu-1");
+        let by_runner = exact(&["gpu"], &["self-hosted", "Linux", "gpu"], "gpu-1");
         let lacks = |names: &[&str]| Some(Mismatch::JobLacks(labels(names)));
         let runner_lacks = |names: &[&str]| Some(Mismatch::RunnerLacks(labels(names)));
-        stands_against(&plain, "ACME/app", &["GPU", "x64", "self-hosted"], None);
-        stands_against(
-            &plain,
-            "acme/web",
-            &["gpu", "self-hosted"],
-            Some(Mismatch::OtherRepository),
-        );
-        stands_against(&plain, "acme/app", &["self-hosted"], lacks(&["gpu"]));
-        stands_against(&plain, "acme/app", &[], lacks(&["self-hosted", "gpu"]));
-        stands_against(&told, "acme/app", &["linux"], None);
-        stands_against(
-            &told,
+        mismatches(&plain, "ACME/app", &["GPU", "x64", "self-hosted"], None);
+        mismatches(&plain, "acme/web", &["gpu", "self-hosted"], Some(Mismatch::OtherRepository));
+        mismatches(&plain, "acme/app", &["self-hosted"], lacks(&["gpu"]));
+        mismatches(&plain, "acme/app", &[], lacks(&["self-hosted", "gpu"]));
+        mismatches(&by_runner, "acme/app", &["linux"], None);
+        mismatches(
+            &by_runner,
             "acme/app",
             &["gpu", "tpu", "arm64"],
             runner_lacks(&["tpu", "arm64"]),
         );
-        stands_against(&told, "acme/app", &[], Some(Mismatch::NoLabels));
+        mismatches(&by_runner, "acme/app", &[], Some(Mismatch::NoLabels));
     }
 
     #[track_caller]
@@ -560,7 +570,7 @@ mod tests {
     fn a_finished_job_belongs_to_the_vm_whose_runner_ran_it() {
         finishes(&["self-hosted"], Some("gpu-1"), Some("gpu-1"));
         finishes(&["self-hosted"], Some("cpu-1"), Some("cpu-1"));
-        finishes(&["self-hosted"], Some("somebody-else"), Some("cpu-1"));
+        finishes(&["self-hosted"], Some("another-runner"), Some("cpu-1"));
         finishes(&["self-hosted", "gpu"], None, Some("gpu-1"));
         finishes(&["ubuntu-latest"], Some("GitHub Actions 5"), None);
         finishes(&["gpu"], Some("gpu-1"), Some("gpu-1"));
@@ -579,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_may_leave_out_what_is_clear() {
+    fn an_operator_may_leave_out_a_name_or_zone_that_is_unambiguous() {
         let one = Fleet::new(vec![entry("acme/app", &["self-hosted"], "cpu-1")]);
         assert_eq!(one.find(None, None).unwrap().vm.name, "cpu-1");
         assert_eq!(fleet().find(Some("gpu-1"), None).unwrap().vm.name, "gpu-1");

@@ -1,7 +1,7 @@
-//! Who a VM is: the identity token that Google's metadata server signs for it.
+//! The identity token of a VM, which Google's metadata server signs.
 //!
-//! In its full format the token names the project, the zone and the instance. Nobody can put those into a token but
-//! the metadata server of that very instance: a service account's own tokens have no such claims.
+//! In its full format the token names the project, the zone and the instance. Only the metadata server of that instance
+//! can issue such a token: tokens that a service account requests elsewhere do not have these claims.
 //! <https://cloud.google.com/compute/docs/instances/verifying-instance-identity>
 
 use jsonwebtoken::errors::ErrorKind;
@@ -10,70 +10,56 @@ use serde::Deserialize;
 
 use crate::clock::Timestamp;
 
-/// How a token's issuer may be spelt.
+/// The two spellings of the issuer that Google documents.
 const ISSUERS: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 
 /// A token of the full format has about 1,500 bytes.
-const LONGEST: usize = 8 * 1024;
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// Seconds by which Google's clock and ours may differ.
-const LEEWAY: u64 = 60;
+/// The allowed difference between Google's clock and the service's.
+const LEEWAY_SECONDS: u64 = 60;
 
-/// Which instance a token was made for.
+/// The instance that a token was issued to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The project's id.
     pub project: String,
-    /// Such as `asia-northeast1-a`.
     pub zone: String,
-    /// The instance's name.
     pub instance: String,
 }
 
-/// Why a token is not believed. The texts repeat nothing of it.
+/// The reason why a token is rejected. The messages do not repeat it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Untrusted {
     /// No `Authorization: Bearer …`.
-    #[error("it came without a token")]
+    #[error("the request has no token")]
     Missing,
     /// Not a JWT, or too long for one of Google's.
     #[error("its token is not an identity token")]
     Malformed,
-    /// Signed by another algorithm than Google's, or by none.
     #[error("its token is not signed with RS256")]
     Algorithm,
-    /// Signed with a key that Google does not publish.
-    #[error("its token is signed with a key that is not Google's")]
+    #[error("its token is signed with a key that Google does not publish")]
     UnknownKey,
-    /// Not signed by the key that it names.
     #[error("its token's signature is wrong")]
     Signature,
-    /// Signed by Google for something else than an identity.
-    #[error("its token is of another issuer")]
+    #[error("its token was not issued by accounts.google.com")]
     Issuer,
-    /// Made for another service.
-    #[error("its token is meant for another service: ask for the audience CLOUD_RUN_SERVICE_URL")]
+    #[error("its token was issued for another service: ask for the audience CLOUD_RUN_SERVICE_URL")]
     Audience,
-    /// Its time is over.
     #[error("its token has expired")]
     Expired,
-    /// Its time has not come.
-    #[error("its token is not valid yet: the VM's clock or ours is wrong")]
+    #[error("its token is not valid yet: the VM's clock or the service's is wrong")]
     NotYet,
-    /// It does not say which instance it is for.
     #[error("its token names no instance: ask for format=full")]
     NoInstance,
 }
 
-/// The id of the key that the token says it is signed with.
-///
-/// # Errors
-/// If it cannot be a token of Google's.
+/// The id of the key that the token names.
 pub fn key_id(token: &str) -> Result<String, Untrusted> {
-    if token.len() > LONGEST {
+    if token.len() > MAX_TOKEN_BYTES {
         return Err(Untrusted::Malformed);
     }
-    // `none` is no algorithm that the library knows.
+    // The library does not know the algorithm `none`.
     let header = jsonwebtoken::decode_header(token).map_err(|error| match error.kind() {
         ErrorKind::Json(_) | ErrorKind::InvalidAlgorithmName => Untrusted::Algorithm,
         _ => Untrusted::Malformed,
@@ -84,10 +70,7 @@ pub fn key_id(token: &str) -> Result<String, Untrusted> {
     header.kid.ok_or(Untrusted::UnknownKey)
 }
 
-/// Who the token was made for, if `key` signed it for this `audience`, and it is good at `now`.
-///
-/// # Errors
-/// As [`Untrusted`] says.
+/// Verifies that `key` signed the token for this `audience`, and that it is valid at `now`.
 pub fn verify(
     token: &str,
     key: &DecodingKey,
@@ -98,7 +81,7 @@ pub fn verify(
     validation.set_audience(&[audience]);
     validation.set_issuer(&ISSUERS);
     validation.set_required_spec_claims(&["aud", "iss", "exp"]);
-    // By our own clock, below.
+    // Checked below, by the service's clock.
     (validation.validate_exp, validation.validate_nbf) = (false, false);
     let claims: Claims = jsonwebtoken::decode(token, key, &validation)
         .map_err(|error| match error.kind() {
@@ -112,11 +95,11 @@ pub fn verify(
         })?
         .claims;
     let now = now.unix_seconds();
-    if claims.exp.saturating_add(LEEWAY) <= now {
+    if claims.exp.saturating_add(LEEWAY_SECONDS) <= now {
         return Err(Untrusted::Expired);
     }
     let begins = claims.iat.max(claims.nbf.unwrap_or(0));
-    if begins > now + LEEWAY {
+    if begins > now + LEEWAY_SECONDS {
         return Err(Untrusted::NotYet);
     }
     let engine = claims.google.and_then(|google| google.compute_engine);

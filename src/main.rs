@@ -1,4 +1,4 @@
-//! The program: `serve`, the default, `check`, `explain`, and `dev`.
+//! The command line: `serve` (the default), `check`, `explain` and `dev`.
 
 use std::process::ExitCode;
 
@@ -12,13 +12,13 @@ use runner_manager::telemetry::{self, Style};
 use runner_manager::{check, explain};
 use runner_manager::{routes, serve};
 
-/// Starts the Compute Engine VM behind a GitHub Actions self-hosted runner when a job is queued, and stops it
-/// once it has been idle long enough.
+/// Starts the Compute Engine VM behind a GitHub Actions self-hosted runner when a job is queued, and stops it when it has
+/// been idle for a while.
 #[derive(Parser)]
 #[command(
     version,
     about,
-    after_help = "Configuration is read from the environment: see .env.example and README.md."
+    after_help = "The configuration is read from environment variables: see .env.example and README.md."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -27,37 +27,37 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve webhooks, callbacks and operators (the default)
+    /// Serve requests of GitHub, Cloud Tasks and operators (the default)
     Serve,
-    /// Find what is misconfigured, at Google, at GitHub and here, without changing anything
+    /// Check the configuration of this service, Google Cloud and GitHub, without changing anything
     Check(check::Options),
-    /// Say what a webhook payload would do, and why, without asking anybody
+    /// Show what a webhook payload would do, and why, without calling any API
     Explain(explain::Options),
-    /// Try it without an account: an embedded cloud, the real service, and one job's life
+    /// Try the service without an account, against an embedded cloud
     #[cfg(feature = "dev")]
     Dev(runner_manager::dev::Options),
 }
 
-/// Something that the environment says is wrong: the same code that a bad command line gets.
-const BAD_CONFIGURATION: u8 = 2;
+/// The exit code for a bad configuration; clap uses the same for a bad command line.
+const EXIT_BAD_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // One thread: an instance has one CPU, and the work is waiting for others.
+    // One thread: an instance has one CPU, and most of the work is waiting for APIs.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = match runtime {
+    let result = match runtime {
         Ok(runtime) => runtime.block_on(run(cli.command.unwrap_or(Command::Serve))),
         Err(error) => Err(error.into()),
     };
-    ended.unwrap_or_else(|error| {
-        complain(&error.to_string());
+    result.unwrap_or_else(|error| {
+        print_problem(&error.to_string());
         ExitCode::FAILURE
     })
 }
 
 async fn run(command: Command) -> Result<ExitCode, transport::BoxError> {
     match command {
-        Command::Serve => serve_until_told_to_stop().await,
+        Command::Serve => run_service().await,
         Command::Check(options) => check::run(options).await,
         Command::Explain(options) => explain(&options),
         #[cfg(feature = "dev")]
@@ -65,10 +65,10 @@ async fn run(command: Command) -> Result<ExitCode, transport::BoxError> {
     }
 }
 
-async fn serve_until_told_to_stop() -> Result<ExitCode, transport::BoxError> {
+async fn run_service() -> Result<ExitCode, transport::BoxError> {
     let config = match Config::from_env() {
         Ok(config) => config,
-        Err(problems) => return Ok(refuse(&problems)),
+        Err(problems) => return Ok(bad_configuration(&problems)),
     };
     telemetry::init(Style::detect(&config.project))?;
     for warning in &config.warnings {
@@ -87,12 +87,11 @@ async fn serve_until_told_to_stop() -> Result<ExitCode, transport::BoxError> {
         Credentials::from_environment(),
         Clock::system(),
     );
-    let serving =
-        serve::until_told_to_stop(listener, routes::router(app.clone()), app.draining.clone());
+    let serving = serve::until_signal(listener, routes::router(app.clone()), app.draining.clone());
     tokio::pin!(serving);
     tokio::select! {
         biased;
-        ended = &mut serving => ended?,
+        result = &mut serving => result?,
         () = app.prefetch_tokens() => serving.await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -101,21 +100,21 @@ async fn serve_until_told_to_stop() -> Result<ExitCode, transport::BoxError> {
 fn explain(options: &explain::Options) -> Result<ExitCode, transport::BoxError> {
     let routing = match Routing::from_env() {
         Ok(routing) => routing,
-        Err(problems) => return Ok(refuse(&problems)),
+        Err(problems) => return Ok(bad_configuration(&problems)),
     };
     for warning in &routing.warnings {
-        complain(&format!("warning: {warning}"));
+        print_problem(&format!("warning: {warning}"));
     }
     explain::run(options, &routing)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn refuse(problems: &Problems) -> ExitCode {
-    complain(&problems.to_string());
-    ExitCode::from(BAD_CONFIGURATION)
+fn bad_configuration(problems: &Problems) -> ExitCode {
+    print_problem(&problems.to_string());
+    ExitCode::from(EXIT_BAD_CONFIGURATION)
 }
 
-#[expect(clippy::print_stderr, reason = "for whoever started it; logging may not be set up yet")]
-fn complain(problem: &str) {
+#[expect(clippy::print_stderr, reason = "logging may not be set up yet")]
+fn print_problem(problem: &str) {
     eprintln!("runner-manager: {problem}");
 }

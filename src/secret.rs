@@ -1,7 +1,7 @@
-//! The shared secret: what makes a webhook GitHub's and a command an operator's.
+//! The shared secret, which authenticates GitHub, operators and Cloud Tasks.
 //!
-//! GitHub signs a delivery's body with it (HMAC SHA-256); operators and Cloud Tasks send it as it is. While
-//! it is rotated a second, earlier one is accepted as well, since tasks made with it are still pending.
+//! GitHub signs a delivery's body with it (HMAC SHA-256); operators and Cloud Tasks send it in a header. During a
+//! rotation the previous secret is accepted too, since tasks that carry it are still pending.
 //! <https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries>
 
 use std::fmt;
@@ -10,22 +10,22 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-/// A secret text, whose `Debug` shows nothing and which cannot be compared with `==`:
+/// A secret text. `Debug` does not show it, and it cannot be compared with `==`, which would leak its length and prefix
+/// through timing:
 ///
 /// ```compile_fail,E0369
 /// # use runner_manager::secret::Secret;
-/// let told = Secret::new("a") == Secret::new("b");
+/// let equal = Secret::new("a") == Secret::new("b");
 /// ```
 #[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Holds `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, for the one place that has to send it.
+    /// The text itself, for the code that sends it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -37,10 +37,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Why a caller was not believed. The texts never repeat what was sent.
+/// A failed authentication. The messages do not repeat the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// No such header.
     #[error(
         "the header X-Hub-Signature-256 is missing: set the webhook's secret to RUNNER_MANAGER_SECRET"
     )]
@@ -48,32 +47,30 @@ pub enum Refused {
     /// Another algorithm, not hexadecimal, or not 32 bytes.
     #[error("the header X-Hub-Signature-256 is not `sha256=` and 64 hexadecimal digits")]
     MalformedSignature,
-    /// Signed with another secret, or altered on the way.
+    /// Signed with another secret, or modified in transit.
     #[error(
-        "the signature does not match the body: is the webhook's secret the same as RUNNER_MANAGER_SECRET?"
+        "the signature does not match the body: set the webhook's secret to RUNNER_MANAGER_SECRET"
     )]
     WrongSignature,
-    /// No such header.
     #[error("the header X-Runner-Secret is missing")]
     NoSecret,
-    /// Another secret.
     #[error("the header X-Runner-Secret does not hold the shared secret")]
     WrongSecret,
 }
 
-/// The current secret and, while it is rotated, the previous one.
+/// The current secret and, during a rotation, the previous one.
 #[derive(Clone, Debug)]
 pub struct SharedSecret {
     current: Secret,
     accepted: Vec<Accepted>,
 }
 
-/// One secret, made ready to check with.
+/// A secret, prepared for verification.
 #[derive(Clone)]
 struct Accepted {
-    /// Keyed once: a check starts from a copy.
+    /// Keyed once: each verification starts from a copy.
     hmac: Hmac<Sha256>,
-    /// Digests have one length, so comparing them does not tell the secret's.
+    /// Compared instead of the secret: digests have one length, so the comparison's time does not reveal the secret's.
     digest: [u8; 32],
 }
 
@@ -92,22 +89,18 @@ impl Accepted {
 }
 
 impl SharedSecret {
-    /// Accepts `current` and, if given, `previous`.
     pub fn new(current: Secret, previous: Option<Secret>) -> Self {
         let accepted =
             [Some(&current), previous.as_ref()].into_iter().flatten().map(Accepted::new).collect();
         Self { current, accepted }
     }
 
-    /// The secret that tasks carry from now on.
+    /// The secret that new tasks carry.
     pub fn current(&self) -> &Secret {
         &self.current
     }
 
-    /// Checks the header `X-Hub-Signature-256` against the body as it was sent.
-    ///
-    /// # Errors
-    /// If the header is missing or malformed, or no accepted secret made it.
+    /// Verifies the header `X-Hub-Signature-256` of this body.
     pub fn verify_signature(&self, header: Option<&[u8]>, body: &[u8]) -> Result<(), Refused> {
         let header = header.ok_or(Refused::NoSignature)?;
         let hex = header.strip_prefix(b"sha256=").ok_or(Refused::MalformedSignature)?;
@@ -118,10 +111,7 @@ impl SharedSecret {
         if self.accepted.iter().any(made_by) { Ok(()) } else { Err(Refused::WrongSignature) }
     }
 
-    /// Checks the header `X-Runner-Secret`.
-    ///
-    /// # Errors
-    /// If it is missing or holds no accepted secret.
+    /// Verifies the header `X-Runner-Secret`.
     pub fn verify_secret(&self, header: Option<&[u8]>) -> Result<(), Refused> {
         let digest: [u8; 32] = Sha256::digest(header.ok_or(Refused::NoSecret)?).into();
         let none = Choice::from(0);
@@ -149,7 +139,7 @@ fn parse_hex(hex: &[u8]) -> Option<[u8; 32]> {
 mod tests {
     use super::*;
 
-    // The example of GitHub's documentation: secret, payload, signature.
+    // The example of GitHub's documentation.
     const SECRET: &str = "It's a Secret to Everybody";
     const BODY: &[u8] = b"Hello, World!";
     const SIGNATURE: &str =
@@ -212,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_it_is_shown() {
+    fn debug_does_not_show_the_secret() {
         assert!(!format!("{:?}", secret()).contains(SECRET));
     }
 }

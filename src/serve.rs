@@ -1,7 +1,7 @@
-//! Listening, and stopping to listen.
+//! The HTTP server and its graceful shutdown.
 //!
-//! Cloud Run sends SIGTERM, waits 10 s and then kills. What is in flight is finished in that time; what comes
-//! after the signal is turned away, so that nothing is begun that could not be finished.
+//! Cloud Run sends SIGTERM and kills the process 10 s later. In that time requests in flight are finished; requests that
+//! arrive after the signal are refused, since they might be cut off.
 
 use std::io;
 use std::time::Duration;
@@ -17,20 +17,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::state::Draining;
 
-/// A second less than Cloud Run allows, for the process to end by itself.
-const DRAIN: Duration = Duration::from_secs(9);
+/// One second less than Cloud Run allows, so that the process ends by itself.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(9);
 
-/// What a connection reads, or holds back, at once. Deliveries have 7 to 14 KB; the head of a request must fit.
-const LARGEST_BUFFER: usize = 16 << 10;
+/// The buffer of a connection, in bytes. A request's head has to fit into it; deliveries have 7 to 14 KB.
+const MAX_BUFFER_SIZE: usize = 16 << 10;
 
-/// Listens on all addresses, as Cloud Run's contract asks for.
-///
-/// # Errors
-/// If the port cannot be had; the text says what to do.
+/// Listens on all addresses, as Cloud Run requires.
 pub async fn listen(port: u16) -> io::Result<TcpListener> {
     TcpListener::bind(("0.0.0.0", port)).await.map_err(|error| {
         let hint =
-            if error.kind() == io::ErrorKind::AddrInUse { ": set PORT to another" } else { "" };
+            if error.kind() == io::ErrorKind::AddrInUse { ": set PORT to a free port" } else { "" };
         io::Error::new(
             error.kind(),
             format!("cannot listen on port {port} ({}){hint}", error.kind()),
@@ -38,14 +35,11 @@ pub async fn listen(port: u16) -> io::Result<TcpListener> {
     })
 }
 
-/// Serves HTTP/1.1 until SIGTERM or Ctrl-C, then finishes what is in flight.
+/// Serves HTTP/1.1 until SIGTERM or Ctrl-C, then finishes the requests in flight.
 ///
-/// axum's own `serve` would bring a server for HTTP/2 along, which Cloud Run does not speak to a container unless told
-/// to, and buffers that grow to half a megabyte a connection.
-///
-/// # Errors
-/// If signals cannot be received.
-pub async fn until_told_to_stop(
+/// `axum::serve` would add an HTTP/2 server, which Cloud Run does not use unless configured to, and buffers that grow to
+/// half a megabyte per connection.
+pub async fn until_signal(
     mut listener: TcpListener,
     router: Router,
     draining: Draining,
@@ -53,7 +47,7 @@ pub async fn until_told_to_stop(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut http = http1::Builder::new();
-    http.max_buf_size(LARGEST_BUFFER);
+    http.max_buf_size(MAX_BUFFER_SIZE);
     let connections = GracefulShutdown::new();
     loop {
         let (connection, _) = tokio::select! {
@@ -70,7 +64,7 @@ pub async fn until_told_to_stop(
         let connection = connections.watch(connection);
         #[expect(
             clippy::disallowed_methods,
-            reason = "it is there for requests, and ends with their answers"
+            reason = "a connection carries requests, and ends with their responses"
         )]
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -80,9 +74,11 @@ pub async fn until_told_to_stop(
     }
     draining.set();
     drop(listener);
-    tracing::info!("told to stop: finishing what is in flight");
-    if tokio::time::timeout(DRAIN, connections.shutdown()).await.is_err() {
-        tracing::warn!("stopped with requests in flight: their callers will repeat them");
+    tracing::info!("shutdown: signal received, finishing the requests in flight");
+    if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown()).await.is_err() {
+        tracing::warn!(
+            "shutdown: requests still in flight after 9 s were cut off; their callers will repeat them"
+        );
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! Logs: JSON for Cloud Logging on Cloud Run, text for people elsewhere.
+//! Logs: JSON for Cloud Logging on Cloud Run, text elsewhere.
 //!
-//! Every line of a request says which one: its path, the ids by which GitHub and Cloud Tasks know it, its trace.
-//! Text shows them as a span. In JSON they belong at the top, where Cloud Logging folds lines together by their
-//! trace; the formatter writes a span's fields further down, and at some cost, so there the writer adds them to
-//! each finished line, from the request's headers, and what logs nothing pays nothing.
+//! Every line of a request names it: its path, its ids at GitHub and Cloud Tasks, its trace. Text shows them as a span.
+//! Cloud Logging groups lines by their trace, which it reads from the top level of the JSON. The formatter would nest a
+//! span's fields, so the writer adds these to each line instead, from the request's headers. A request that logs nothing
+//! pays nothing.
 //! <https://cloud.google.com/logging/docs/structured-logging>
 
 use std::io::{self, IsTerminal, Write};
@@ -21,10 +21,10 @@ tokio::task_local! {
     static ORIGIN: Origin;
 }
 
-/// The request's span, which only text shows.
+/// The target of the request's span, which only text shows.
 const REQUEST: &str = "runner_manager::request";
 
-/// The request that a line belongs to, as it came: nothing is read from it before a line is written.
+/// The request that a line belongs to. Its headers are parsed only when a line is written.
 #[derive(Clone, Debug)]
 pub struct Origin {
     path: Uri,
@@ -35,7 +35,6 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// That of the lines which answering `request` will write.
     pub fn of<B>(request: &Request<B>) -> Self {
         let header = |name| request.headers().get(name).cloned();
         Self {
@@ -47,7 +46,7 @@ impl Origin {
         }
     }
 
-    /// Answers the request: lines that `work` writes are known to be its.
+    /// Runs `work`, whose log lines name this request.
     pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
         let span = tracing::info_span!(
             target: REQUEST,
@@ -59,7 +58,7 @@ impl Origin {
         ORIGIN.scope(self, work.instrument(span)).await
     }
 
-    /// From `traceparent`, or Google's older `X-Cloud-Trace-Context`.
+    /// The trace of `traceparent`, or else of Google's older `X-Cloud-Trace-Context`.
     /// <https://www.w3.org/TR/trace-context/#traceparent-header>
     fn trace(&self) -> Option<Trace> {
         let text = |value: &Option<HeaderValue>| {
@@ -70,7 +69,7 @@ impl Origin {
             .or_else(|| text(&self.google_trace).and_then(|value| from_google(&value)))
     }
 
-    /// What goes before the first of a line's own keys.
+    /// The keys of this request, as the text that goes before a line's first key.
     fn keys(&self, project: &str) -> String {
         let mut keys = self.trace().map(|trace| trace.keys(project)).unwrap_or_default();
         let path = serde_json::Value::from(self.path.path());
@@ -84,14 +83,13 @@ impl Origin {
     }
 }
 
-/// A header worth logging: an id of ours, GitHub's or Google's, never a caller's prose.
+/// The header's value if it has the form of an id: a caller's text must not reach the log.
 fn id(value: &HeaderValue) -> Option<&str> {
     let text = value.to_str().ok()?;
     let is_an_id = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     (text.len() <= 100 && text.chars().all(is_an_id)).then_some(text)
 }
 
-/// The trace that a request belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Trace {
     id: String,
@@ -100,7 +98,7 @@ struct Trace {
 }
 
 impl Trace {
-    /// All parts are hexadecimal or a project id: nothing needs to be escaped.
+    /// The trace as JSON keys. All parts are hexadecimal or a project id, so none needs escaping.
     fn keys(&self, project: &str) -> String {
         let Self { id, span, sampled } = self;
         let key = "logging.googleapis.com";
@@ -112,7 +110,7 @@ impl Trace {
     }
 }
 
-/// `00-TRACE-SPAN-FLAGS`
+/// Parses `00-TRACE-SPAN-FLAGS`.
 fn from_traceparent(header: &str) -> Option<Trace> {
     let mut parts = header.trim().split('-');
     let (_version, id, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -121,7 +119,7 @@ fn from_traceparent(header: &str) -> Option<Trace> {
     valid.then(|| Trace { id: id.to_owned(), span: Some(span.to_owned()), sampled })
 }
 
-/// `TRACE/SPAN;o=1`, the span in decimal.
+/// Parses `TRACE/SPAN;o=1`, with the span in decimal.
 fn from_google(header: &str) -> Option<Trace> {
     let (id, rest) = header.trim().split_once('/').unwrap_or((header.trim(), ""));
     let (span, options) = rest.split_once(';').unwrap_or((rest, ""));
@@ -133,17 +131,17 @@ fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Where lines go and what they look like.
+/// The destination and format of log lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// JSON on standard output, traces named within this project.
+    /// JSON on standard output, with traces of this project.
     CloudLogging(Arc<str>),
     /// Text on standard error.
     Text,
 }
 
 impl Style {
-    /// Cloud Run tells itself by `K_SERVICE`.
+    /// Detects Cloud Run by the variable `K_SERVICE`.
     pub fn detect(project: &str) -> Self {
         if std::env::var_os("K_SERVICE").is_some() {
             Self::CloudLogging(project.into())
@@ -153,12 +151,9 @@ impl Style {
     }
 }
 
-/// Sets up logging for the process. `RUST_LOG` overrides what is shown (`debug`, `runner_manager=debug,warn`).
-///
-/// # Errors
-/// If it was set up already.
+/// Sets up logging for the process. `RUST_LOG` overrides the filter (`debug`, `runner_manager=debug,warn`).
 pub fn init(style: Style) -> Result<(), TryInitError> {
-    // Dependencies' lines below a warning name paths of the machine that built them.
+    // Below a warning, lines of dependencies contain paths of the build machine.
     let default = Targets::new()
         .with_default(tracing::Level::WARN)
         .with_target("runner_manager", tracing::Level::INFO);
@@ -185,7 +180,7 @@ pub fn init(style: Style) -> Result<(), TryInitError> {
     }
 }
 
-/// Makes writers that say of each line which request it belongs to.
+/// Makes writers that add the request's keys to each line.
 struct WithOrigin {
     project: Arc<str>,
 }
@@ -198,7 +193,7 @@ impl<'a> MakeWriter<'a> for WithOrigin {
     }
 }
 
-/// Takes one finished line at a time, as the formatter hands it over.
+/// A writer that gets one complete line at a time from the formatter.
 struct LineWriter<W> {
     project: Arc<str>,
     to: W,
@@ -263,20 +258,20 @@ mod tests {
     }
 
     #[test]
-    fn only_ids_are_worth_logging() {
-        let told = |value: &str| {
+    fn only_ids_are_logged() {
+        let logged = |value: &str| {
             id(&HeaderValue::from_bytes(value.as_bytes()).unwrap()).map(str::to_owned)
         };
         for id in ["72d3162e-cc78-11e3-81ab-4c9367dc0958", "a_task-1", &"x".repeat(100)] {
-            assert_eq!(told(id).as_deref(), Some(id));
+            assert_eq!(logged(id).as_deref(), Some(id));
         }
         for prose in ["two words", "a\"b", "caf\u{e9}", "a/b", "a.b", &"x".repeat(101)] {
-            assert_eq!(told(prose), None, "{prose}");
+            assert_eq!(logged(prose), None, "{prose}");
         }
     }
 
     #[tokio::test]
-    async fn a_line_says_at_its_top_which_request_it_belongs_to_and_stays_json() {
+    async fn a_line_of_a_request_names_it_at_the_top_level_and_stays_json() {
         let w3c = format!("00-{ID}-b7ad6b7169203331-01");
         let origin = request(&[
             ("traceparent", &w3c),
@@ -302,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_outside_any_request_stays_as_it_is() {
+    fn a_line_outside_any_request_is_not_changed() {
         let mut writer = LineWriter { project: "my-project".into(), to: Vec::new() };
         writer.write_all(b"{\"message\":\"hello\"}\n").unwrap();
         assert_eq!(writer.to, b"{\"message\":\"hello\"}\n");

@@ -1,8 +1,8 @@
-//! A matrix floods in: 256 jobs are queued within two seconds, and later completed within two.
+//! A matrix of 256 jobs: all are queued within two seconds, and later completed within two.
 //!
-//! The service keeps no state, so deliveries that overlap each read the VM, and each would start and mark it. All
-//! the same there is one start, a mark no older than the last event, and a handful of tasks. An API that takes its
-//! time lets far more of them overlap; a half minute that ends in mid-flood lets them write different marks.
+//! The service keeps no state, so each of the concurrent deliveries reads the VM, and might start it and write its label.
+//! Still there has to be one start, a label no older than the last event, and a small number of tasks. Slow APIs make more
+//! deliveries overlap. Each flood spans the end of a half minute, so that its deliveries have different label values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,32 +15,34 @@ use runner_manager::emulators::{Call, Fault};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::stage::{CONCURRENCY, Connections, GITHUB_WAITS, REPO, SECRET, Stage, vm, workflow_job};
-use crate::{Dice, Findings, percentile};
+use crate::stage::{
+    CONCURRENCY, Connections, GITHUB_TIMEOUT, REPO, SECRET, Stage, vm, workflow_job,
+};
+use crate::{Findings, Rng, percentile};
 
 const SEED: u64 = 256;
 const DELIVERIES: u32 = 256;
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// What the due times of tasks are rounded to. In each such span a VM gets a start check, a lease and a stop
-/// task at most.
+/// The seconds to which due times are rounded, so that equal passes merge, and the limit for a VM's tasks in each such
+/// span.
 const BUCKET: u64 = 30;
-const TASKS_IN_A_BUCKET: usize = 3;
+const MAX_TASKS_PER_BUCKET: usize = 3;
 
-/// How long a call takes where the API takes its time, in milliseconds.
-const SLOW: (u64, u64) = (40, 250);
+/// The range of a slow API's latencies, in milliseconds.
+const SLOW_MS: (u64, u64) = (40, 250);
 
-/// One flood of deliveries, and what came of it.
+/// A flood of deliveries and its results.
 struct Flood {
     began: Timestamp,
-    /// When each was sent.
+    /// The time at which each delivery was sent.
     sent: Vec<Timestamp>,
     latencies: Vec<Duration>,
     refused: Vec<String>,
     calls: Vec<Call>,
-    /// How many VMs were started in it.
+    /// The number of starts of all VMs.
     starts: usize,
-    /// Of the VM that has the most.
+    /// The largest number of pending tasks of a VM.
     tasks: usize,
 }
 
@@ -48,30 +50,30 @@ pub(crate) async fn run() -> Result<Findings, BoxError> {
     let mut findings = Findings::default();
     println!(
         "{DELIVERIES} deliveries within {} s, at most {CONCURRENCY} at a time; seed {SEED}\n\
-         latencies from the time at which a delivery is due; API calls in all (for each delivery)",
+         latencies count from the time at which a delivery is due; API calls: total (per delivery)",
         WITHIN.as_secs()
     );
     for (vms, slow) in [(1, false), (1, true), (4, false), (4, true)] {
-        scene(vms, slow, &mut findings).await?;
+        scenario(vms, slow, &mut findings).await?;
     }
     Ok(findings)
 }
 
-async fn scene(vms: usize, slow: bool, findings: &mut Findings) -> Result<(), BoxError> {
+async fn scenario(vms: usize, slow: bool, findings: &mut Findings) -> Result<(), BoxError> {
     let pace = if slow {
-        format!("the API takes {} to {} ms", SLOW.0, SLOW.1)
+        format!("APIs with {} to {} ms", SLOW_MS.0, SLOW_MS.1)
     } else {
-        "the API answers at once".to_owned()
+        "APIs without latency".to_owned()
     };
     let name = format!("{vms} VM(s), {pace}");
     let mut stage = Stage::new(vms, 3, Connections::Kept).await?;
     stage.cloud.compute.timings(Timings { boot: Duration::from_secs(6), ..Timings::default() });
     if slow {
-        let mut dice = Dice(SEED);
+        let mut rng = Rng(SEED);
         stage.cloud.faults.on(move |_| {
-            let span = dice.millis(SLOW.0, SLOW.1);
-            // On the way there, or on the way back: the call has its effect after the time, or before it.
-            Some(if dice.roll().is_multiple_of(2) { Fault::Delay(span) } else { Fault::Late(span) })
+            let span = rng.millis(SLOW_MS.0, SLOW_MS.1);
+            // The request or the response is slow: the call has its effect after the delay, or before it.
+            Some(if rng.next().is_multiple_of(2) { Fault::Delay(span) } else { Fault::Late(span) })
         });
     }
     end_of_half_minute(&stage).await;
@@ -92,25 +94,24 @@ async fn scene(vms: usize, slow: bool, findings: &mut Findings) -> Result<(), Bo
         check_flood(findings, &format!("{name}: {event}"), flood, queued.began);
     }
     check_vms(findings, &name, &stage, vms, &completed);
-    let said = stage.program.end();
-    findings.0.extend(said.bad.into_iter().map(|bad| format!("{name}: {bad}")));
+    let output = stage.program.end();
+    findings.0.extend(output.bad.into_iter().map(|bad| format!("{name}: {bad}")));
     report(&name, &queued, &completed);
     Ok(())
 }
 
-/// Waits for the moment that lies half a flood before the end of a half minute.
+/// Waits until half a flood before the end of a half minute.
 async fn end_of_half_minute(stage: &Stage) {
     let earliest = stage.clock.now() + WITHIN / 2;
     let end = Timestamp::from_unix_seconds((earliest.unix_seconds() / BUCKET + 1) * BUCKET);
     stage.clock.sleep_until(end - WITHIN / 2).await;
 }
 
-/// Which VM a delivery is for.
 fn vm_of(number: u32, vms: usize) -> usize {
     number as usize % vms + 1
 }
 
-/// Sends the deliveries, each at its time, whatever became of those before.
+/// Sends each delivery at its time, without waiting for earlier ones.
 async fn flood(stage: &Stage, event: &str, vms: usize) -> Result<Flood, BoxError> {
     let mut requests = Vec::new();
     for number in 0..DELIVERIES {
@@ -119,33 +120,33 @@ async fn flood(stage: &Stage, event: &str, vms: usize) -> Result<Flood, BoxError
     }
     stage.cloud.clear_calls();
     let instance = Semaphore::new(CONCURRENCY);
-    let (start, began) = (moment(), stage.clock.now());
+    let (start, began) = (now(), stage.clock.now());
     let sends = requests.into_iter().zip(0_u32..).map(|(request, number)| {
         let instance = &instance;
         async move {
             let due = start + WITHIN * number / DELIVERIES;
             tokio::time::sleep_until(due).await;
-            // What waits for a place waits at Cloud Run's door, where GitHub's patience runs already.
-            let _place = instance.acquire().await;
+            // Waiting for a slot counts towards GitHub's timeout, as on Cloud Run.
+            let _slot = instance.acquire().await;
             let sent = stage.clock.now();
-            let answer = stage.send(request).await;
-            (answer, sent, moment() - due)
+            let response = stage.send(request).await;
+            (response, sent, now() - due)
         }
     });
-    let answers = join_all(sends).await;
+    let responses = join_all(sends).await;
     let refused = |status| match status {
-        Some(status) => format!("answered {status}"),
-        None => "not answered".to_owned(),
+        Some(status) => format!("got {status}"),
+        None => "got no response".to_owned(),
     };
     let tasks = (1..=vms).map(|number| stage.tasks_of(&vm(number))).max().unwrap_or_default();
     Ok(Flood {
         began,
-        sent: answers.iter().map(|(_, sent, _)| *sent).collect(),
-        latencies: answers.iter().map(|(.., latency)| *latency).collect(),
-        refused: answers
+        sent: responses.iter().map(|(_, sent, _)| *sent).collect(),
+        latencies: responses.iter().map(|(.., latency)| *latency).collect(),
+        refused: responses
             .iter()
-            .filter(|(answer, ..)| !answer.status.is_some_and(|status| status.is_success()))
-            .map(|(answer, ..)| refused(answer.status))
+            .filter(|(response, ..)| !response.status.is_some_and(|status| status.is_success()))
+            .map(|(response, ..)| refused(response.status))
             .collect(),
         calls: stage.cloud.calls(),
         starts: (1..=vms).map(|number| starts(stage, number, began)).sum(),
@@ -154,24 +155,28 @@ async fn flood(stage: &Stage, event: &str, vms: usize) -> Result<Flood, BoxError
 }
 
 #[expect(clippy::disallowed_methods, reason = "latencies are measured in real time")]
-fn moment() -> Instant {
+fn now() -> Instant {
     Instant::now()
 }
 
-/// `since`: when the first of the tasks that are alive was made.
+/// Checks a flood. `since` is the creation time of the oldest pending task.
 fn check_flood(findings: &mut Findings, name: &str, flood: &Flood, since: Timestamp) {
     findings.check(flood.refused.is_empty(), || {
-        format!("{name}: {} were not answered 2xx, one {}", flood.refused.len(), flood.refused[0])
+        format!(
+            "{name}: {} deliveries got no 2xx, the first {}",
+            flood.refused.len(),
+            flood.refused[0]
+        )
     });
     let longest = flood.latencies.iter().max().copied().unwrap_or_default();
-    findings.check(longest <= GITHUB_WAITS, || {
-        format!("{name}: an answer took {} ms", longest.as_millis())
+    findings.check(longest <= GITHUB_TIMEOUT, || {
+        format!("{name}: a response took {} ms", longest.as_millis())
     });
     let last = flood.sent.iter().max().map_or(0, |last| last.unix_seconds() / BUCKET);
-    // A handler may look at the clock a moment after its delivery was sent, in the next one.
+    // A handler may read the clock in the half minute after the delivery was sent.
     let buckets = (last - since.unix_seconds() / BUCKET + 2) as usize;
-    findings.check(flood.tasks <= TASKS_IN_A_BUCKET * buckets, || {
-        format!("{name}: {} tasks are alive for a VM, after {buckets} half minutes", flood.tasks)
+    findings.check(flood.tasks <= MAX_TASKS_PER_BUCKET * buckets, || {
+        format!("{name}: a VM has {} pending tasks after {buckets} half minutes", flood.tasks)
     });
 }
 
@@ -184,15 +189,15 @@ fn check_vms(findings: &mut Findings, name: &str, stage: &Stage, vms: usize, las
         findings.check(status == Status::Running, || {
             format!("{name}: {vm} is {status} after its jobs")
         });
-        let (mark, last) = (stage.mark(&vm), last_event(last, number, vms));
-        findings.check(mark >= Some(last), || {
-            let mark = mark.map_or_else(|| "none".to_owned(), |mark| mark.to_string());
-            format!("{name}: the mark of {vm} is {mark}, its last event came at {last}")
+        let (idle_since, last) = (stage.idle_since(&vm), last_event(last, number, vms));
+        findings.check(idle_since >= Some(last), || {
+            let label = idle_since.map_or_else(|| "none".to_owned(), |value| value.to_string());
+            format!("{name}: the label of {vm} is {label}, but its last event came at {last}")
         });
     }
 }
 
-/// How often a call of `instances.start` did start the VM, and did not find it starting already.
+/// The number of `instances.start` calls that started the VM.
 fn starts(stage: &Stage, number: usize, since: Timestamp) -> usize {
     let is_start = |at, status| at >= since && status == Status::Provisioning;
     let history = stage.cloud.compute.history(&vm(number));
@@ -218,7 +223,7 @@ fn report(name: &str, queued: &Flood, completed: &Flood) {
     println!("\n{name}");
     row("", ["queued".to_owned(), "completed".to_owned()]);
     row(
-        "answered 2xx",
+        "2xx responses",
         floods.map(|flood| (flood.latencies.len() - flood.refused.len()).to_string()),
     );
     row("latency p50", millis(50));
@@ -235,10 +240,10 @@ fn report(name: &str, queued: &Flood, completed: &Flood) {
             }),
         );
     }
-    row("setLabels: 412", floods.map(|flood| answered(flood, "instances.setLabels", 412)));
-    row("tasks.create: 409", floods.map(|flood| answered(flood, "tasks.create", 409)));
+    row("setLabels: 412", floods.map(|flood| with_status(flood, "instances.setLabels", 412)));
+    row("tasks.create: 409", floods.map(|flood| with_status(flood, "tasks.create", 409)));
     row("VMs started", floods.map(|flood| flood.starts.to_string()));
-    row("tasks alive of a VM", floods.map(|flood| flood.tasks.to_string()));
+    row("pending tasks per VM", floods.map(|flood| flood.tasks.to_string()));
 }
 
 fn count(calls: &[Call]) -> BTreeMap<&'static str, u32> {
@@ -248,9 +253,9 @@ fn count(calls: &[Call]) -> BTreeMap<&'static str, u32> {
     })
 }
 
-fn answered(flood: &Flood, method: &str, status: u16) -> String {
-    let with = |call: &&Call| {
-        call.method == method && call.status.is_some_and(|answer| answer.as_u16() == status)
+fn with_status(flood: &Flood, method: &str, status: u16) -> String {
+    let matches = |call: &&Call| {
+        call.method == method && call.status.is_some_and(|got| got.as_u16() == status)
     };
-    flood.calls.iter().filter(with).count().to_string()
+    flood.calls.iter().filter(matches).count().to_string()
 }

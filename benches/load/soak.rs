@@ -1,9 +1,8 @@
-//! Minutes of mixed traffic with faults, while the program's memory and file descriptors are watched.
+//! Minutes of mixed traffic with faults, while the program's memory and file descriptors are measured.
 //!
-//! Every minute goes the same way, drawn from the same seed, so what grows from minute to minute is a leak: twenty
-//! seconds in which API calls fail, twenty in which the handlers of that time come to their end, and twenty in
-//! which nothing may fail. Some jobs are the embedded GitHub's own, and have their VM started, watched and stopped;
-//! the others it does not know.
+//! Every minute is the same, drawn from the same seed, so growth from minute to minute is a leak. In the first twenty
+//! seconds API calls fail, in the next twenty handlers from then end, and in the last twenty no request may fail. Some jobs
+//! exist in the embedded GitHub, so that their VMs are started and stopped; the others do not.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,42 +16,41 @@ use http_body_util::Full;
 use runner_manager::clients::transport::BoxError;
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::Status;
-use runner_manager::emulators::{ErrorBody, Fault, Happening};
+use runner_manager::emulators::{ErrorBody, Event, Fault};
 use runner_manager::lifecycle::reconcile::PASS_TIME;
 use tokio::time::MissedTickBehavior;
 
 use crate::stage::{
-    Answer, CONCURRENCY, Connections, REPO, SECRET, Stage, labels, leaks, vm, workflow_job,
+    CONCURRENCY, Connections, REPO, Response, SECRET, Stage, labels, leaks, vm, workflow_job,
 };
-use crate::{Dice, Findings, percentile};
+use crate::{Findings, Rng, percentile};
 
 const SEED: u64 = 10;
 const VMS: usize = 4;
 
-/// The VM that only the embedded GitHub's own jobs are for: it comes to rest in between, and is stopped.
+/// The VM that only gets jobs of the embedded GitHub: it is idle in between, and is stopped.
 const QUIET: usize = VMS;
 
 const REQUESTS_PER_SECOND: u32 = 120;
 
-/// API calls fail in the first seconds of each minute.
-const TROUBLE: Duration = Duration::from_secs(20);
+/// The time at the start of each minute in which API calls fail.
+const FAULT_TIME: Duration = Duration::from_secs(20);
 
-/// How many of a hundred API calls fail then.
-const FAIL: u64 = 12;
+/// The percentage of API calls that fail in that time.
+const FAULT_PERCENT: u64 = 12;
 
-/// What the last minute may exceed the second one by: in hundredths, and in file descriptors at least.
-const GROWTH: u64 = 5;
-const FEW_FDS: u64 = 2;
+/// The allowed growth from the second minute to the last, in percent, but at least this number of file descriptors.
+const MAX_GROWTH_PERCENT: u64 = 5;
+const MAX_GROWTH_FDS: u64 = 2;
 
-/// What `soak` can be told.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How long; to compare the last minute with the second takes three at least
+    /// The duration; at least three minutes to compare the last with the second
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
 }
 
-/// What a request is, and so how it may be answered.
+/// The kind of a request, which determines its allowed responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Queued,
@@ -66,14 +64,14 @@ enum Kind {
     WrongSecret,
     NoSuchPath,
     Info,
-    /// The embedded GitHub's own deliveries.
+    /// A delivery of the embedded GitHub.
     Webhook,
-    /// Tasks that came due.
+    /// A callback of the embedded Cloud Tasks.
     Callback,
 }
 
 impl Kind {
-    /// What it is answered if nothing goes wrong.
+    /// The expected status without faults.
     fn expected(self) -> StatusCode {
         match self {
             Self::Forged | Self::Unsigned | Self::WrongSecret => StatusCode::UNAUTHORIZED,
@@ -90,7 +88,7 @@ impl Kind {
         }
     }
 
-    /// What it may be answered if an API call of its handler fails.
+    /// The allowed status if an API call of the handler fails.
     fn failed(self) -> Option<StatusCode> {
         match self {
             Self::Queued | Self::Completed | Self::Webhook => Some(StatusCode::BAD_GATEWAY),
@@ -100,41 +98,40 @@ impl Kind {
     }
 }
 
-/// What the process holds at a moment.
+/// The resources of the process.
 struct Sample {
     minute: u64,
     resident: u64,
-    /// None where the system does not let it be read.
+    /// `None` if the system does not permit reading it.
     proportional: Option<u64>,
     fds: u64,
 }
 
-/// What is counted while it runs.
 struct Soak {
     stage: Stage,
     began: Timestamp,
-    dice: Dice,
+    rng: Rng,
     jobs: u64,
-    answers: BTreeMap<(Kind, Option<StatusCode>), u64>,
+    responses: BTreeMap<(Kind, Option<StatusCode>), u64>,
     samples: Vec<Sample>,
     findings: Findings,
-    happenings: mpsc::Receiver<Happening>,
+    events: mpsc::Receiver<Event>,
     calls: Arc<AtomicU64>,
     faults: Arc<AtomicU64>,
-    /// Requests that were not sent, since too many were in flight.
+    /// Requests that were not sent because too many were in flight.
     skipped: u64,
 }
 
 pub(crate) async fn run(options: &Options) -> Result<Findings, BoxError> {
     let minutes = options.minutes;
     println!(
-        "{minutes} min, {REQUESTS_PER_SECOND} requests/s; in the first {} s of each minute {FAIL} % of the API \
+        "{minutes} min, {REQUESTS_PER_SECOND} requests/s; in the first {} s of each minute {FAULT_PERCENT} % of the API \
          calls fail; seed {SEED}",
-        TROUBLE.as_secs()
+        FAULT_TIME.as_secs()
     );
     if minutes < 3 {
         println!(
-            "the last minute is not compared with the second: that takes --minutes 3 at least"
+            "the last minute is not compared with the second: that needs at least --minutes 3"
         );
     }
     let mut soak = Soak::new().await?;
@@ -144,53 +141,53 @@ pub(crate) async fn run(options: &Options) -> Result<Findings, BoxError> {
 
 impl Soak {
     async fn new() -> Result<Self, BoxError> {
-        // How many connections are kept, and for how long, says nothing about what is lost.
+        // Idle connections would hide leaks of file descriptors.
         let stage = Stage::new(VMS, 1, Connections::UsedOnce).await?;
-        // Tasks come due at half minutes: one of them falls into the trouble, the other to where nothing may fail.
+        // Tasks are due at half minutes: one is in the time with faults, the other where nothing may fail.
         let seconds = (stage.clock.now().unix_seconds() + 10) / 30 * 30 + 20;
         let began = Timestamp::from_unix_seconds(seconds);
         stage.clock.sleep_until(began).await;
-        // Tokens come to their end too, and their fetching fails as other calls do.
+        // Tokens expire too, and their renewal may fail like other calls.
         stage.cloud.accounts.lifetime(Duration::from_secs(150));
-        // Names need not stay taken for longer than anything here asks for them.
+        // Tombstones are not needed longer than tasks can be repeated here.
         stage.cloud.tasks.tombstones_last(Duration::from_secs(600));
-        let (tell, happenings) = mpsc::channel();
-        stage.cloud.subscribe(move |happening| {
-            tell.send(happening.clone()).ok();
+        let (sender, events) = mpsc::channel();
+        stage.cloud.subscribe(move |event| {
+            sender.send(event.clone()).ok();
         });
         let (calls, faults) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let (mut dice, mut minute) = (Dice(SEED + 1), 0);
+        let (mut rng, mut minute) = (Rng(SEED + 1), 0);
         stage.cloud.faults.on({
             let (calls, faults) = (Arc::clone(&calls), Arc::clone(&faults));
             move |call| {
                 calls.fetch_add(1, Ordering::Relaxed);
                 if minute_of(call.at, began) != minute {
-                    (dice, minute) = (Dice(SEED + 1), minute_of(call.at, began));
+                    (rng, minute) = (Rng(SEED + 1), minute_of(call.at, began));
                 }
-                let strikes =
-                    since_the_minute(call.at, began) < TROUBLE && dice.between(1, 100) <= FAIL;
-                strikes.then(|| {
+                let fails = since_the_minute(call.at, began) < FAULT_TIME
+                    && rng.between(1, 100) <= FAULT_PERCENT;
+                fails.then(|| {
                     faults.fetch_add(1, Ordering::Relaxed);
-                    fault(&mut dice)
+                    fault(&mut rng)
                 })
             }
         });
         Ok(Self {
             stage,
             began,
-            dice: Dice(SEED),
+            rng: Rng(SEED),
             jobs: 50_000_000,
-            answers: BTreeMap::new(),
+            responses: BTreeMap::new(),
             samples: Vec::new(),
             findings: Findings::default(),
-            happenings,
+            events,
             calls,
             faults,
             skipped: 0,
         })
     }
 
-    /// Sends requests at a steady rate, whatever becomes of them, and takes a sample every second.
+    /// Sends requests at a constant rate, independent of their responses, and takes a sample every second.
     async fn traffic(&mut self, span: Duration) -> Result<(), BoxError> {
         let mut request = tokio::time::interval(Duration::from_secs(1) / REQUESTS_PER_SECOND);
         let mut second = tokio::time::interval(Duration::from_secs(1));
@@ -205,41 +202,41 @@ impl Soak {
                     self.each_second(seconds)?;
                     seconds += 1;
                 }
-                Some((kind, answer)) = in_flight.next() => self.judge(kind, &answer),
+                Some((kind, response)) = in_flight.next() => self.judge(kind, &response),
                 _ = request.tick() => {
                     if in_flight.len() < CONCURRENCY {
                         let (kind, request) = self.draw()?;
-                        let answer = self.stage.send(request);
-                        in_flight.push(async move { (kind, answer.await) });
+                        let response = self.stage.send(request);
+                        in_flight.push(async move { (kind, response.await) });
                     } else {
                         self.skipped += 1;
                     }
                 }
             }
         }
-        while let Some((kind, answer)) = in_flight.next().await {
-            self.judge(kind, &answer);
+        while let Some((kind, response)) = in_flight.next().await {
+            self.judge(kind, &response);
         }
         Ok(())
     }
 
     fn each_second(&mut self, second: u64) -> Result<(), BoxError> {
-        if !self.stage.program.runs() {
+        if !self.stage.program.is_running() {
             return Err("the program has ended".into());
         }
         let minute = minute_of(self.stage.clock.now(), self.began);
         if self.samples.last().is_some_and(|sample| sample.minute != minute) {
-            self.dice = Dice(SEED);
+            self.rng = Rng(SEED);
         }
         self.samples.push(Sample::take(self.stage.program.id(), minute)?);
-        // They would grow without end.
+        // The record of calls would grow without limit.
         self.stage.cloud.clear_calls();
-        self.hear();
+        self.judge_cloud_requests();
         if second.is_multiple_of(10) {
-            self.own_job(usize::try_from(second / 10)? % (VMS - 1) + 1);
+            self.queue_job(usize::try_from(second / 10)? % (VMS - 1) + 1);
         }
         if second % 180 == 30 {
-            self.own_job(QUIET);
+            self.queue_job(QUIET);
         }
         if second.is_multiple_of(30) {
             self.progress();
@@ -247,53 +244,54 @@ impl Soak {
         Ok(())
     }
 
-    /// A job that the embedded GitHub runs, with webhooks of its own.
-    fn own_job(&mut self, number: usize) {
-        let runs = Duration::from_secs(self.dice.between(2, 25));
+    /// Queues a job in the embedded GitHub, which sends its webhooks.
+    fn queue_job(&mut self, number: usize) {
+        let runs = Duration::from_secs(self.rng.between(2, 25));
         self.stage.cloud.github.queue_job(REPO, labels(number), runs);
     }
 
-    /// What the cloud sent of its own accord, and how that was answered.
-    fn hear(&mut self) {
-        while let Ok(happening) = self.happenings.try_recv() {
-            let (kind, at, reply) = match happening {
-                Happening::Webhook { at, reply, .. } => (Kind::Webhook, at, reply),
-                Happening::Callback { at, reply, .. } => (Kind::Callback, at, reply),
+    /// Judges the responses to the cloud's own requests.
+    fn judge_cloud_requests(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            let (kind, at, reply) = match event {
+                Event::Webhook { at, reply, .. } => (Kind::Webhook, at, reply),
+                Event::Callback { at, reply, .. } => (Kind::Callback, at, reply),
                 _ => continue,
             };
             let in_headers = reply.headers.values().any(|value| leaks(value.as_bytes()));
-            let answer = Answer { status: reply.status, leaks: in_headers || leaks(&reply.body) };
-            self.judge_at(kind, &answer, at);
+            let response =
+                Response { status: reply.status, leaks: in_headers || leaks(&reply.body) };
+            self.judge_at(kind, &response, at);
         }
     }
 
-    fn judge(&mut self, kind: Kind, answer: &Answer) {
-        self.judge_at(kind, answer, self.stage.clock.now());
+    fn judge(&mut self, kind: Kind, response: &Response) {
+        self.judge_at(kind, response, self.stage.clock.now());
     }
 
-    fn judge_at(&mut self, kind: Kind, answer: &Answer, at: Timestamp) {
-        *self.answers.entry((kind, answer.status)).or_default() += 1;
-        // No handler lives for longer, so after that no fault is in play.
-        let may_fail = since_the_minute(at, self.began) < TROUBLE + PASS_TIME;
-        let excused = may_fail && answer.status.is_some() && answer.status == kind.failed();
-        self.findings.check(answer.status == Some(kind.expected()) || excused, || {
-            let when = if may_fail { "" } else { ", with no fault in play" };
-            format!("{kind:?} at {at}: answered {}{when}", told(answer.status))
+    fn judge_at(&mut self, kind: Kind, response: &Response, at: Timestamp) {
+        *self.responses.entry((kind, response.status)).or_default() += 1;
+        // No handler takes longer than this, so later requests see no faults.
+        let may_fail = since_the_minute(at, self.began) < FAULT_TIME + PASS_TIME;
+        let excused = may_fail && response.status.is_some() && response.status == kind.failed();
+        self.findings.check(response.status == Some(kind.expected()) || excused, || {
+            let when = if may_fail { "" } else { ", without faults" };
+            format!("{kind:?} at {at}: the response is {}{when}", describe(response.status))
         });
-        self.findings
-            .check(!answer.leaks, || format!("{kind:?} at {at}: the secret is in the answer"));
+        self.findings.check(!response.leaks, || {
+            format!("{kind:?} at {at}: the response contains the secret")
+        });
     }
 
-    /// The next request.
     fn draw(&mut self) -> Result<(Kind, Request<Full<Bytes>>), BoxError> {
         self.jobs += 1;
-        let number = usize::try_from(self.dice.between(1, VMS as u64 - 1))?;
+        let number = usize::try_from(self.rng.between(1, VMS as u64 - 1))?;
         let event = |action, repo| workflow_job(action, repo, self.jobs, number);
         let stage = &self.stage;
         let post =
             |path, headers, body: &str| stage.request(Method::POST, path, headers, body.to_owned());
         let workflow_job = |body, secret| stage.delivery("workflow_job", body, secret);
-        Ok(match self.dice.between(0, 99) {
+        Ok(match self.rng.between(0, 99) {
             0..20 => (Kind::Queued, workflow_job(event("queued", REPO), SECRET)?),
             20..35 => (Kind::InProgress, workflow_job(event("in_progress", REPO), SECRET)?),
             35..55 => (Kind::Completed, workflow_job(event("completed", REPO), SECRET)?),
@@ -303,11 +301,11 @@ impl Soak {
                 (Kind::Unsigned, post("/github/webhook", headers, &event("queued", REPO))?)
             }
             67..75 => {
-                let body = event("queued", "somebody/else");
+                let body = event("queued", "other/repository");
                 (Kind::OtherRepository, workflow_job(body, SECRET)?)
             }
             75..80 => {
-                let length = usize::try_from(self.dice.between(0, 20_000))?;
+                let length = usize::try_from(self.rng.between(0, 20_000))?;
                 (Kind::Garbage, workflow_job("{\"action\": [".repeat(length / 12 + 1), SECRET)?)
             }
             80..85 => {
@@ -330,12 +328,12 @@ impl Soak {
 
     fn progress(&self) {
         let since = self.stage.clock.now().since(self.began).as_secs();
-        let answers: u64 = self.answers.values().sum();
+        let responses: u64 = self.responses.values().sum();
         let Some(sample) = self.samples.last() else { return };
         let proportional = sample.proportional.map_or("?".to_owned(), |size| size.to_string());
         println!(
-            "{:>3}:{:02}  {answers:>7} answers  {:>7} API calls  {:>5} faults  RSS {} KiB  PSS {proportional} KiB  \
-             {} fds  {} tasks alive",
+            "{:>3}:{:02}  {responses:>7} responses  {:>7} API calls  {:>5} faults  RSS {} KiB  PSS {proportional} KiB  \
+             {} fds  {} pending tasks",
             since / 60,
             since % 60,
             self.calls.load(Ordering::Relaxed),
@@ -347,17 +345,17 @@ impl Soak {
     }
 
     fn finish(mut self, minutes: u64) -> Result<Findings, BoxError> {
-        self.hear();
+        self.judge_cloud_requests();
         self.progress();
-        let said = self.stage.program.end();
-        self.findings.0.extend(said.bad);
-        println!("\n  {:<18} {:>14}", "request", "answers");
-        for ((kind, status), count) in &self.answers {
-            println!("  {:<18} {:>14} {count:>8}", format!("{kind:?}"), told(*status));
+        let output = self.stage.program.end();
+        self.findings.0.extend(output.bad);
+        println!("\n  {:<18} {:>14}", "request", "responses");
+        for ((kind, status), count) in &self.responses {
+            println!("  {:<18} {:>14} {count:>8}", format!("{kind:?}"), describe(*status));
         }
         println!(
-            "  {} requests were not sent, since {CONCURRENCY} were in flight; the program wrote {} lines",
-            self.skipped, said.lines
+            "  {} requests were not sent because {CONCURRENCY} were in flight; the program wrote {} lines",
+            self.skipped, output.lines
         );
         for number in 1..=VMS {
             let history = self.stage.cloud.compute.history(&vm(number));
@@ -368,9 +366,9 @@ impl Soak {
         let compare = minutes >= 3;
         println!("\n  {:<18} {:>14} {:>14}", "median", "second minute", "last minute");
         self.compare("RSS, KiB", 0, minutes, |sample| Some(sample.resident), compare);
-        // Not judged: it falls and rises with others who run the same program, as the two share its pages.
+        // Not judged: it depends on other processes that share the program's pages.
         self.compare("PSS, KiB", 0, minutes, |sample| sample.proportional, false);
-        self.compare("fds", FEW_FDS, minutes, |sample| Some(sample.fds), compare);
+        self.compare("fds", MAX_GROWTH_FDS, minutes, |sample| Some(sample.fds), compare);
         Ok(self.findings)
     }
 
@@ -390,7 +388,7 @@ impl Soak {
         let cell = |size: Option<u64>| size.map_or("-".to_owned(), |size| size.to_string());
         println!("  {what:<18} {:>14} {:>14}", cell(second), cell(last));
         if let (Some(second), Some(last), true) = (second, last, judged) {
-            let most = second + (second * GROWTH / 100).max(at_least);
+            let most = second + (second * MAX_GROWTH_PERCENT / 100).max(at_least);
             self.findings.check(last <= most, || {
                 format!("{what}: {second} in the second minute, and {last} in the last")
             });
@@ -398,7 +396,7 @@ impl Soak {
     }
 }
 
-/// How far the minute has come in which `at` lies, counted from the beginning.
+/// The time since the last full minute after the beginning.
 fn since_the_minute(at: Timestamp, began: Timestamp) -> Duration {
     Duration::from_millis(u64::try_from(at.since(began).as_millis() % 60_000).unwrap_or_default())
 }
@@ -407,9 +405,9 @@ fn minute_of(at: Timestamp, began: Timestamp) -> u64 {
     at.since(began).as_secs() / 60
 }
 
-fn fault(dice: &mut Dice) -> Fault {
+fn fault(rng: &mut Rng) -> Fault {
     let unavailable = StatusCode::SERVICE_UNAVAILABLE;
-    match dice.between(0, 11) {
+    match rng.between(0, 11) {
         0..3 => Fault::Before(unavailable, ErrorBody::Api),
         3 => Fault::Before(unavailable, ErrorBody::Html),
         4 => Fault::After(unavailable),
@@ -418,12 +416,12 @@ fn fault(dice: &mut Dice) -> Fault {
         8 => Fault::Before(StatusCode::BAD_GATEWAY, ErrorBody::Truncated),
         9 => Fault::Hang,
         10 => Fault::Lost,
-        _ => Fault::Late(dice.millis(100, 3_000)),
+        _ => Fault::Late(rng.millis(100, 3_000)),
     }
 }
 
-fn told(status: Option<StatusCode>) -> String {
-    status.map_or("nothing".to_owned(), |status| status.as_u16().to_string())
+fn describe(status: Option<StatusCode>) -> String {
+    status.map_or("none".to_owned(), |status| status.as_u16().to_string())
 }
 
 impl Sample {
@@ -432,7 +430,7 @@ impl Sample {
         let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok();
         Ok(Self {
             minute,
-            resident: kibibytes(&status, "VmRSS:").ok_or("the system tells no VmRSS")?,
+            resident: kibibytes(&status, "VmRSS:").ok_or("/proc has no VmRSS")?,
             proportional: rollup.and_then(|rollup| kibibytes(&rollup, "Pss:")),
             fds: std::fs::read_dir(format!("/proc/{process}/fd"))?.count() as u64,
         })

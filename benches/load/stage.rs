@@ -1,7 +1,7 @@
-//! The stage: the embedded cloud on a thread of its own, and the compiled program as a child that speaks to it.
+//! The embedded cloud on its own thread, and the compiled program as a child process that uses it.
 //!
-//! Both have their own event loop, so that an answer's latency is the program's, and not that of whoever waits
-//! for it. The child ends with the stage.
+//! Cloud, program and load have separate event loops, so that latencies are the program's. The child process ends with the
+//! stage.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::map_response;
-use axum::response::Response;
 use axum::serve::ListenerExt;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
@@ -28,17 +27,17 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
 
-/// The shared secret. It guards nothing, but must not be seen.
+/// The shared secret, which must not appear in responses and logs.
 pub(crate) const SECRET: &str = "not-to-be-seen-5f1c0e77";
 
-/// The one repository that has VMs.
+/// The repository that has VMs.
 pub(crate) const REPO: &str = "acme/app";
 
-/// How many requests Cloud Run lets an instance have at a time, as the README deploys it.
+/// The concurrency of an instance on Cloud Run, as the README deploys it.
 pub(crate) const CONCURRENCY: usize = 80;
 
-/// When GitHub hangs up.
-pub(crate) const GITHUB_WAITS: Duration = Duration::from_secs(10);
+/// GitHub's timeout for a delivery.
+pub(crate) const GITHUB_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ZONE: &str = "asia-northeast1-a";
 const PROJECT: &str = "my-project";
@@ -52,21 +51,20 @@ pub(crate) fn vm(number: usize) -> String {
     format!("runner-{number}")
 }
 
-/// The labels of a job that only this VM can run.
+/// The labels of jobs that only this VM's runner matches.
 pub(crate) fn labels(number: usize) -> [String; 2] {
     ["self-hosted".to_owned(), format!("pool-{number}")]
 }
 
-/// What becomes of a connection after an answer, at the program and at the cloud.
+/// The use of connections, to the program and to the cloud.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Connections {
-    /// It waits for the next request, as usual.
+    /// A connection is used again.
     Kept,
-    /// It is closed, so that no more are open than there are requests in flight.
+    /// A connection is closed after its response, so that only requests in flight have one.
     UsedOnce,
 }
 
-/// See above.
 pub(crate) struct Stage {
     pub(crate) cloud: Cloud,
     pub(crate) clock: Clock,
@@ -78,16 +76,16 @@ pub(crate) struct Stage {
     _files: tempfile::TempDir,
 }
 
-/// What the program answered.
-pub(crate) struct Answer {
-    /// None: no answer in time, or none at all.
+/// The program's response to a request.
+pub(crate) struct Response {
+    /// `None` if there was no response in time.
     pub(crate) status: Option<StatusCode>,
-    /// Whether the secret is in it.
+    /// The response contains the secret.
     pub(crate) leaks: bool,
 }
 
 impl Stage {
-    /// The program at work, with this many VMs, all of them stopped.
+    /// Starts the program with this number of VMs, all stopped.
     pub(crate) async fn new(
         vms: usize,
         inactive_minutes: u64,
@@ -108,12 +106,12 @@ impl Stage {
         let cloud_url = format!("http://{}", listener.local_addr()?);
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let url = format!("http://127.0.0.1:{port}");
-        furnish(&cloud, vms, &url);
+        populate(&cloud, vms, &url);
         let (cloud_runs, until) = oneshot::channel();
         std::thread::spawn({
             let cloud = cloud.clone();
             move || {
-                run_apart(&cloud, listener, connections, until)
+                run_cloud(&cloud, listener, connections, until)
                     .expect("the embedded cloud can be served")
             }
         });
@@ -142,11 +140,11 @@ impl Stage {
         let http = connections.client()?;
         let stage =
             Self { cloud, clock, program, http, url, _cloud_runs: cloud_runs, _files: files };
-        stage.program_listens().await?;
+        stage.wait_until_ready().await?;
         Ok(stage)
     }
 
-    async fn program_listens(&self) -> Result<(), BoxError> {
+    async fn wait_until_ready(&self) -> Result<(), BoxError> {
         for _ in 0..500 {
             let health = self.request(Method::GET, "/health", &[], "")?;
             if self.http.clone().oneshot(health).await.is_ok() {
@@ -154,10 +152,9 @@ impl Stage {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Err("the program does not listen".into())
+        Err("the program did not open its port within 10 s".into())
     }
 
-    /// A request to the program.
     pub(crate) fn request(
         &self,
         method: Method,
@@ -188,32 +185,32 @@ impl Stage {
         self.request(Method::POST, "/github/webhook", &headers, body)
     }
 
-    /// Sends a request, and waits for the answer no longer than GitHub does. The future does not borrow the stage.
+    /// Sends a request with GitHub's timeout. The future does not borrow the stage.
     pub(crate) fn send(
         &self,
         request: Request<Full<Bytes>>,
-    ) -> impl Future<Output = Answer> + use<> {
-        let answer = self.http.clone().oneshot(request);
+    ) -> impl Future<Output = Response> + use<> {
+        let response = self.http.clone().oneshot(request);
         async move {
-            match tokio::time::timeout(GITHUB_WAITS, answer).await {
-                Ok(Ok(answer)) => {
-                    let headers = answer.headers().values().any(|value| leaks(value.as_bytes()));
-                    let leaks = headers || leaks(answer.body());
-                    Answer { status: Some(answer.status()), leaks }
+            match tokio::time::timeout(GITHUB_TIMEOUT, response).await {
+                Ok(Ok(response)) => {
+                    let headers = response.headers().values().any(|value| leaks(value.as_bytes()));
+                    let leaks = headers || leaks(response.body());
+                    Response { status: Some(response.status()), leaks }
                 }
-                Ok(Err(_)) | Err(_) => Answer { status: None, leaks: false },
+                Ok(Err(_)) | Err(_) => Response { status: None, leaks: false },
             }
         }
     }
 
-    /// How many tasks of the VM are alive.
+    /// The number of the VM's pending tasks.
     pub(crate) fn tasks_of(&self, vm: &str) -> usize {
         let tasks = self.cloud.tasks.pending();
         tasks.iter().filter(|task| task.body["vm_instance_name"] == vm).count()
     }
 
-    /// When the VM last had work, by the label that the program writes.
-    pub(crate) fn mark(&self, vm: &str) -> Option<Timestamp> {
+    /// The value of the VM's label.
+    pub(crate) fn idle_since(&self, vm: &str) -> Option<Timestamp> {
         let labels = self.cloud.compute.labels(vm);
         let seconds = labels.get("runner-manager-idle-since")?.parse().ok()?;
         Some(Timestamp::from_unix_seconds(seconds))
@@ -221,7 +218,7 @@ impl Stage {
 }
 
 impl Connections {
-    /// What requests to the program are sent with.
+    /// The client for requests to the program.
     fn client(self) -> Result<HttpService, BoxError> {
         let http = over_tls()?;
         Ok(match self {
@@ -235,14 +232,16 @@ impl Connections {
         })
     }
 
-    /// The cloud's APIs, as they answer the program.
+    /// The cloud's APIs for the program.
     fn server(self, apis: Router) -> Router {
         match self {
             Self::Kept => apis,
-            Self::UsedOnce => apis.layer(map_response(|mut response: Response| async {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                response
-            })),
+            Self::UsedOnce => {
+                apis.layer(map_response(|mut response: axum::response::Response| async {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    response
+                }))
+            }
         }
     }
 }
@@ -259,8 +258,8 @@ fn fleet(vms: usize) -> String {
     Value::from_iter((1..=vms).map(entry)).to_string()
 }
 
-/// The VMs, their runners, and the webhook for jobs that the embedded GitHub knows of.
-fn furnish(cloud: &Cloud, vms: usize, url: &str) {
+/// Adds the VMs, their runners, and the webhook.
+fn populate(cloud: &Cloud, vms: usize, url: &str) {
     cloud.github.add_repository(REPO);
     for number in 1..=vms {
         cloud.compute.insert(Instance::new(&vm(number), ZONE));
@@ -271,8 +270,8 @@ fn furnish(cloud: &Cloud, vms: usize, url: &str) {
     cloud.github.webhook(Hook { url, secret: SECRET.into(), form: false });
 }
 
-/// Serves and runs the cloud, until the stage is gone.
-fn run_apart(
+/// Serves and runs the cloud until the stage is dropped.
+fn run_cloud(
     cloud: &Cloud,
     listener: TcpListener,
     connections: Connections,
@@ -289,29 +288,29 @@ fn run_apart(
         tokio::select! {
             biased;
             _ = until => Ok(()),
-            ended = std::future::IntoFuture::into_future(axum::serve(listener, apis)) => {
-                ended.map_err(Into::into)
+            result = std::future::IntoFuture::into_future(axum::serve(listener, apis)) => {
+                result.map_err(Into::into)
             }
             () = cloud.run_until(&mut driver, None) => Ok(()),
         }
     })
 }
 
-/// The header that GitHub signs a body with.
+/// GitHub's signature of a body, as the value of its header.
 fn sign(secret: &str, body: &[u8]) -> String {
     let mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes())
-        .expect("a key of any length is one")
+        .expect("HMAC takes keys of any length")
         .chain_update(body);
     let bytes = mac.finalize().into_bytes();
     format!("sha256={}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
-/// Whether the secret is in there.
+/// The text contains the secret.
 pub(crate) fn leaks(text: &[u8]) -> bool {
     text.windows(SECRET.len()).any(|window| window == SECRET.as_bytes())
 }
 
-/// A `workflow_job` event about a job of a VM, as GitHub would send it.
+/// The payload of a `workflow_job` event for a job of a VM.
 pub(crate) fn workflow_job(action: &str, repo: &str, job: u64, number: usize) -> String {
     const QUEUED: &str = include_str!("../../tests/fixtures/workflow_job.queued.json");
     const COMPLETED: &str = include_str!("../../tests/fixtures/workflow_job.completed.json");
@@ -329,17 +328,17 @@ pub(crate) fn workflow_job(action: &str, repo: &str, job: u64, number: usize) ->
     event.to_string()
 }
 
-/// The compiled program, killed when this is dropped.
+/// The compiled program, killed on drop.
 pub(crate) struct Program {
     child: Child,
-    readers: Vec<JoinHandle<Said>>,
+    readers: Vec<JoinHandle<Output>>,
 }
 
-/// What the program wrote.
+/// The program's output.
 #[derive(Default)]
-pub(crate) struct Said {
+pub(crate) struct Output {
     pub(crate) lines: usize,
-    /// Lines that must not be: of a panic, or with the secret in them.
+    /// Descriptions of lines with a panic or with the secret.
     pub(crate) bad: Vec<String>,
 }
 
@@ -347,12 +346,12 @@ impl Program {
     fn start(mut command: Command) -> Result<Self, BoxError> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut program = Self { child: command.spawn()?, readers: Vec::new() };
-        // A pipe that nobody reads would stop the program once it is full.
+        // The program would block on a full pipe.
         if let Some(pipe) = program.child.stdout.take() {
-            program.readers.push(std::thread::spawn(|| Said::read(pipe)));
+            program.readers.push(std::thread::spawn(|| Output::read(pipe)));
         }
         if let Some(pipe) = program.child.stderr.take() {
-            program.readers.push(std::thread::spawn(|| Said::read(pipe)));
+            program.readers.push(std::thread::spawn(|| Output::read(pipe)));
         }
         Ok(program)
     }
@@ -361,18 +360,17 @@ impl Program {
         self.child.id()
     }
 
-    /// Whether it still runs.
-    pub(crate) fn runs(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Ends it, and tells what it wrote.
-    pub(crate) fn end(&mut self) -> Said {
+    /// Kills the program, and returns its output.
+    pub(crate) fn end(&mut self) -> Output {
         self.kill();
-        let mut all = Said::default();
-        for said in self.readers.drain(..).filter_map(|reader| reader.join().ok()) {
-            all.lines += said.lines;
-            all.bad.extend(said.bad);
+        let mut all = Output::default();
+        for output in self.readers.drain(..).filter_map(|reader| reader.join().ok()) {
+            all.lines += output.lines;
+            all.bad.extend(output.bad);
         }
         all
     }
@@ -389,18 +387,18 @@ impl Drop for Program {
     }
 }
 
-impl Said {
+impl Output {
     fn read(pipe: impl Read) -> Self {
-        let mut said = Self::default();
+        let mut output = Self::default();
         for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-            said.lines += 1;
+            output.lines += 1;
             let text = String::from_utf8_lossy(&line);
             if leaks(&line) {
-                said.bad.push("the program wrote the secret".to_owned());
+                output.bad.push("the program wrote the secret".to_owned());
             } else if text.contains("panicked") {
-                said.bad.push(format!("the program panicked: {text}"));
+                output.bad.push(format!("the program panicked: {text}"));
             }
         }
-        said
+        output
     }
 }

@@ -1,4 +1,4 @@
-//! Deliveries as long as GitHub's: most of one is addresses of the repository, which nobody reads.
+//! Deliveries as long as GitHub's, most of which is URLs that the service does not read.
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
@@ -6,10 +6,9 @@ use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::{Map, Value, json};
 
-/// The shared secret. It guards nothing.
 pub(crate) const SECRET: &str = "not-to-be-seen-5f1c0e77";
 
-/// The service's environment, but for its fleet and for where things are.
+/// The service's environment without its fleet and the URLs of the APIs.
 pub(crate) const ENVIRONMENT: [(&str, &str); 8] = [
     ("GCP_PROJECT_ID", "my-project"),
     ("CLOUD_TASK_LOCATION", "asia-northeast1"),
@@ -18,35 +17,34 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 8] = [
     ("RUNNER_MANAGER_SECRET", SECRET),
     ("GITHUB_APP_ID", "123456"),
     ("GITHUB_APP_INSTALLATION_ID", "12345678"),
-    // A key as GitHub gives it to an App.
     ("GITHUB_APP_PRIVATE_KEY", include_str!("../../tests/fixtures/app-private-key.pem")),
 ];
 
-/// The one repository that has VMs.
+/// The repository that has VMs.
 pub(crate) const REPO: &str = "acme/app";
 
-/// A repository that has none.
-pub(crate) const STRANGER: &str = "acme/unknown";
+/// A repository without VMs.
+pub(crate) const UNKNOWN_REPO: &str = "acme/unknown";
 
 const QUEUED: &str = include_str!("../../tests/fixtures/workflow_job.queued.json");
 const COMPLETED: &str = include_str!("../../tests/fixtures/workflow_job.completed.json");
 
-/// What a repository's object says where something of it is found: `{name}_url`.
-const PARTS: &str = "archive assignees blobs branches collaborators comments commits compare contents contributors \
+/// The URLs in a repository's object, `{name}_url`.
+const REPOSITORY_URLS: &str = "archive assignees blobs branches collaborators comments commits compare contents contributors \
                      deployments downloads events forks git_commits git_refs git_tags git hooks issue_comment \
                      issue_events issues keys labels languages merges milestones mirror notifications pulls releases \
                      ssh stargazers statuses subscribers subscription svn tags teams trees clone homepage";
 
-/// What an account's object says where something of it is found.
-const OF_ACCOUNT: &str = "avatar events followers following gists hooks html issues members organizations public_members \
+/// The URLs in an account's object, `{name}_url`.
+const ACCOUNT_URLS: &str = "avatar events followers following gists hooks html issues members organizations public_members \
      received_events repos starred subscriptions";
 
-/// How far the job has come, and so how long its delivery is.
+/// The action of a delivery, which determines its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// 7 KB or so.
+    /// About 7 KB.
     Queued,
-    /// 14 KB or so: it lists the job's steps.
+    /// About 14 KB, since it lists the job's steps.
     Completed,
 }
 
@@ -55,17 +53,17 @@ pub(crate) fn body(action: Action, repo: &str, job: u64, vm: usize) -> String {
     let fixture = if action == Action::Queued { QUEUED } else { COMPLETED };
     let mut event: Value = serde_json::from_str(fixture).expect("the fixtures are JSON");
     let api = format!("https://api.github.example/repos/{repo}");
-    let addresses = |names: &str, root: &str| -> Map<String, Value> {
-        let address = |name: &str| {
+    let urls = |names: &str, root: &str| -> Map<String, Value> {
+        let url = |name: &str| {
             (format!("{name}_url"), format!("{root}/{name}{{/number}}{{?since,all}}").into())
         };
-        names.split_whitespace().map(address).collect()
+        names.split_whitespace().map(url).collect()
     };
-    let job_of_it = &mut event["workflow_job"];
-    job_of_it["id"] = job.into();
-    job_of_it["labels"] = json!(["self-hosted", pool(vm)]);
+    let workflow_job = &mut event["workflow_job"];
+    workflow_job["id"] = job.into();
+    workflow_job["labels"] = json!(["self-hosted", pool(vm)]);
     if action == Action::Completed {
-        job_of_it["runner_name"] = name(vm).into();
+        workflow_job["runner_name"] = name(vm).into();
         let step = |number: u32| {
             json!({
                 "name": format!("Run the tests of part {number} of the build"),
@@ -76,16 +74,16 @@ pub(crate) fn body(action: Action, repo: &str, job: u64, vm: usize) -> String {
                 "completed_at": "2026-11-24T09:00:09Z",
             })
         };
-        job_of_it["steps"] = (1..=36).map(step).collect();
+        workflow_job["steps"] = (1..=36).map(step).collect();
     }
     let repository = &mut event["repository"];
     repository["full_name"] = repo.into();
     if let Some(fields) = repository.as_object_mut() {
-        fields.extend(addresses(PARTS, &api));
+        fields.extend(urls(REPOSITORY_URLS, &api));
     }
     for account in ["sender", "organization"] {
         let of = format!("https://api.github.example/users/{account}");
-        event[account] = addresses(OF_ACCOUNT, &of).into();
+        event[account] = urls(ACCOUNT_URLS, &of).into();
     }
     event.to_string()
 }
@@ -100,7 +98,7 @@ pub(crate) fn pool(vm: usize) -> String {
     format!("pool-{vm}")
 }
 
-/// A delivery with this signature over HTTP/1.1.
+/// A delivery with this signature.
 pub(crate) fn delivery(body: String, signature: &str) -> Request<Full<Bytes>> {
     let headers = [
         ("X-GitHub-Event", "workflow_job"),
@@ -112,13 +110,12 @@ pub(crate) fn delivery(body: String, signature: &str) -> Request<Full<Bytes>> {
     request(Method::POST, "/github/webhook", &headers, body)
 }
 
-/// A delivery as GitHub would sign it.
+/// A delivery with a valid signature.
 pub(crate) fn signed(body: String) -> Request<Full<Bytes>> {
     let signature = sign(body.as_bytes());
     delivery(body, &signature)
 }
 
-/// A request to whoever listens.
 pub(crate) fn request(
     method: Method,
     path: &str,
@@ -132,10 +129,10 @@ pub(crate) fn request(
     request.body(Full::new(body.into())).expect("the parts of a request are valid")
 }
 
-/// The header that GitHub signs a body with.
+/// GitHub's signature of a body, as the value of its header.
 pub(crate) fn sign(body: &[u8]) -> String {
     let mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes())
-        .expect("a key of any length is one")
+        .expect("HMAC takes keys of any length")
         .chain_update(body);
     let bytes = mac.finalize().into_bytes();
     format!("sha256={}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())

@@ -1,7 +1,7 @@
-//! The floor: the least that a service can do for a delivery, on the same framework, with the same client.
+//! The floor: the minimum of work for a delivery, with the same framework and the same HTTP client as the service.
 //!
-//! It checks the signature, parses the fields that are read, makes the same calls side by side, and answers. It routes
-//! by one comparison, decides nothing, logs nothing, has no deadlines, and looks at no reply but its status.
+//! It verifies the signature, parses the same fields, makes the same concurrent calls, and responds. It routes by one
+//! comparison, makes no decisions, logs nothing, has no deadlines, and reads only the status of the API's responses.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -112,16 +112,16 @@ impl Floor {
             "headers":{{"Content-Type":"application/json"}},"body":"{}"}}}}}}"#,
             "eyJ2bV9pbnN0YW5jZV9uYW1lIjoi".repeat(8)
         );
-        let make = Request::post(format!("{upstream}/v2/projects/p/locations/l/queues/q/tasks"))
+        let create = Request::post(format!("{upstream}/v2/projects/p/locations/l/queues/q/tasks"))
             .header(CONTENT_TYPE, "application/json");
-        let (read, make) = (
+        let (read, create) = (
             read.header(AUTHORIZATION, "Bearer ya29.0123456789abcdef").body(Full::default())?,
-            make.header(AUTHORIZATION, "Bearer ya29.0123456789abcdef").body(Full::from(task))?,
+            create.header(AUTHORIZATION, "Bearer ya29.0123456789abcdef").body(Full::from(task))?,
         );
-        let (read, made) =
-            tokio::join!(self.http.clone().oneshot(read), self.http.clone().oneshot(make));
-        let fine = |answer: Response<Bytes>| answer.status().is_success();
-        if fine(read?) && fine(made?) { Ok(()) } else { Err("refused".into()) }
+        let (read, created) =
+            tokio::join!(self.http.clone().oneshot(read), self.http.clone().oneshot(create));
+        let succeeded = |response: Response<Bytes>| response.status().is_success();
+        if succeeded(read?) && succeeded(created?) { Ok(()) } else { Err("refused".into()) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! A client that asks for little itself: requests made beforehand, over connections that stay open.
+//! A client with little overhead: it sends prepared requests over connections that stay open.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,36 +13,35 @@ use runner_manager::clients::transport::BoxError;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// What one kind of request is answered with, and how often the answer is looked at.
+/// A kind of request, with its expected response.
 #[derive(Clone)]
 pub(crate) struct Load {
-    /// One for each connection; the connections beyond begin again.
+    /// One for each connection; further connections reuse them from the first.
     pub(crate) requests: Vec<Request<Full<Bytes>>>,
-    /// What is answered if all is well.
+    /// The expected status.
     pub(crate) status: StatusCode,
-    /// What the outcome header then says; empty: there is none, or it does not matter.
+    /// A text that the outcome header has to contain; empty if the header does not matter.
     pub(crate) outcome: &'static str,
 }
 
 impl Load {
-    /// The request of the nth connection.
     fn request(&self, nth: usize) -> &Request<Full<Bytes>> {
         &self.requests[nth % self.requests.len()]
     }
 
-    fn judge(&self, answer: &Response<Bytes>, judge_outcome: bool) -> Result<(), BoxError> {
-        let outcome = answer.headers().get("x-runner-manager-outcome");
+    fn verify(&self, response: &Response<Bytes>) -> Result<(), BoxError> {
+        let outcome = response.headers().get("x-runner-manager-outcome");
         let outcome = outcome.and_then(|outcome| outcome.to_str().ok()).unwrap_or_default();
-        if answer.status() != self.status || (judge_outcome && !outcome.contains(self.outcome)) {
-            let body = String::from_utf8_lossy(answer.body());
-            return Err(format!("answered {} {outcome:?}: {body}", answer.status()).into());
+        if response.status() != self.status || !outcome.contains(self.outcome) {
+            let body = String::from_utf8_lossy(response.body());
+            return Err(format!("the response is {} {outcome:?}: {body}", response.status()).into());
         }
         Ok(())
     }
 }
 
-/// Sends over this many connections at a time, each one request after the other, until the time is over. The
-/// latencies, sorted.
+/// Sends requests for this time over this number of connections, one after the other on each. Returns the sorted
+/// latencies.
 pub(crate) async fn flood(
     to: SocketAddr,
     connections: usize,
@@ -52,11 +51,11 @@ pub(crate) async fn flood(
     let end = Instant::now() + span;
     let worker = async |nth: usize| -> Result<Vec<Duration>, BoxError> {
         let request = load.request(nth);
-        over(to, async |sender| {
+        with_connection(to, async |sender| {
             let mut latencies = Vec::new();
             while Instant::now() < end {
-                let (answer, took) = exchange(sender, request).await?;
-                load.judge(&answer, true)?;
+                let (response, took) = exchange(sender, request).await?;
+                load.verify(&response)?;
                 latencies.push(took);
             }
             Ok(latencies)
@@ -68,15 +67,15 @@ pub(crate) async fn flood(
     Ok(all)
 }
 
-/// Sends all of its requests at the same moment, each over a connection of its own. The latencies, sorted.
+/// Sends all requests at the same time, each over its own connection. Returns the sorted latencies.
 pub(crate) async fn burst(to: SocketAddr, load: &Load) -> Result<Vec<Duration>, BoxError> {
-    // All connections first: a handshake is not part of what is measured.
+    // The measurement does not include the connections' handshakes.
     let ready = tokio::sync::Barrier::new(load.requests.len());
     let worker = async |request: &Request<Full<Bytes>>| {
-        over(to, async |sender| {
+        with_connection(to, async |sender| {
             ready.wait().await;
-            let (answer, took) = exchange(sender, request).await?;
-            load.judge(&answer, true)?;
+            let (response, took) = exchange(sender, request).await?;
+            load.verify(&response)?;
             Ok(took)
         })
         .await
@@ -86,8 +85,8 @@ pub(crate) async fn burst(to: SocketAddr, load: &Load) -> Result<Vec<Duration>, 
     Ok(all)
 }
 
-/// Opens a connection and keeps it going while it is used.
-async fn over<T>(
+/// Opens a connection and drives it while `work` uses it.
+async fn with_connection<T>(
     to: SocketAddr,
     work: impl AsyncFnOnce(&mut SendRequest<Full<Bytes>>) -> Result<T, BoxError>,
 ) -> Result<T, BoxError> {
@@ -96,8 +95,8 @@ async fn over<T>(
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
     tokio::select! {
         biased;
-        done = work(&mut sender) => done,
-        ended = connection => Err(format!("the connection ended: {ended:?}").into()),
+        result = work(&mut sender) => result,
+        result = connection => Err(format!("the connection ended: {result:?}").into()),
     }
 }
 
@@ -107,30 +106,30 @@ async fn exchange(
 ) -> Result<(Response<Bytes>, Duration), BoxError> {
     let begun = Instant::now();
     sender.ready().await?;
-    let answer = sender.send_request(request.clone()).await?;
-    let (head, body) = answer.into_parts();
-    let answer = Response::from_parts(head, body.collect().await?.to_bytes());
-    Ok((answer, begun.elapsed()))
+    let response = sender.send_request(request.clone()).await?;
+    let (head, body) = response.into_parts();
+    let response = Response::from_parts(head, body.collect().await?.to_bytes());
+    Ok((response, begun.elapsed()))
 }
 
-/// The first answer that comes, as soon as somebody listens, and how long that took from `begun` on.
-pub(crate) async fn first_answer(
+/// Sends a request as soon as the port is open, and returns the time from `begun` to its response.
+pub(crate) async fn first_response(
     to: SocketAddr,
     begun: Instant,
     load: &Load,
 ) -> Result<Duration, BoxError> {
     while begun.elapsed() < Duration::from_secs(10) {
         if TcpStream::connect(to).await.is_err() {
-            // tokio's timers count in milliseconds.
+            // tokio's timers have a resolution of a millisecond.
             std::thread::sleep(Duration::from_micros(50));
             continue;
         }
-        return over(to, async |sender| {
-            let (answer, _) = exchange(sender, load.request(0)).await?;
-            load.judge(&answer, true)?;
+        return with_connection(to, async |sender| {
+            let (response, _) = exchange(sender, load.request(0)).await?;
+            load.verify(&response)?;
             Ok(begun.elapsed())
         })
         .await;
     }
-    Err("nobody listens".into())
+    Err("the port did not open within 10 s".into())
 }

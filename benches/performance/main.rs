@@ -1,15 +1,11 @@
-//! What a request costs, against the floor: a bare service on the same framework that does as little as can be done.
+//! The cost of a request, compared with the floor: a minimal service on the same framework.
 //!
-//! Both run on one CPU, in turn, and everything else (the load, the APIs that they call) on the other. What is compared
-//! is the CPU time of a request, so that it does not matter if the other CPU is the slower one. Then what a caller waits
-//! for: answers at several concurrencies, with APIs that take their time, from a cold start. And memory.
+//! Service and floor take turns on one CPU; the load and the APIs run on another. The CPU time of a request is compared,
+//! so the speed of the other CPU does not matter. Further measurements: latencies at several concurrencies, with slow
+//! APIs and after a cold start; and memory.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a benchmark reports to whoever started it"
-)]
-#![expect(clippy::disallowed_methods, reason = "it measures by the clock")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its report")]
+#![expect(clippy::disallowed_methods, reason = "it measures real time")]
 
 mod deliveries;
 mod floor;
@@ -29,11 +25,11 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use clap::Parser;
 use deliveries::{
-    Action, ENVIRONMENT, REPO, SECRET, STRANGER, body, name, pool, request, sign, signed,
+    Action, ENVIRONMENT, REPO, SECRET, UNKNOWN_REPO, body, name, pool, request, sign, signed,
 };
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
-use load::{Load, burst, first_answer, flood};
+use load::{Load, burst, first_response, flood};
 use process::Process;
 use report::{Report, median, millis, percentile};
 use runner_manager::clients::transport::BoxError;
@@ -41,32 +37,32 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use upstream::Upstream;
 
-/// How many VMs there are: one for each connection, so that no two deliveries share their work.
+/// One VM for each connection, so that no two deliveries share their work.
 const VMS: usize = 80;
 
-/// How long a call takes where the APIs take their time.
-const ROUND: Duration = Duration::from_millis(30);
+/// The latency of slow APIs.
+const API_LATENCY: Duration = Duration::from_millis(30);
 
-/// Where the service and the floor run, and where everything else does.
+/// The CPU of service and floor, and the CPU of everything else.
 const MEASURED_CPU: usize = 0;
 const OTHER_CPU: usize = 1;
 
-/// What a request costs, against a bare service on the same framework. Takes about two minutes.
+/// Compares the cost of a request with a minimal service on the same framework. Takes about two minutes.
 #[derive(Parser)]
 #[command(bin_name = "cargo bench --bench performance --")]
 struct Cli {
-    /// How often service and floor take turns in each comparison; the median counts
+    /// Turns of service and floor in each comparison; the median counts
     #[arg(long, default_value_t = 7)]
     turns: usize,
-    /// How long a turn takes, in milliseconds
+    /// The duration of a turn, in milliseconds
     #[arg(long, default_value_t = 600)]
     turn_ms: u64,
-    /// Serve as the floor on this port
+    /// Run as the floor on this port
     #[arg(long, hide = true, requires = "upstream")]
     floor: Option<u16>,
     #[arg(long, hide = true)]
     upstream: Option<String>,
-    /// What `cargo bench` adds to the arguments of every benchmark
+    /// Ignored; `cargo bench` passes it to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -79,7 +75,7 @@ fn main() -> Result<ExitCode, BoxError> {
         return Ok(ExitCode::SUCCESS);
     }
     if cfg!(debug_assertions) {
-        eprintln!("not measured: this is a build without optimisations; use cargo bench");
+        eprintln!("not measured, since this build is not optimised: use cargo bench");
         return Ok(ExitCode::SUCCESS);
     }
     let report = runtime.block_on(measure(&cli))?;
@@ -90,12 +86,12 @@ fn main() -> Result<ExitCode, BoxError> {
 async fn measure(cli: &Cli) -> Result<Report, BoxError> {
     let mut report = Report::default();
     let upstream = Upstream::default();
-    let stand = Stand::new(&upstream)?;
-    cold_starts(&stand, &mut report).await?;
+    let setup = Setup::new(&upstream)?;
+    cold_starts(&setup, &mut report).await?;
 
-    let service = Served::service(&stand, MEASURED_CPU).await?;
-    let floor = Served::floor(&stand, MEASURED_CPU).await?;
-    // Each process that was started so far ran wherever it wanted to.
+    let service = Server::service(&setup, MEASURED_CPU).await?;
+    let floor = Server::floor(&setup, MEASURED_CPU).await?;
+    // The processes so far were not pinned.
     process::pin(std::process::id(), OTHER_CPU)?;
     memory("memory when idle (PSS)", &service, &floor, "5 MB", &mut report)?;
 
@@ -107,7 +103,7 @@ async fn measure(cli: &Cli) -> Result<Report, BoxError> {
     flood_with(&floor, 100_000).await?;
     memory("memory after 100,000 more (PSS)", &service, &floor, "16 MB", &mut report)?;
     let binary = std::fs::metadata(env!("CARGO_BIN_EXE_runner-manager"))?.len();
-    let with = if cfg!(feature = "dev") { "with the feature dev" } else { "as it ships" };
+    let with = if cfg!(feature = "dev") { "with the feature dev" } else { "as shipped" };
     report.row(
         &format!("binary, {with}"),
         format!("{:.1} MB", mebibytes(binary / 1024)),
@@ -116,11 +112,11 @@ async fn measure(cli: &Cli) -> Result<Report, BoxError> {
     Ok(report)
 }
 
-/// The service's, and what of it is its own; then the floor's.
+/// Reports the memory of the service and of the floor.
 fn memory(
-    what: &str,
-    service: &Served,
-    floor: &Served,
+    title: &str,
+    service: &Server,
+    floor: &Server,
     target: &str,
     report: &mut Report,
 ) -> Result<(), BoxError> {
@@ -128,8 +124,8 @@ fn memory(
         [("", service.process.memory()?, target), (", the floor's", floor.process.memory()?, "")]
     {
         let (all, own) = (mebibytes(measured.pss), mebibytes(measured.anonymous));
-        let value = format!("{all:.1} MB, of which {own:.1} MB are no file's");
-        report.row(&format!("{what}{whose}"), value, target);
+        let value = format!("{all:.1} MB, of which {own:.1} MB anonymous");
+        report.row(&format!("{title}{whose}"), value, target);
     }
     Ok(())
 }
@@ -139,20 +135,20 @@ fn mebibytes(kibibytes: u64) -> f64 {
     kibibytes as f64 / 1024.0
 }
 
-/// Where things are, and what the service is told.
-struct Stand {
+/// The environment of service and floor.
+struct Setup {
     upstream_url: String,
     key_file: tempfile::NamedTempFile,
 }
 
-impl Stand {
+impl Setup {
     fn new(upstream: &Upstream) -> Result<Self, BoxError> {
         let upstream_url = upstream.serve()?;
         let key = json!({
             "type": "service_account",
             "project_id": "my-project",
             "private_key_id": "1",
-            // Nobody looks at what is signed with it.
+            // The upstream does not verify signatures.
             "private_key": pkcs8()?,
             "client_email": "runner-manager@my-project.iam.gserviceaccount.com",
             "token_uri": format!("{upstream_url}/token"),
@@ -162,7 +158,7 @@ impl Stand {
         Ok(Self { upstream_url, key_file })
     }
 
-    /// The program as it ships, on this port.
+    /// The compiled program, on this port.
     fn service(&self, port: u16) -> Command {
         let entry = |vm| {
             json!({
@@ -179,7 +175,7 @@ impl Stand {
             .env("GOOGLE_APPLICATION_CREDENTIALS", self.key_file.path())
             .envs(ENVIRONMENT)
             .envs([
-                // Its log lines are JSON then, as in production.
+                // Logs JSON, as in production.
                 ("K_SERVICE", "runner-manager"),
                 ("COMPUTE_API_URL", &self.upstream_url),
                 ("CLOUD_TASKS_API_URL", &self.upstream_url),
@@ -203,28 +199,28 @@ impl Stand {
     }
 }
 
-/// A key as Google's key files hold it.
+/// A private key in the format of Google's key files.
 fn pkcs8() -> Result<String, BoxError> {
     let key = KeyPair::generate(KeySize::Rsa2048)?;
     let text = BASE64_STANDARD.encode(AsDer::<Pkcs8V1Der<'_>>::as_der(&key)?.as_ref());
     Ok(format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n"))
 }
 
-/// A process that answers.
-struct Served {
+/// A running service or floor.
+struct Server {
     process: Process,
     address: SocketAddr,
 }
 
-impl Served {
-    async fn service(stand: &Stand, cpu: usize) -> Result<Self, BoxError> {
+impl Server {
+    async fn service(setup: &Setup, cpu: usize) -> Result<Self, BoxError> {
         let address = free_address()?;
-        Self::start(stand.service(address.port()), address, cpu).await
+        Self::start(setup.service(address.port()), address, cpu).await
     }
 
-    async fn floor(stand: &Stand, cpu: usize) -> Result<Self, BoxError> {
+    async fn floor(setup: &Setup, cpu: usize) -> Result<Self, BoxError> {
         let address = free_address()?;
-        Self::start(stand.floor(address.port())?, address, cpu).await
+        Self::start(setup.floor(address.port())?, address, cpu).await
     }
 
     async fn start(
@@ -233,9 +229,9 @@ impl Served {
         cpu: usize,
     ) -> Result<Self, BoxError> {
         let process = Process::start(&mut command)?;
-        first_answer(address, Instant::now(), &health()).await?;
+        first_response(address, Instant::now(), &health()).await?;
         process.pin_to(cpu)?;
-        // Tokens are on their way.
+        // Let it fetch its tokens.
         tokio::time::sleep(Duration::from_millis(300)).await;
         Ok(Self { process, address })
     }
@@ -247,15 +243,15 @@ impl Served {
         let requests = flood(self.address, 32, span, load).await?.len();
         let cpu = self.process.cpu_time()?.saturating_sub(before);
         let count = u32::try_from(requests)?.max(1);
-        Ok(Turn { cpu: cpu / count, a_second: f64::from(count) / span.as_secs_f64() })
+        Ok(Turn { cpu: cpu / count, per_second: f64::from(count) / span.as_secs_f64() })
     }
 }
 
-/// What came of one turn.
+/// The result of one turn.
 #[derive(Clone, Copy)]
 struct Turn {
     cpu: Duration,
-    a_second: f64,
+    per_second: f64,
 }
 
 fn free_address() -> Result<SocketAddr, BoxError> {
@@ -263,8 +259,8 @@ fn free_address() -> Result<SocketAddr, BoxError> {
 }
 
 fn health() -> Load {
-    let ask = request(Method::GET, "/health", &[], "");
-    Load { requests: vec![ask], status: StatusCode::OK, outcome: "" }
+    let health = request(Method::GET, "/health", &[], "");
+    Load { requests: vec![health], status: StatusCode::OK, outcome: "" }
 }
 
 /// A delivery for each VM.
@@ -284,40 +280,44 @@ fn forged() -> Load {
 }
 
 fn unmatched() -> Load {
-    one(signed(body(Action::Queued, STRANGER, 1, 1)), StatusCode::OK, "nothing to do")
+    one(signed(body(Action::Queued, UNKNOWN_REPO, 1, 1)), StatusCode::OK, "nothing to do")
 }
 
-/// CPU time of a request, against the floor.
+/// Compares the CPU time of requests with the floor's.
 async fn costs(
-    service: &Served,
-    floor: &Served,
+    service: &Server,
+    floor: &Server,
     cli: &Cli,
     report: &mut Report,
 ) -> Result<(), BoxError> {
     let loads = [
         ("forged signature", forged(), 1.35),
         ("unmatched repository", unmatched(), 1.35),
-        ("`queued`, the VM runs and is marked", deliveries(Action::Queued, "already_running"), 1.5),
-        ("`completed`, the VM is marked", deliveries(Action::Completed, "ok, job"), 1.5),
+        (
+            "`queued`, the VM runs and its label is current",
+            deliveries(Action::Queued, "already_running"),
+            1.5,
+        ),
+        ("`completed`, the VM's label is current", deliveries(Action::Completed, "ok, job"), 1.5),
         ("`GET /health`", health(), 1.5),
     ];
     for (what, load, target) in loads {
         eprintln!("{what}: {} turns", cli.turns);
-        // The floor says nothing of outcomes.
+        // The floor has no outcome header.
         let plain = Load { outcome: "", ..load.clone() };
-        let (mut ours, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut service_turns, mut floor_turns, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..cli.turns {
-            let (own, least) = (service.cost(&load, cli).await?, floor.cost(&plain, cli).await?);
-            ratios.push(own.cpu.as_secs_f64() / least.cpu.as_secs_f64());
-            ours.push(own);
-            bare.push(least);
+            let (own, bare) = (service.cost(&load, cli).await?, floor.cost(&plain, cli).await?);
+            ratios.push(own.cpu.as_secs_f64() / bare.cpu.as_secs_f64());
+            service_turns.push(own);
+            floor_turns.push(bare);
         }
         let cpu = |turns: &[Turn]| median(turns.iter().map(|turn| turn.cpu.as_secs_f64()));
-        let rate = |turns: &[Turn]| median(turns.iter().map(|turn| turn.a_second));
+        let rate = |turns: &[Turn]| median(turns.iter().map(|turn| turn.per_second));
         report.cost(
             what,
-            (cpu(&ours), cpu(&bare)),
-            (rate(&ours), rate(&bare)),
+            (cpu(&service_turns), cpu(&floor_turns)),
+            (rate(&service_turns), rate(&floor_turns)),
             median(ratios),
             target,
         );
@@ -325,13 +325,16 @@ async fn costs(
     Ok(())
 }
 
-/// What callers wait for, where the APIs answer at once.
-async fn latencies(service: &Served, report: &mut Report) -> Result<(), BoxError> {
+/// Measures latencies while the APIs respond at once.
+async fn latencies(service: &Server, report: &mut Report) -> Result<(), BoxError> {
     let loads = [
         ("forged signature", forged()),
         ("unmatched repository", unmatched()),
-        ("`queued`, the VM runs and is marked", deliveries(Action::Queued, "already_running")),
-        ("`completed`, the VM is marked", deliveries(Action::Completed, "ok, job")),
+        (
+            "`queued`, the VM runs and its label is current",
+            deliveries(Action::Queued, "already_running"),
+        ),
+        ("`completed`, the VM's label is current", deliveries(Action::Completed, "ok, job")),
         ("`GET /health`", health()),
     ];
     for (what, load) in loads {
@@ -358,32 +361,32 @@ async fn latencies(service: &Served, report: &mut Report) -> Result<(), BoxError
     Ok(())
 }
 
-/// The same where each call takes [`ROUND`]: what it costs that calls wait for one another.
+/// Measures latencies while each API call takes [`API_LATENCY`].
 async fn slow_apis(
-    service: &Served,
+    service: &Server,
     upstream: &Upstream,
     report: &mut Report,
 ) -> Result<(), BoxError> {
-    eprintln!("APIs that take {ROUND:?}");
-    upstream.takes(ROUND);
+    eprintln!("APIs with a latency of {API_LATENCY:?}");
+    upstream.set_latency(API_LATENCY);
     let running = deliveries(Action::Queued, "already_running");
-    // Connections to the APIs are opened before it counts.
-    flood(service.address, VMS, 4 * ROUND, &running).await?;
+    // Open the connections to the APIs first.
+    flood(service.address, VMS, 4 * API_LATENCY, &running).await?;
 
     let span = Duration::from_secs(3);
     let all = flood(service.address, VMS, span, &running).await?;
-    let possible = VMS as f64 * span.as_secs_f64() / ROUND.as_secs_f64();
+    let possible = VMS as f64 * span.as_secs_f64() / API_LATENCY.as_secs_f64();
     report.row(
-        "80 at once, one round: share of what is possible",
+        "80 connections, one round of calls: share of the possible rate",
         format!("{:.2}", all.len() as f64 / possible),
         "0.9",
     );
     report.row("the same, p99", millis(percentile(&all, 99)), "45 ms");
 
-    let same = |what| Load {
+    let same = |outcome| Load {
         requests: vec![running.requests[0].clone(); VMS],
         status: StatusCode::OK,
-        outcome: what,
+        outcome,
     };
     let last = async |load: &Load| -> Result<Duration, BoxError> {
         let mut last = Vec::new();
@@ -395,18 +398,18 @@ async fn slow_apis(
     };
     let before = upstream.calls();
     let took = last(&running).await?;
-    report.row("burst of 80 for 80 VMs that run, last answer", millis(took), "50 ms");
+    report.row("burst of 80 for 80 VMs that run, last response", millis(took), "50 ms");
     let between = upstream.calls();
     let took = last(&same("already_running")).await?;
-    report.row("burst of 80 for one VM that runs, last answer", millis(took), "50 ms");
+    report.row("burst of 80 for one VM that runs, last response", millis(took), "50 ms");
     report.row(
-        "calls of such a burst: 80 VMs, one VM",
+        "API calls of such a burst: 80 VMs, one VM",
         format!("{}, {}", (between - before) / 9, (upstream.calls() - between) / 9),
         "",
     );
     upstream.vms_are_stopped(true);
     let took = last(&same("starting")).await?;
-    report.row("burst of 80 for one VM that is stopped, last answer", millis(took), "110 ms");
+    report.row("burst of 80 for one VM that is stopped, last response", millis(took), "110 ms");
     let mut alone = Vec::new();
     for _ in 0..21 {
         alone.extend(
@@ -428,12 +431,12 @@ async fn slow_apis(
         flood(service.address, 16, span, &busy),
     )?;
     report.row("`/health` with 16 webhooks in flight, p99", millis(percentile(&all, 99)), "1 ms");
-    upstream.takes(Duration::ZERO);
+    upstream.set_latency(Duration::ZERO);
     Ok(())
 }
 
-/// From exec to answers.
-async fn cold_starts(stand: &Stand, report: &mut Report) -> Result<(), BoxError> {
+/// Measures the time from exec to the first response.
+async fn cold_starts(setup: &Setup, report: &mut Report) -> Result<(), BoxError> {
     eprintln!("cold starts");
     let delivery = deliveries(Action::Queued, "already_running");
     let (mut healthy, mut bare, mut matched) = (Vec::new(), Vec::new(), Vec::new());
@@ -446,18 +449,18 @@ async fn cold_starts(stand: &Stand, report: &mut Report) -> Result<(), BoxError>
         ] {
             let address = free_address()?;
             let port = address.port();
-            let mut command = if floor { stand.floor(port)? } else { stand.service(port) };
+            let mut command = if floor { setup.floor(port)? } else { setup.service(port) };
             let begun = Instant::now();
             let _process = Process::start(&mut command)?;
-            times.push(first_answer(address, begun, load).await?);
+            times.push(first_response(address, begun, load).await?);
         }
     }
     for times in [&mut healthy, &mut bare, &mut matched] {
         times.sort_unstable();
     }
-    report.row("exec to the first answer, p50", millis(percentile(&healthy, 50)), "5 ms");
+    report.row("exec to the first response, p50", millis(percentile(&healthy, 50)), "5 ms");
     report.row(
-        "exec to the first matched delivery answered, tokens fetched, p50",
+        "exec to the response to a matched delivery, tokens fetched, p50",
         millis(percentile(&matched, 50)),
         "15 ms",
     );
@@ -465,10 +468,10 @@ async fn cold_starts(stand: &Stand, report: &mut Report) -> Result<(), BoxError>
     Ok(())
 }
 
-/// This many deliveries more.
-async fn flood_with(service: &Served, count: usize) -> Result<(), BoxError> {
+/// Sends this number of deliveries.
+async fn flood_with(service: &Server, count: usize) -> Result<(), BoxError> {
     eprintln!("{count} deliveries");
-    // The floor says nothing of outcomes.
+    // The floor has no outcome header.
     let load = deliveries(Action::Queued, "");
     let mut sent = 0;
     while sent < count {

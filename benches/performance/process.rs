@@ -1,4 +1,4 @@
-//! What Linux knows of a process: the time that it had a CPU for, and the memory that it alone has.
+//! CPU time and memory of a process, from Linux's /proc.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -9,24 +9,24 @@ use runner_manager::clients::transport::BoxError;
 /// In kibibytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory {
-    /// The proportional set size: pages that it shares with others count in part.
+    /// The proportional set size: shared pages count in part.
     pub(crate) pss: u64,
-    /// That part of it that is no file's: heap, stack, and data that was written to. The rest is the program and its
-    /// libraries, which the kernel reads anew when it needs the memory.
+    /// The anonymous part: heap, stack and written data. The rest is the program and its libraries, which the kernel can
+    /// read again.
     pub(crate) anonymous: u64,
 }
 
-/// A child, killed when this is dropped.
+/// A child process, killed on drop.
 pub(crate) struct Process(Child);
 
 impl Process {
-    /// Starts it; what it writes is thrown away.
+    /// Starts the command without its output.
     pub(crate) fn start(command: &mut Command) -> Result<Self, BoxError> {
         let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self(command.spawn()?))
     }
 
-    /// How long its threads have had a CPU, all of them together.
+    /// The CPU time of all threads.
     pub(crate) fn cpu_time(&self) -> Result<Duration, BoxError> {
         let mut all = Duration::ZERO;
         for thread in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
@@ -37,18 +37,18 @@ impl Process {
         Ok(all)
     }
 
-    /// What it has in memory now.
     pub(crate) fn memory(&self) -> Result<Memory, BoxError> {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id()))?;
         let kibibytes = |name: &str| -> Result<u64, BoxError> {
             let line = rollup.lines().find_map(|line| line.strip_prefix(name));
-            let number = line.and_then(|line| line.split_whitespace().next()).ok_or("not there")?;
+            let number = line
+                .and_then(|line| line.split_whitespace().next())
+                .ok_or("smaps_rollup lacks a field")?;
             Ok(number.parse()?)
         };
         Ok(Memory { pss: kibibytes("Pss:")?, anonymous: kibibytes("Pss_Anon:")? })
     }
 
-    /// Keeps it on this CPU from now on.
     pub(crate) fn pin_to(&self, cpu: usize) -> Result<(), BoxError> {
         pin(self.0.id(), cpu)
     }
@@ -61,7 +61,7 @@ impl Drop for Process {
     }
 }
 
-/// Keeps a process, with all the threads that it has, on one CPU.
+/// Pins a process and its current threads to one CPU.
 pub(crate) fn pin(process: u32, cpu: usize) -> Result<(), BoxError> {
     let done = Command::new("taskset")
         .args(["-acp", &cpu.to_string(), &process.to_string()])

@@ -1,5 +1,5 @@
-//! Google and GitHub with ready-made answers: the least that a reply can cost, so that what is measured is the service.
-//! Whether the service does the right thing is for the tests to say, on the embedded cloud.
+//! Google's and GitHub's APIs with fixed responses, which cost as little as possible, so that the service is measured.
+//! The tests against the embedded cloud prove that it is correct.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use axum::serve::ListenerExt;
 use runner_manager::clients::transport::BoxError;
 use runner_manager::clock::Clock;
 
-/// How the APIs answer just now; clones agree.
+/// The APIs' current behaviour; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Upstream(Arc<Settings>);
 
@@ -27,27 +27,26 @@ struct Settings {
 }
 
 impl Upstream {
-    /// Every call takes this long, there and back.
-    pub(crate) fn takes(&self, latency: Duration) {
+    /// Sets the latency of every call.
+    pub(crate) fn set_latency(&self, latency: Duration) {
         let millis = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
         self.0.latency_ms.store(millis, Ordering::Relaxed);
     }
 
-    /// Whether VMs are stopped and without a mark, or run and have just been marked.
+    /// Makes VMs stopped and without the label, or running and with a current label.
     pub(crate) fn vms_are_stopped(&self, stopped: bool) {
         self.0.stopped.store(stopped, Ordering::Relaxed);
     }
 
-    /// How many calls there were so far.
     pub(crate) fn calls(&self) -> u64 {
         self.0.calls.load(Ordering::Relaxed)
     }
 
-    /// Serves on a thread of its own until the process ends; the URL.
+    /// Serves on its own thread until the process ends. Returns the URL.
     pub(crate) fn serve(&self) -> Result<String, BoxError> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let url = format!("http://{}", listener.local_addr()?);
-        let router = Router::new().fallback(answer).with_state(self.clone());
+        let router = Router::new().fallback(respond).with_state(self.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::spawn(move || {
             runtime.block_on(async {
@@ -66,17 +65,17 @@ impl Upstream {
             return r#"{"id":"4711","status":"TERMINATED","labelFingerprint":"42WmSpB8rSM=","disks":[{"type":"PERSISTENT"}]}"#
                 .to_owned();
         }
-        // Ahead of any event of the next minutes, so that none of them has to write one.
-        let mark = Clock::system().now().unix_seconds() + 600;
+        // In the future, so that no event of the next minutes has to write the label.
+        let idle_since = Clock::system().now().unix_seconds() + 600;
         format!(
-            r#"{{"id":"4711","status":"RUNNING","labels":{{"team":"ci","runner-manager-idle-since":"{mark}"}},
+            r#"{{"id":"4711","status":"RUNNING","labels":{{"team":"ci","runner-manager-idle-since":"{idle_since}"}},
             "labelFingerprint":"42WmSpB8rSM=","lastStartTimestamp":"2026-11-23T21:03:00.250-08:00","disks":[{{"type":"PERSISTENT"}}]}}"#
         )
     }
 }
 
-/// The body is taken, or the connection could not be used again.
-async fn answer(State(upstream): State<Upstream>, method: Method, uri: Uri, _: Bytes) -> Response {
+/// Responds to any call. Reads the body, so that the connection can be used again.
+async fn respond(State(upstream): State<Upstream>, method: Method, uri: Uri, _: Bytes) -> Response {
     const OPERATION: &str =
         r#"{"name":"operation-1764","operationType":"start","status":"RUNNING"}"#;
     upstream.0.calls.fetch_add(1, Ordering::Relaxed);
@@ -101,13 +100,13 @@ async fn answer(State(upstream): State<Upstream>, method: Method, uri: Uri, _: B
         }
         (&Method::GET, "runs") => r#"{"total_count":0,"workflow_runs":[]}"#,
         (&Method::GET, _) if path.contains("/instances/") => {
-            return json_of(upstream.instance());
+            return json_response(upstream.instance());
         }
         _ => return StatusCode::NOT_FOUND.into_response(),
     };
-    json_of(json)
+    json_response(json)
 }
 
-fn json_of(body: impl IntoResponse) -> Response {
+fn json_response(body: impl IntoResponse) -> Response {
     ([("content-type", "application/json; charset=UTF-8")], body).into_response()
 }

@@ -1,15 +1,15 @@
-//! Callbacks and commands as text: headers, and bodies of any version.
+//! Callbacks and operators' commands as text, with headers and bodies of any version.
 
 #![no_main]
 
-#[path = "../../tests/it/properties/harness.rs"]
-#[allow(dead_code, reason = "each target uses its part")]
+#[path = "../../tests/it/harness.rs"]
 mod harness;
-#[path = "../../tests/it/stand.rs"]
-mod stand;
+#[path = "../../tests/it/properties/target.rs"]
+#[allow(dead_code, reason = "each target uses a part of it")]
+mod target;
 
 libfuzzer_sys::fuzz_target!(|request: &[u8]| {
     if request.starts_with(b"POST /runner/") {
-        _ = harness::request_holds(request);
+        _ = target::request_holds(request);
     }
 });

@@ -1,12 +1,12 @@
-//! RUNNER_CONFIG.
+//! RUNNER_CONFIG as arbitrary text.
 
 #![no_main]
 
-#[path = "../../tests/it/properties/harness.rs"]
-#[allow(dead_code, reason = "each target uses its part")]
+#[path = "../../tests/it/harness.rs"]
+#[allow(dead_code, reason = "each target uses a part of it")]
 mod harness;
-#[path = "../../tests/it/stand.rs"]
-#[allow(dead_code, reason = "each target uses its part")]
-mod stand;
+#[path = "../../tests/it/properties/target.rs"]
+#[allow(dead_code, reason = "each target uses a part of it")]
+mod target;
 
-libfuzzer_sys::fuzz_target!(|text: &str| harness::runner_config_holds(text));
+libfuzzer_sys::fuzz_target!(|text: &str| target::runner_config_holds(text));

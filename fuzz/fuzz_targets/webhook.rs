@@ -1,15 +1,15 @@
-//! Webhook deliveries as text: headers, content type, body, signed or not.
+//! Webhook deliveries as text, with any headers and body, signed or not.
 
 #![no_main]
 
-#[path = "../../tests/it/properties/harness.rs"]
-#[allow(dead_code, reason = "each target uses its part")]
+#[path = "../../tests/it/harness.rs"]
 mod harness;
-#[path = "../../tests/it/stand.rs"]
-mod stand;
+#[path = "../../tests/it/properties/target.rs"]
+#[allow(dead_code, reason = "each target uses a part of it")]
+mod target;
 
 libfuzzer_sys::fuzz_target!(|request: &[u8]| {
     if request.starts_with(b"POST /github/") {
-        _ = harness::request_holds(request);
+        _ = target::request_holds(request);
     }
 });

@@ -1,4 +1,4 @@
-//! The GitHub App: its key, its installation, the repositories that it covers.
+//! Checks of the GitHub App: its key, its installation and its repositories.
 
 use http::StatusCode;
 
@@ -7,27 +7,27 @@ use crate::clients::Error;
 use crate::clients::github::app::{App, Installation, Permissions};
 use crate::clients::github::{GitHub, Repository};
 use crate::clock::Deadline;
-use crate::fleet::{Entry, Registers, RepoName};
+use crate::fleet::{Entry, RegisterIn, RepoName};
 
-/// What is known of the App.
 pub(super) struct AppFacts {
     pub(super) app: Result<App, Error>,
     pub(super) installation: Result<Installation, Error>,
 }
 
 impl AppFacts {
-    /// Whether the App may ask anything.
-    pub(super) fn key_fits(&self) -> bool {
+    /// GitHub accepts the App's key.
+    pub(super) fn is_key_accepted(&self) -> bool {
         self.app.is_ok()
     }
 
-    /// Whether its installation may.
+    /// The App is installed and not suspended.
     pub(super) fn is_installed(&self) -> bool {
-        self.key_fits() && self.installation.as_ref().is_ok_and(|it| it.suspended_at.is_none())
+        self.is_key_accepted()
+            && self.installation.as_ref().is_ok_and(|it| it.suspended_at.is_none())
     }
 }
 
-pub(super) async fn look_at_app(github: &GitHub, deadline: Deadline) -> AppFacts {
+pub(super) async fn read_app(github: &GitHub, deadline: Deadline) -> AppFacts {
     let (app, installation) = tokio::join!(github.app(deadline), github.installation(deadline));
     AppFacts { app, installation }
 }
@@ -36,15 +36,15 @@ pub(super) fn judge_app(facts: &AppFacts, installation_id: u64, entries: &[Entry
     let mut found = Findings::of("GitHub App");
     let app = match &facts.app {
         Ok(app) => {
-            found.ok("key", format!("it is that of {:?}, App {}", app.name, app.id));
+            found.ok("key", format!("it belongs to the App {:?}, id {}", app.name, app.id));
             app
         }
         Err(error) => {
             let fix = match error.status() {
                 Some(StatusCode::NOT_FOUND) => "correct GITHUB_APP_ID, or GITHUB_API_URL",
                 _ => {
-                    "make a new private key on the App's page, and set GITHUB_APP_PRIVATE_KEY to it; check \
-                     GITHUB_APP_ID, and this machine's clock"
+                    "generate a new private key on the App's page and set GITHUB_APP_PRIVATE_KEY to it; check \
+                     GITHUB_APP_ID and this machine's clock"
                 }
             };
             found.failed("key", error, fix);
@@ -55,10 +55,10 @@ pub(super) fn judge_app(facts: &AppFacts, installation_id: u64, entries: &[Entry
         Ok(installation) if installation.suspended_at.is_some() => found.fail(
             "installation",
             format!("installation {installation_id} is suspended"),
-            "unsuspend it in its settings",
+            "unsuspend it in the installation's settings",
         ),
         Ok(installation) => {
-            found.ok("installation", format!("{installation_id}"));
+            found.ok("installation", format!("installation {installation_id} is active"));
             for permission in needed(entries) {
                 judge_permission(&mut found, permission, &app.permissions, installation);
             }
@@ -66,21 +66,21 @@ pub(super) fn judge_app(facts: &AppFacts, installation_id: u64, entries: &[Entry
         Err(error) => found.failed(
             "installation",
             error,
-            "set GITHUB_APP_INSTALLATION_ID to the number at the end of the installation's settings page's URL",
+            "set GITHUB_APP_INSTALLATION_ID to the number at the end of the URL of the installation's settings",
         ),
     }
     found.done()
 }
 
-/// A permission that the service needs.
+/// A permission of the App that the service needs.
 struct Permission {
-    /// As the API writes it.
+    /// Its name in the API.
     key: &'static str,
-    /// As the App's page does.
+    /// Its name on the App's page.
     name: &'static str,
-    /// Reading is not enough.
+    /// Write access is needed.
     writes: bool,
-    /// What is missing without it.
+    /// The consequence of its absence.
     without: &'static str,
 }
 
@@ -88,38 +88,38 @@ const ACTIONS: Permission = Permission {
     key: "actions",
     name: "Actions: read",
     writes: false,
-    without: "nobody can see which jobs wait and run, and the runner's word alone decides",
+    without: "the service cannot list jobs, so the runner's busy flag alone decides",
 };
 
 const ADMINISTRATION: Permission = Permission {
     key: "administration",
     name: "Administration: read",
     writes: false,
-    without: "nobody can see whether a repository's runner is busy, and the jobs alone decide",
+    without: "the service cannot see if a repository's runner is busy, so the job lists alone decide",
 };
 
 const REGISTERS_IN_REPOSITORY: Permission = Permission {
     key: "administration",
     name: "Administration: write",
     writes: true,
-    without: "an entry has \"register\": \"repository\", and no VM can register its runner",
+    without: "an entry has \"register\": \"repository\", but its VM cannot register its runner",
 };
 
 const REGISTERS_IN_ORGANIZATION: Permission = Permission {
     key: "organization_self_hosted_runners",
     name: "Self-hosted runners: write",
     writes: true,
-    without: "an entry has \"register\": \"organization\", and no VM can register its runner",
+    without: "an entry has \"register\": \"organization\", but its VM cannot register its runner",
 };
 
-/// What the entries need.
+/// The permissions that these entries need.
 fn needed(entries: &[Entry]) -> Vec<&'static Permission> {
-    let register = |place| entries.iter().any(|entry| entry.register == Some(place));
+    let register = |scope| entries.iter().any(|entry| entry.register == Some(scope));
     let mut needed = vec![&ACTIONS, &ADMINISTRATION];
-    if register(Registers::Repository) {
+    if register(RegisterIn::Repository) {
         needed[1] = &REGISTERS_IN_REPOSITORY;
     }
-    if register(Registers::Organization) {
+    if register(RegisterIn::Organization) {
         needed.push(&REGISTERS_IN_ORGANIZATION);
     }
     needed
@@ -134,7 +134,7 @@ impl Permission {
 fn judge_permission(
     found: &mut Findings,
     permission: &Permission,
-    asked_for: &Permissions,
+    requested: &Permissions,
     installation: &Installation,
 ) {
     let Permission { name, without, .. } = permission;
@@ -143,22 +143,21 @@ fn judge_permission(
         return;
     }
     let page = installation.html_url.as_deref().unwrap_or("the installation's settings");
-    let fix = if permission.is_among(asked_for) {
+    let fix = if permission.is_among(requested) {
         format!("accept the App's new permissions: {page}")
     } else {
-        format!("add {name} to the App's permissions, and accept it: {page}")
+        format!("add {name} to the App's permissions, then accept it: {page}")
     };
     found.fail("permission", format!("{name} is missing: {without}"), fix);
 }
 
-/// What is known of a repository.
 pub(super) struct RepoFacts {
     installation: Result<Installation, Error>,
-    /// As the installation sees it; not asked where it cannot.
+    /// The repository as the installation sees it; `None` if the installation cannot be used.
     repository: Option<Result<Repository, Error>>,
 }
 
-pub(super) async fn look_at_repo(
+pub(super) async fn read_repo(
     github: &GitHub,
     repo: &RepoName,
     is_installed: bool,
@@ -177,18 +176,18 @@ pub(super) fn judge_repo(facts: &RepoFacts, repo: &RepoName, installation_id: u6
     let mut found = Findings::of(format!("repository {repo}"));
     match &facts.installation {
         Ok(installation) if installation.id == installation_id => {
-            found.ok("installation", "the App is installed on it");
+            found.ok("installation", "the App is installed on this repository");
         }
         Ok(Installation { id, .. }) => found.fail(
             "installation",
             format!("installation {id} covers it, not {installation_id}"),
             format!(
-                "set GITHUB_APP_INSTALLATION_ID to {id}; repositories of several owners need a deployment for each"
+                "set GITHUB_APP_INSTALLATION_ID to {id}; repositories of several owners need one deployment per owner"
             ),
         ),
         Err(error) if error.is_not_found() => found.fail(
             "installation",
-            "the App is not installed on it, or there is no such repository",
+            "the App is not installed on it, or the repository does not exist",
             "add it in the installation's settings, or correct repo in RUNNER_CONFIG",
         ),
         Err(error) => found.failed("installation", error, "check the App's key"),
@@ -204,21 +203,21 @@ pub(super) fn judge_repo(facts: &RepoFacts, repo: &RepoName, installation_id: u6
 }
 
 fn judge_repository(found: &mut Findings, repository: &Repository, repo: &RepoName) {
-    let now = &repository.full_name;
-    if now == repo {
-        found.ok("name", "it is still called so");
+    let current = &repository.full_name;
+    if current == repo {
+        found.ok("name", "unchanged");
     } else {
         found.fail(
             "name",
-            format!("it is called {now} now, so its webhooks match no entry"),
-            format!("write \"repo\": \"{now}\" in RUNNER_CONFIG"),
+            format!("the repository was renamed to {current}, so its webhooks match no entry"),
+            format!("set \"repo\": \"{current}\" in RUNNER_CONFIG"),
         );
     }
     if !repository.private {
         found.warn(
             "visibility",
-            "it is public: a pull request from a fork could run its code on the VM",
-            "make it private, or have every outside contributor's workflows approved: Settings, Actions, General",
+            "the repository is public: a pull request from a fork could run code on the VM",
+            "make it private, or require approval for workflows of all external contributors: Settings, Actions, General",
         );
     }
 }
@@ -258,24 +257,24 @@ mod tests {
     }
 
     #[test]
-    fn the_key_has_to_fit_and_the_installation_to_be_the_apps() {
+    fn the_key_and_the_installation_have_to_be_the_apps() {
         judged(Ok(app()), Ok(installation()), &[]);
-        let key = "✗ key: a.call: 401 Unauthorized: no\n    -> make a new private key";
+        let key = "✗ key: a.call: 401 Unauthorized: no\n    -> generate a new private key";
         judged(Err(answered(401)), Err(answered(401)), &[key]);
         let id = "✗ key: a.call: 404 Not Found: no\n    -> correct GITHUB_APP_ID";
         judged(Err(answered(404)), Err(answered(404)), &[id]);
-        judged(Err(unanswered()), Err(unanswered()), &["? key: could not be asked"]);
+        judged(Err(unanswered()), Err(unanswered()), &["? key: could not be checked"]);
         let none =
             "✗ installation: a.call: 404 Not Found: no\n    -> set GITHUB_APP_INSTALLATION_ID";
         judged(Ok(app()), Err(answered(404)), &[none]);
-        judged(Ok(app()), Err(limited()), &["? installation: could not be asked"]);
+        judged(Ok(app()), Err(limited()), &["? installation: could not be checked"]);
         let suspended =
             Installation { suspended_at: Some("2026-11-24T05:00:00Z".into()), ..installation() };
         judged(Ok(app()), Ok(suspended), &["✗ installation: installation 7 is suspended"]);
     }
 
     #[test]
-    fn a_permission_is_asked_for_on_one_page_and_granted_on_another() {
+    fn a_permission_is_requested_by_the_app_and_granted_by_the_installation() {
         let without = Installation { permissions: granted(&["administration"]), ..installation() };
         let actions = "✗ permission: Actions: read is missing";
         judged(Ok(app()), Ok(without.clone()), &[actions]);
@@ -297,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_registers_needs_more_than_reading() {
+    fn an_entry_that_registers_needs_write_access() {
         let entry = |register| Entry {
             repo: "acme/app".into(),
             labels: vec!["self-hosted".into()],
@@ -315,9 +314,9 @@ mod tests {
         let reads = || granted(&["actions", "administration", "organization_self_hosted_runners"]);
         let writes = || Permissions::from([("administration".to_owned(), "write".to_owned())]);
         assert_eq!(lacks(None, reads()), [""; 0]);
-        assert_eq!(lacks(Some(Registers::Repository), reads()), ["Administration: write"]);
-        assert_eq!(lacks(Some(Registers::Repository), writes()), ["Actions: read"]);
-        assert_eq!(lacks(Some(Registers::Organization), reads()), ["Self-hosted runners: write"]);
+        assert_eq!(lacks(Some(RegisterIn::Repository), reads()), ["Administration: write"]);
+        assert_eq!(lacks(Some(RegisterIn::Repository), writes()), ["Actions: read"]);
+        assert_eq!(lacks(Some(RegisterIn::Organization), reads()), ["Self-hosted runners: write"]);
     }
 
     #[track_caller]
@@ -331,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_has_to_be_covered_and_called_what_it_is_called() {
+    fn a_repository_has_to_be_covered_and_to_have_its_current_name() {
         let named = |full_name: &str, private| {
             Some(Ok(Repository { full_name: full_name.into(), private }))
         };
@@ -344,13 +343,17 @@ mod tests {
             ],
         );
         covered(Err(answered(404)), None, &["✗ installation: the App is not installed on it"]);
-        covered(Err(answered(503)), None, &["? installation: could not be asked"]);
+        covered(Err(answered(503)), None, &["? installation: could not be checked"]);
         covered(
             Ok(installation()),
             named("acme/better", true),
-            &["✗ name: it is called acme/better now"],
+            &["✗ name: the repository was renamed to acme/better"],
         );
-        covered(Ok(installation()), named("acme/app", false), &["! visibility: it is public"]);
-        covered(Ok(installation()), Some(Err(unanswered())), &["? name: could not be asked"]);
+        covered(
+            Ok(installation()),
+            named("acme/app", false),
+            &["! visibility: the repository is public"],
+        );
+        covered(Ok(installation()), Some(Err(unanswered())), &["? name: could not be checked"]);
     }
 }

@@ -1,4 +1,4 @@
-//! One thing that was looked at, and what came of it.
+//! The result of one check.
 
 use std::fmt;
 
@@ -6,36 +6,32 @@ use serde::Serialize;
 
 use crate::clients;
 
-/// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It is as it has to be.
     Ok,
-    /// It works, but hardly as it is meant to.
+    /// The service works, but probably not as intended.
     Warning,
-    /// It has to be fixed.
+    /// An operator has to fix it.
     Error,
-    /// Nobody answered: nothing is known of it.
-    NotAsked,
+    /// No answer: the check proves nothing.
+    #[serde(rename = "not_asked")]
+    Unknown,
 }
 
-/// What is found of one thing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Of what, such as `VM gpu-1 in us-central1-a`.
+    /// The checked object, such as `VM gpu-1 in us-central1-a`.
     pub subject: String,
-    /// What of it, in a word or two.
+    /// The checked property, in a word or two.
     pub what: &'static str,
-    /// What came of it.
     pub outcome: Outcome,
-    /// What was seen.
     pub detail: String,
-    /// What to do about it, if something can be done.
+    /// The remedy of a warning or an error.
     pub fix: Option<String>,
 }
 
-/// Findings of one subject, in the making.
+/// A builder for the findings of one subject.
 #[derive(Clone, Debug)]
 pub(super) struct Findings {
     subject: String,
@@ -69,11 +65,11 @@ impl Findings {
         self.push(Outcome::Error, what, detail.into(), Some(fix.into()));
     }
 
-    pub(super) fn not_asked(&mut self, what: &'static str, why: impl fmt::Display) {
-        self.push(Outcome::NotAsked, what, format!("could not be asked: {why}"), None);
+    pub(super) fn unknown(&mut self, what: &'static str, why: impl fmt::Display) {
+        self.push(Outcome::Unknown, what, format!("could not be checked: {why}"), None);
     }
 
-    /// A call that did not succeed: something to fix, unless nobody answered.
+    /// Adds a failed call: an error, unless it may succeed later.
     pub(super) fn failed(
         &mut self,
         what: &'static str,
@@ -81,7 +77,7 @@ impl Findings {
         fix: impl Into<String>,
     ) {
         if error.may_pass() {
-            self.not_asked(what, error);
+            self.unknown(what, error);
         } else {
             self.fail(what, error.to_string(), fix);
         }
@@ -97,21 +93,21 @@ impl Findings {
     }
 }
 
-/// A line, and another where there is something to do.
+/// A line, followed by one with the fix.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mark = match self.outcome {
+        let symbol = match self.outcome {
             Outcome::Ok => '✓',
             Outcome::Warning => '!',
             Outcome::Error => '✗',
-            Outcome::NotAsked => '?',
+            Outcome::Unknown => '?',
         };
         let Self { subject, what, detail, fix, .. } = self;
-        // An API's words may be anything; a line stays a line.
+        // The text of an API may contain line breaks.
         let visible =
             |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let (subject, detail): (String, String) = (visible(subject), visible(detail));
-        write!(f, "{mark} {subject}: {what}: {detail}")?;
+        write!(f, "{symbol} {subject}: {what}: {detail}")?;
         match fix {
             Some(fix) => write!(f, "\n    -> {}", visible(fix)),
             None => Ok(()),
@@ -125,7 +121,7 @@ pub(super) mod testing {
 
     use super::*;
 
-    /// What is not right: each complaint begins like this, and there are no others.
+    /// Asserts that the findings other than `Ok` begin with these texts, and that there are no others.
     #[track_caller]
     pub(in crate::check) fn complains(found: &[Finding], expected: &[&str]) {
         let bad: Vec<String> = found
@@ -135,13 +131,13 @@ pub(super) mod testing {
                 let line = finding.to_string();
                 assert_eq!(
                     finding.fix.is_some(),
-                    finding.outcome != Outcome::NotAsked,
-                    "what can be fixed says how: {line}"
+                    finding.outcome != Outcome::Unknown,
+                    "every finding but an unknown one has a fix: {line}"
                 );
-                let rest = line.strip_prefix(|mark| "✗!?".contains(mark)).unwrap();
-                let mark = line.strip_suffix(rest).unwrap();
+                let rest = line.strip_prefix(|symbol| "✗!?".contains(symbol)).unwrap();
+                let symbol = line.strip_suffix(rest).unwrap();
                 let subject = format!(" {}: ", finding.subject);
-                format!("{mark} {}", rest.strip_prefix(&subject).unwrap())
+                format!("{symbol} {}", rest.strip_prefix(&subject).unwrap())
             })
             .collect();
         let same = bad.len() == expected.len()
@@ -159,7 +155,7 @@ pub(super) mod testing {
         }
     }
 
-    /// A 403 that says nothing of permissions.
+    /// A 403 for another reason than a permission.
     pub(in crate::check) fn limited() -> clients::Error {
         clients::Error::Status {
             call: "a.call",
@@ -178,7 +174,7 @@ pub(super) mod testing {
     fn a_finding_is_a_line_and_its_fix_another() {
         let mut found = Findings::of("VM gpu-1\u{1b}[2J");
         found.fail("status", "gone\nfor good", "look for it");
-        found.not_asked("permissions", unanswered());
+        found.unknown("permissions", unanswered());
         found.failed("labels", &answered(403), "grant it");
         found.failed("labels", &answered(502), "grant it");
         let lines: Vec<String> = found.done().iter().map(ToString::to_string).collect();
@@ -186,9 +182,9 @@ pub(super) mod testing {
             lines,
             [
                 "✗ VM gpu-1 [2J: status: gone for good\n    -> look for it",
-                "? VM gpu-1 [2J: permissions: could not be asked: a.call: no answer: connection refused",
+                "? VM gpu-1 [2J: permissions: could not be checked: a.call: no answer: connection refused",
                 "✗ VM gpu-1 [2J: labels: a.call: 403 Forbidden: no\n    -> grant it",
-                "? VM gpu-1 [2J: labels: could not be asked: a.call: 502 Bad Gateway: no",
+                "? VM gpu-1 [2J: labels: could not be checked: a.call: 502 Bad Gateway: no",
             ]
         );
     }

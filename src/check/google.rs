@@ -1,4 +1,4 @@
-//! Google: the token, the queue, and each VM.
+//! Checks of Google Cloud: the access token, the queue, and each VM.
 
 use super::finding::{Finding, Findings};
 use crate::clients::Error;
@@ -8,8 +8,8 @@ use crate::clock::Deadline;
 use crate::fleet::ManagedVm;
 use crate::lifecycle::vm::{HOLD_LABEL, IDLE_SINCE_LABEL};
 
-/// What the service does with an instance.
-const ON_AN_INSTANCE: [&str; 5] = [
+/// The permissions that the service uses on an instance.
+const INSTANCE_PERMISSIONS: [&str; 5] = [
     "compute.instances.get",
     "compute.instances.start",
     "compute.instances.stop",
@@ -17,19 +17,18 @@ const ON_AN_INSTANCE: [&str; 5] = [
     "compute.instances.setLabels",
 ];
 
-/// What it can do without.
+/// Needed only for suspended instances.
 const RESUME: &str = "compute.instances.resume";
 
-/// What it does with the queue.
 const CREATE_TASKS: &str = "cloudtasks.tasks.create";
 
-/// Compute Engine's limit.
-const MOST_LABELS: usize = 64;
+/// Compute Engine's limit for an instance.
+const MAX_LABELS: usize = 64;
 
 pub(super) fn judge_token(token: &Result<(), Error>) -> Vec<Finding> {
     let mut found = Findings::of("Google");
     match token {
-        Ok(()) => found.ok("access token", "one was issued"),
+        Ok(()) => found.ok("access token", "issued"),
         Err(error) => found.failed(
             "access token",
             error,
@@ -40,20 +39,19 @@ pub(super) fn judge_token(token: &Result<(), Error>) -> Vec<Finding> {
     found.done()
 }
 
-/// The queue, as it is configured.
+/// The configured queue.
 pub(super) struct Queue<'a> {
     pub(super) project: &'a str,
     pub(super) location: &'a str,
     pub(super) id: &'a str,
 }
 
-/// What is known of the queue.
 pub(super) struct QueueFacts {
     state: Result<QueueState, Error>,
     permissions: Result<Vec<String>, Error>,
 }
 
-pub(super) async fn look_at_queue(tasks: &CloudTasks, deadline: Deadline) -> QueueFacts {
+pub(super) async fn read_queue(tasks: &CloudTasks, deadline: Deadline) -> QueueFacts {
     let (state, permissions) = tokio::join!(
         tasks.queue_state(deadline),
         tasks.test_permissions(&[CREATE_TASKS], deadline)
@@ -75,7 +73,7 @@ pub(super) fn judge_queue(facts: &QueueFacts, queue: &Queue<'_>) -> Vec<Finding>
          serviceAccount:ACCOUNT --role roles/cloudtasks.enqueuer"
     );
     match &facts.permissions {
-        Ok(_) if may_create => found.ok("permissions", "tasks may be created"),
+        Ok(_) if may_create => found.ok("permissions", "the service may create tasks"),
         Ok(_) => found.fail("permissions", format!("{CREATE_TASKS} is missing"), fix),
         Err(error) => found.failed("permissions", error, fix),
     }
@@ -93,24 +91,22 @@ fn judge_state(
     match state {
         Ok(QueueState::Running) => found.ok("state", format!("RUNNING, in {location}")),
         Ok(QueueState::Paused) => {
-            found.fail(
-                "state",
-                "it is paused: no VM is looked at again, started or stopped",
-                resume,
-            );
+            found.fail("state", "it is paused: no pass runs, so idle VMs are not stopped", resume);
         }
-        Ok(QueueState::Disabled) => found.fail("state", "it is disabled", resume),
+        Ok(QueueState::Disabled) => {
+            found.fail("state", "it is disabled: no pass runs, so idle VMs are not stopped", resume)
+        }
         Ok(QueueState::Unknown(state)) => {
-            found.not_asked("state", format!("its state is {state:?}"))
+            found.unknown("state", format!("the state {state:?} is not known to this version"))
         }
         Err(error) if error.is_not_found() => found.fail(
             "state",
             format!("there is no such queue in {location} of {project}"),
             format!("gcloud tasks queues create {id} --location {location}, or correct {names}"),
         ),
-        // The service itself needs not read it.
+        // The service itself does not read the queue.
         Err(error) if error.is_forbidden() && may_create => {
-            found.not_asked("state", "without cloudtasks.queues.get, which only this check uses");
+            found.unknown("state", "cloudtasks.queues.get is missing, which only this check needs");
         }
         Err(error) => {
             found.failed("state", error, format!("enable the Cloud Tasks API, or correct {names}"));
@@ -118,7 +114,6 @@ fn judge_state(
     }
 }
 
-/// What is known of a VM.
 pub(super) struct VmFacts {
     instance: Result<Instance, Error>,
     permissions: Result<Vec<String>, Error>,
@@ -132,12 +127,12 @@ impl VmFacts {
     }
 }
 
-pub(super) async fn look_at_vm(compute: &Compute, vm: &ManagedVm, deadline: Deadline) -> VmFacts {
+pub(super) async fn read_vm(compute: &Compute, vm: &ManagedVm, deadline: Deadline) -> VmFacts {
     let (instance, permissions) = tokio::join!(
         compute.get(&vm.vm, deadline),
-        compute.test_permissions(&vm.vm, &ON_AN_INSTANCE, deadline)
+        compute.test_permissions(&vm.vm, &INSTANCE_PERMISSIONS, deadline)
     );
-    // Any number will do where the instance is not known: what counts is whether the list may be read.
+    // Without the instance any id serves: the check is about the permission to list.
     let id = instance.as_ref().map_or("1", |instance| instance.id.as_str());
     let operations = compute.operations(&vm.vm, id, deadline).await;
     VmFacts { instance, permissions, operations }
@@ -164,16 +159,16 @@ pub(super) fn judge_vm(facts: &VmFacts, vm: &ManagedVm, project: &str) -> Vec<Fi
     }
     match permissions {
         Ok(held) => judge_permissions(&mut found, held, project),
-        Err(error) => found.failed("permissions", error, grant(project, &ON_AN_INSTANCE)),
+        Err(error) => found.failed("permissions", error, grant(project, &INSTANCE_PERMISSIONS)),
     }
     match operations {
         Ok(_) => {}
         Err(error) if error.is_forbidden() => found.warn(
             "operations",
-            "they may not be listed: the log will not say why a VM went down",
+            "listing them is not permitted: the log will not say why a VM went down",
             grant(project, &["compute.zoneOperations.list"]),
         ),
-        Err(error) => found.not_asked("operations", error),
+        Err(error) => found.unknown("operations", error),
     }
     found.done()
 }
@@ -181,12 +176,16 @@ pub(super) fn judge_vm(facts: &VmFacts, vm: &ManagedVm, project: &str) -> Vec<Fi
 fn judge_status(found: &mut Findings, status: &Status) {
     match status {
         Status::Deprovisioning => {
-            found.warn("status", status.to_string(), "it is being deleted: take its entries out");
+            found.warn(
+                "status",
+                status.to_string(),
+                "the VM is being deleted: remove its entries from RUNNER_CONFIG",
+            );
         }
         Status::Unknown(name) => found.warn(
             "status",
             format!("{name}, which this version does not know"),
-            "use a newer version of the service",
+            "upgrade the service",
         ),
         known => found.ok("status", known.to_string()),
     }
@@ -196,21 +195,21 @@ fn judge_instance(found: &mut Findings, instance: &Instance, vm: &ManagedVm) {
     if instance.has_local_ssd && !vm.discard_local_ssd {
         found.fail(
             "local SSD",
-            "it has one, whose data a stop would lose, so it is never stopped",
-            r#"set "discard_local_ssd": true in its entry of RUNNER_CONFIG, or take the disk off"#,
+            "the VM has one, and a stop would lose its data, so it is never stopped",
+            r#"set "discard_local_ssd": true in its entry of RUNNER_CONFIG, or remove the disk"#,
         );
     }
-    let ours = [IDLE_SINCE_LABEL, HOLD_LABEL];
-    let others = instance.labels.keys().filter(|key| !ours.contains(&key.as_str())).count();
-    if others + ours.len() > MOST_LABELS {
+    let own = [IDLE_SINCE_LABEL, HOLD_LABEL];
+    let others = instance.labels.keys().filter(|key| !own.contains(&key.as_str())).count();
+    if others + own.len() > MAX_LABELS {
         let detail =
-            format!("it has {others}, and no room for {IDLE_SINCE_LABEL} and {HOLD_LABEL}");
-        found.fail("labels", detail, format!("take some off: {MOST_LABELS} is the limit"));
+            format!("the VM has {others}: no room for {IDLE_SINCE_LABEL} and {HOLD_LABEL}");
+        found.fail("labels", detail, format!("remove some: the limit is {MAX_LABELS}"));
     }
 }
 
 fn judge_permissions(found: &mut Findings, held: &[String], project: &str) {
-    let missing: Vec<&str> = ON_AN_INSTANCE
+    let missing: Vec<&str> = INSTANCE_PERMISSIONS
         .into_iter()
         .filter(|name| !held.iter().any(|permission| permission == name))
         .collect();
@@ -219,10 +218,10 @@ fn judge_permissions(found: &mut Findings, held: &[String], project: &str) {
         several => format!("{} are missing", several.join(", ")),
     };
     match missing.as_slice() {
-        [] => found.ok("permissions", "it may be read, started, stopped, resumed and labelled"),
+        [] => found.ok("permissions", "the service may read, start, stop, resume and label it"),
         [RESUME] => found.warn(
             "permissions",
-            format!("{}: it is not resumed if somebody suspends it", detail(&missing)),
+            format!("{}: the service cannot resume it when it is suspended", detail(&missing)),
             grant(project, &missing),
         ),
         _ => found.fail("permissions", detail(&missing), grant(project, &missing)),
@@ -246,11 +245,11 @@ mod tests {
     use crate::fleet::{RunnerNames, Vm};
 
     #[test]
-    fn a_token_is_refused_or_could_not_be_asked_for() {
+    fn a_token_is_refused_or_unknown() {
         complains(&judge_token(&Ok(())), &[]);
         let none = Error::NoToken { call: "check", why: "no credentials found".into() };
         complains(&judge_token(&Err(none)), &["✗ access token: check: no access token: no cred"]);
-        complains(&judge_token(&Err(unanswered())), &["? access token: could not be asked"]);
+        complains(&judge_token(&Err(unanswered())), &["? access token: could not be checked"]);
     }
 
     fn queue(state: Result<QueueState, Error>, held: Result<&[&str], Error>) -> Vec<Finding> {
@@ -266,22 +265,22 @@ mod tests {
         complains(&queue(Ok(QueueState::Paused), create.clone()), &["✗ state: it is paused"]);
         complains(&queue(Ok(QueueState::Disabled), create.clone()), &["✗ state: it is disabled"]);
         let odd = Ok(QueueState::Unknown("NAPPING".into()));
-        complains(
-            &queue(odd, create.clone()),
-            &["? state: could not be asked: its state is \"NAP"],
-        );
+        complains(&queue(odd, create.clone()), &["? state: could not be checked: the state \"NAP"]);
         let missing = "✗ permissions: cloudtasks.tasks.create is missing";
         complains(&queue(Ok(QueueState::Running), Ok(&[])), &[missing]);
         complains(
             &queue(Err(answered(404)), Ok(&[])),
             &["✗ state: there is no such queue in l of p"],
         );
-        let unread = "? state: could not be asked: without cloudtasks.queues.get";
+        let unread = "? state: could not be checked: cloudtasks.queues.get is missing";
         complains(&queue(Err(answered(403)), create.clone()), &[unread]);
         complains(&queue(Err(answered(403)), Ok(&[])), &["✗ state: a.call: 403", missing]);
-        complains(&queue(Err(limited()), create), &["? state: could not be asked: a.call: 403"]);
+        complains(&queue(Err(limited()), create), &["? state: could not be checked: a.call: 403"]);
         let neither = queue(Err(unanswered()), Err(answered(503)));
-        complains(&neither, &["? state: could not be asked", "? permissions: could not be asked"]);
+        complains(
+            &neither,
+            &["? state: could not be checked", "? permissions: could not be checked"],
+        );
     }
 
     fn vm() -> ManagedVm {
@@ -307,7 +306,7 @@ mod tests {
     }
 
     fn good() -> VmFacts {
-        let permissions = ON_AN_INSTANCE.map(str::to_owned).to_vec();
+        let permissions = INSTANCE_PERMISSIONS.map(str::to_owned).to_vec();
         VmFacts { instance: Ok(instance()), permissions: Ok(permissions), operations: Ok(vec![]) }
     }
 
@@ -317,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_has_to_be_there_and_to_obey() {
+    fn a_vm_has_to_exist_and_to_be_permitted() {
         judged(&good(), &[]);
         judged(
             &VmFacts { instance: Err(answered(404)), permissions: Err(answered(404)), ..good() },
@@ -329,10 +328,13 @@ mod tests {
                 "✗ status: a.call: 403 Forbidden: no\n    -> grant it to the service's account: gcloud iam roles",
             ],
         );
-        judged(&VmFacts { instance: Err(limited()), ..good() }, &["? status: could not be asked"]);
+        judged(
+            &VmFacts { instance: Err(limited()), ..good() },
+            &["? status: could not be checked"],
+        );
         judged(
             &VmFacts { operations: Err(answered(403)), ..good() },
-            &["! operations: they may not be listed"],
+            &["! operations: listing them is not permitted"],
         );
         judged(&VmFacts { operations: Err(unanswered()), ..good() }, &["? operations: "]);
         judged(&VmFacts { permissions: Err(answered(500)), ..good() }, &["? permissions: "]);
@@ -341,15 +343,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_permitted_is_named_and_only_resuming_can_be_done_without() {
+    fn missing_permissions_are_named_and_only_resume_is_optional() {
         let without = |missing: &[&str]| {
-            let held = ON_AN_INSTANCE.into_iter().filter(|name| !missing.contains(name));
+            let held = INSTANCE_PERMISSIONS.into_iter().filter(|name| !missing.contains(name));
             VmFacts { permissions: Ok(held.map(str::to_owned).collect()), ..good() }
         };
         let labels = "compute.instances.setLabels";
         judged(
             &without(&[RESUME]),
-            &["! permissions: compute.instances.resume is missing: it is not"],
+            &["! permissions: compute.instances.resume is missing: the service cannot"],
         );
         judged(&without(&[labels]), &["✗ permissions: compute.instances.setLabels is missing"]);
         judged(
@@ -359,10 +361,10 @@ mod tests {
     }
 
     #[test]
-    fn a_local_ssd_keeps_a_vm_from_being_stopped_unless_its_data_may_go() {
+    fn a_local_ssd_prevents_stops_unless_its_data_may_be_discarded() {
         let facts =
             VmFacts { instance: Ok(Instance { has_local_ssd: true, ..instance() }), ..good() };
-        judged(&facts, &["✗ local SSD: it has one"]);
+        judged(&facts, &["✗ local SSD: the VM has one"]);
         let allowed = ManagedVm { discard_local_ssd: true, ..vm() };
         complains(&judge_vm(&facts, &allowed, "p"), &[]);
     }
@@ -377,6 +379,6 @@ mod tests {
         };
         judged(&labelled(62, &[]), &[]);
         judged(&labelled(62, &[IDLE_SINCE_LABEL, HOLD_LABEL]), &[]);
-        judged(&labelled(63, &[IDLE_SINCE_LABEL]), &["✗ labels: it has 63, and no room"]);
+        judged(&labelled(63, &[IDLE_SINCE_LABEL]), &["✗ labels: the VM has 63: no room"]);
     }
 }

@@ -1,8 +1,8 @@
-//! `runner-manager check`: reads the service's environment and tries all that the service relies on, without changing
-//! anything.
+//! `runner-manager check`: reads the service's environment and checks everything that the service depends on, without
+//! changing anything.
 //!
-//! Questions are asked of Google, GitHub and the service's own URL, a few at a time; pure functions judge the answers.
-//! What nobody answered is said to be unknown: it is neither right nor wrong.
+//! The checks call Google, GitHub and the service's own URL, a few at a time; pure functions judge the answers. A check
+//! without an answer is reported as unknown, neither right nor wrong.
 
 mod app;
 mod finding;
@@ -32,87 +32,81 @@ use finding::Findings;
 pub use finding::{Finding, Outcome};
 pub use terminal::{Options, run};
 
-/// Questions that are asked at the same time.
-const AT_A_TIME: usize = 3;
+const MAX_CONCURRENT_CHECKS: usize = 3;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How far the check has come.
+/// The findings of one check, and the number of checks that are done.
 #[derive(Clone, Copy, Debug)]
-pub struct JobStatus<'a> {
-    /// What the last question brought.
+pub struct Progress<'a> {
     pub found: &'a [Finding],
-    /// How many questions were answered.
-    pub answered: usize,
-    /// How many there are.
-    pub of: usize,
+    pub done: usize,
+    pub total: usize,
 }
 
-/// A configuration that cannot be read: nothing else can be tried.
+/// The findings for a configuration that cannot be read. No other check is possible.
 pub fn unreadable(problems: &Problems) -> Vec<Finding> {
     let mut found = Findings::of("configuration");
     for problem in problems.lines() {
-        found.fail("variable", problem, "see .env.example and README.md, and set it");
+        found.fail("variable", problem, "set it as .env.example and README.md describe");
     }
     found.done()
 }
 
-/// Tries everything, and tells of each answer in a fixed order.
+/// Runs all checks, and reports each in a fixed order.
 pub async fn check(
     config: Config,
     http: HttpService,
     credentials: Credentials,
     clock: Clock,
-    tell: &mut (dyn FnMut(JobStatus<'_>) + Send),
+    report: &mut (dyn FnMut(Progress<'_>) + Send),
 ) -> Vec<Finding> {
     let checks = Checks::new(config, http, credentials, clock);
-    let mut told = Told { found: Vec::new(), answered: 0, of: checks.count(), tell };
-    told.add(checks.configuration());
+    let mut results = Results { found: Vec::new(), done: 0, total: checks.count(), report };
+    results.add(checks.configuration());
 
     let google = checks.google();
-    let app = app::look_at_app(&checks.app.cx.github, soon());
+    let app = app::read_app(&checks.app.cx.github, deadline());
     let service = checks.service();
-    let ((google, is_google_there), app, service) = tokio::join!(google, app, service);
-    told.add(google);
-    told.add(app::judge_app(
+    let ((google, has_token), app, service) = tokio::join!(google, app, service);
+    results.add(google);
+    results.add(app::judge_app(
         &app,
         checks.app.cx.github.installation_id(),
         checks.app.cx.fleet.entries(),
     ));
-    told.add(service);
+    results.add(service);
 
-    let mut answers = stream::iter(checks.questions(is_google_there, &app)).buffered(AT_A_TIME);
+    let mut answers =
+        stream::iter(checks.dependent(has_token, &app)).buffered(MAX_CONCURRENT_CHECKS);
     while let Some(found) = answers.next().await {
-        told.add(found);
+        results.add(found);
     }
-    told.found
+    results.found
 }
 
-fn soon() -> Deadline {
-    Deadline::after(PATIENCE)
+fn deadline() -> Deadline {
+    Deadline::after(CHECK_TIMEOUT)
 }
 
-/// What was found so far, told as it comes.
-struct Told<'a> {
+/// Collects findings, and reports them as they come.
+struct Results<'a> {
     found: Vec<Finding>,
-    answered: usize,
-    of: usize,
-    tell: &'a mut (dyn FnMut(JobStatus<'_>) + Send),
+    done: usize,
+    total: usize,
+    report: &'a mut (dyn FnMut(Progress<'_>) + Send),
 }
 
-impl Told<'_> {
+impl Results<'_> {
     fn add(&mut self, found: Vec<Finding>) {
-        self.answered += 1;
-        (self.tell)(JobStatus { found: &found, answered: self.answered, of: self.of });
+        self.done += 1;
+        (self.report)(Progress { found: &found, done: self.done, total: self.total });
         self.found.extend(found);
     }
 }
 
-/// A question under way, and in the end what it brought.
-type Question<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + Send + 'a>>;
+type Check<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + Send + 'a>>;
 
-/// What is to be tried.
 struct Checks {
     app: AppState,
     service: Service,
@@ -140,70 +134,70 @@ impl Checks {
         self.app.cx.fleet.vms().flat_map(|vm| &vm.repos).collect()
     }
 
-    /// Configuration, token, App, service, queue and webhook; each VM; each repository.
+    /// The number of checks: configuration, token, App, service, queue and webhook; each VM; each repository.
     fn count(&self) -> usize {
         6 + self.app.cx.fleet.vms().count() + self.repos().len()
     }
 
     fn configuration(&self) -> Vec<Finding> {
         let mut found = Findings::of("configuration");
-        found.ok("variables", "all are there and well-formed");
+        found.ok("variables", "all are set and well-formed");
         for warning in &self.warnings {
             found.warn(
                 "RUNNER_CONFIG",
                 warning,
-                "the more specific entry goes first; see README.md",
+                "correct the entry, or put the more specific one first",
             );
         }
         found.done()
     }
 
     async fn google(&self) -> (Vec<Finding>, bool) {
-        let token = self.app.google.header("check", soon()).await.map(drop);
+        let token = self.app.google.header("check", deadline()).await.map(drop);
         (google::judge_token(&token), token.is_ok())
     }
 
     async fn service(&self) -> Vec<Finding> {
-        let facts = service::look(&self.service, soon()).await;
+        let facts = service::read(&self.service, deadline()).await;
         let minutes = self.app.cx.inactive.as_secs() / 60;
         service::judge(&facts, &self.service_url, &self.app.cx.fleet, minutes)
     }
 
-    /// Those that need a token of Google's, or the App's.
-    fn questions<'a>(&'a self, google: bool, app: &'a AppFacts) -> Vec<Question<'a>> {
-        let mut questions: Vec<Question<'a>> = vec![Box::pin(self.queue(google))];
+    /// The checks that need Google's access token or the App.
+    fn dependent<'a>(&'a self, has_token: bool, app: &'a AppFacts) -> Vec<Check<'a>> {
+        let mut dependent: Vec<Check<'a>> = vec![Box::pin(self.queue(has_token))];
         for vm in self.app.cx.fleet.vms() {
-            questions.push(Box::pin(self.vm(vm, google, app)));
+            dependent.push(Box::pin(self.vm(vm, has_token, app)));
         }
         for repo in self.repos() {
-            questions.push(Box::pin(self.repo(repo, app)));
+            dependent.push(Box::pin(self.repo(repo, app)));
         }
-        questions.push(Box::pin(self.webhook(app)));
-        questions
+        dependent.push(Box::pin(self.webhook(app)));
+        dependent
     }
 
-    async fn queue(&self, google: bool) -> Vec<Finding> {
+    async fn queue(&self, has_token: bool) -> Vec<Finding> {
         let queue =
             google::Queue { project: &self.project, location: &self.location, id: &self.queue };
-        if !google {
+        if !has_token {
             let mut found = Findings::of(format!("queue {}", self.queue));
-            found.not_asked("state", NO_TOKEN);
+            found.unknown("state", NO_TOKEN);
             return found.done();
         }
-        google::judge_queue(&google::look_at_queue(&self.app.cx.tasks, soon()).await, &queue)
+        google::judge_queue(&google::read_queue(&self.app.cx.tasks, deadline()).await, &queue)
     }
 
-    async fn vm(&self, vm: &ManagedVm, google: bool, app: &AppFacts) -> Vec<Finding> {
-        let deadline = soon();
+    async fn vm(&self, vm: &ManagedVm, has_token: bool, app: &AppFacts) -> Vec<Finding> {
+        let deadline = deadline();
         let instance = async {
-            match google {
-                true => Some(google::look_at_vm(&self.app.cx.compute, vm, deadline).await),
+            match has_token {
+                true => Some(google::read_vm(&self.app.cx.compute, vm, deadline).await),
                 false => None,
             }
         };
         let runner = async {
             match app.is_installed() {
-                true => Some(runner::look(&self.app.cx, vm, deadline).await),
+                true => Some(runner::read(&self.app.cx, vm, deadline).await),
                 false => None,
             }
         };
@@ -213,13 +207,13 @@ impl Checks {
         let mut all = match &instance {
             Some(facts) => google::judge_vm(facts, vm, &self.project),
             None => {
-                found.not_asked("status", NO_TOKEN);
+                found.unknown("status", NO_TOKEN);
                 Vec::new()
             }
         };
         match &runner {
             Some(facts) => runner::judge(&mut found, facts, vm, &self.app.cx.fleet, host),
-            None => found.not_asked("runner", NO_INSTALLATION),
+            None => found.unknown("runner", NO_INSTALLATION),
         }
         all.extend(found.done());
         all
@@ -233,27 +227,27 @@ impl Checks {
     }
 
     async fn repo(&self, repo: &RepoName, app: &AppFacts) -> Vec<Finding> {
-        if !app.key_fits() {
+        if !app.is_key_accepted() {
             let mut found = Findings::of(format!("repository {repo}"));
-            found.not_asked("installation", NO_INSTALLATION);
+            found.unknown("installation", NO_INSTALLATION);
             return found.done();
         }
         let github = &self.app.cx.github;
-        let facts = app::look_at_repo(github, repo, app.is_installed(), soon()).await;
+        let facts = app::read_repo(github, repo, app.is_installed(), deadline()).await;
         app::judge_repo(&facts, repo, github.installation_id())
     }
 
     async fn webhook(&self, facts: &AppFacts) -> Vec<Finding> {
         let Ok(app) = &facts.app else {
             let mut found = Findings::of("App's webhook");
-            found.not_asked("URL", NO_INSTALLATION);
+            found.unknown("URL", NO_INSTALLATION);
             return found.done();
         };
-        let facts = webhook::look(&self.app.cx.github, soon()).await;
+        let facts = webhook::read(&self.app.cx.github, deadline()).await;
         webhook::judge(&facts, &app.events, &self.service_url)
     }
 }
 
 const NO_TOKEN: &str = "there is no access token for Google, see above";
 
-const NO_INSTALLATION: &str = "GitHub does not let the App in, or could not be asked, see above";
+const NO_INSTALLATION: &str = "GitHub refuses the App, or could not be queried, see above";

@@ -1,35 +1,34 @@
-//! The runner of each VM: is it registered where its jobs are, and does it have their labels?
+//! Checks of each VM's runner: its registration, its connection and its labels.
 
 use super::finding::Findings;
 use crate::clients::Error;
 use crate::clients::compute::Status;
 use crate::clients::github::{Runner, RunnerScope};
 use crate::clock::Deadline;
-use crate::fleet::{Entry, Fleet, Label, ManagedVm, RepoName};
+use crate::fleet::{Entry, Fleet, Label, ManagedVm, Quoted, RepoName};
 use crate::lifecycle::{Context, runners_in, scopes};
 
-/// What each place says of a VM's runners.
+/// The lists of a VM's runners, by scope.
 pub(super) struct Facts {
     lists: Vec<(RunnerScope, Result<Vec<Runner>, Error>)>,
 }
 
-pub(super) async fn look(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Facts {
+pub(super) async fn read(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Facts {
     let mut lists = Vec::new();
-    for place in scopes(vm) {
-        let list = runners_in(cx, vm, &place, deadline).await;
-        lists.push((place, list));
+    for scope in scopes(vm) {
+        let list = runners_in(cx, vm, &scope, deadline).await;
+        lists.push((scope, list));
     }
     Facts { lists }
 }
 
-/// How the VM is, as far as its runner depends on it.
+/// The state of the runner's VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Host {
-    /// It has been up for a while: its runner should be connected.
+    /// Up long enough for the runner to be connected.
     Up,
-    /// It is down.
     Down,
-    /// It is on its way, or not known.
+    /// Starting, stopping, or not readable.
     Unknown,
 }
 
@@ -50,13 +49,13 @@ pub(super) fn judge(
     fleet: &Fleet,
     host: Host,
 ) {
-    let all = facts.lists.iter().filter_map(|(place, list)| Some((place, list.as_ref().ok()?)));
-    for (place, runner) in
-        all.flat_map(|(place, runners)| runners.iter().map(move |runner| (place, runner)))
+    let all = facts.lists.iter().filter_map(|(scope, list)| Some((scope, list.as_ref().ok()?)));
+    for (scope, runner) in
+        all.flat_map(|(scope, runners)| runners.iter().map(move |runner| (scope, runner)))
     {
-        judge_runner(found, place, runner, host);
+        judge_runner(found, scope, runner, host);
     }
-    facts.judge_silence(found);
+    facts.judge_unanswered(found);
     for repo in &vm.repos {
         let there = facts.of_repo(repo);
         if there.is_empty() {
@@ -71,111 +70,111 @@ pub(super) fn judge(
 }
 
 impl Facts {
-    /// The runners that may get a repository's jobs.
+    /// The runners that can get a repository's jobs.
     fn of_repo(&self, repo: &RepoName) -> Vec<&Runner> {
-        let serves = |place: &RunnerScope| match place {
+        let serves = |scope: &RunnerScope| match scope {
             RunnerScope::Repository(name) => name == repo,
             RunnerScope::Organization(login) => login.eq_ignore_ascii_case(repo.owner()),
         };
-        let heard = self.lists.iter().filter(|(place, _)| serves(place));
-        heard.filter_map(|(_, list)| list.as_ref().ok()).flatten().collect()
+        let lists = self.lists.iter().filter(|(scope, _)| serves(scope));
+        lists.filter_map(|(_, list)| list.as_ref().ok()).flatten().collect()
     }
 
     fn judge_absence(&self, found: &mut Findings, vm: &ManagedVm, repo: &RepoName) {
         let mut unread = Vec::new();
-        for (place, list) in &self.lists {
+        for (scope, list) in &self.lists {
             let Err(error) = list else { continue };
-            match place {
-                RunnerScope::Repository(name) if name == repo => unread.push((place, error)),
-                // A user has no such list, and the answer is the same.
+            match scope {
+                RunnerScope::Repository(name) if name == repo => unread.push((scope, error)),
+                // GitHub answers 404 for an account that is a user.
                 RunnerScope::Organization(login)
                     if login.eq_ignore_ascii_case(repo.owner()) && !error.is_not_found() =>
                 {
-                    unread.push((place, error));
+                    unread.push((scope, error));
                 }
                 _ => {}
             }
         }
-        let name = vm.runner_names.only().unwrap_or("that runner_names names");
+        let name = vm.runner_names.only().unwrap_or("that matches runner_names");
         let grant = "grant the App Administration: read and, for an organization's runners, Self-hosted \
                      runners: read";
         match unread.first() {
             None => found.fail(
                 "runner",
                 format!("no runner {name} is registered in {repo} or in {}", repo.owner()),
-                "register it (GitHub removes one that has not connected for 14 days), or say in runner_names \
-                 how it is called",
+                "register it (GitHub removes a runner that has not connected for 14 days), or set runner_names to \
+                 its name",
             ),
-            Some((place, error)) if error.is_forbidden() => {
-                found.fail("runner", format!("the runners of {place} may not be listed"), grant);
+            Some((scope, error)) if error.is_forbidden() => {
+                found.fail("runner", format!("listing the runners of {scope} is not permitted"), grant);
             }
-            Some((place, error)) if error.is_not_found() => found.fail(
+            Some((scope, error)) if error.is_not_found() => found.fail(
                 "runner",
-                format!("{place} is hidden from the App, and with it its runners"),
+                format!("{scope} is not visible to the App, so its runners cannot be listed"),
                 "install the App on it, or correct repo in RUNNER_CONFIG",
             ),
-            // Told already.
+            // Reported by `judge_unanswered`.
             Some((_, error)) if error.may_pass() => {}
-            Some((place, error)) => {
-                found.failed("runner", error, format!("check what GITHUB_API_URL leads to: {place}"));
+            Some((scope, error)) => {
+                found.failed("runner", error, format!("check GITHUB_API_URL: its answer for {scope} is wrong"));
             }
         }
     }
 
-    /// The places that did not answer.
-    fn judge_silence(&self, found: &mut Findings) {
-        let unanswered = |(place, list): &(RunnerScope, Result<_, Error>)| {
+    /// Reports the scopes that did not answer, in one finding.
+    fn judge_unanswered(&self, found: &mut Findings) {
+        let unanswered = |(scope, list): &(RunnerScope, Result<_, Error>)| {
             let error = list.as_ref().err().filter(|error| error.may_pass())?;
-            Some((place.to_string(), error.to_string()))
+            Some((scope.to_string(), error.to_string()))
         };
-        let (places, errors): (Vec<String>, Vec<String>) =
+        let (unread_scopes, errors): (Vec<String>, Vec<String>) =
             self.lists.iter().filter_map(unanswered).unzip();
         if let Some(error) = errors.first() {
-            found.not_asked("runner", format!("{}: {error}", places.join(", ")));
+            found.unknown("runner", format!("{}: {error}", unread_scopes.join(", ")));
         }
     }
 }
 
-fn judge_runner(found: &mut Findings, place: &RunnerScope, runner: &Runner, host: Host) {
+fn judge_runner(found: &mut Findings, scope: &RunnerScope, runner: &Runner, host: Host) {
     let version = runner.version.as_deref().unwrap_or("unknown");
     let state = if runner.online { "online" } else { "offline" };
-    let seen = format!("{} of {place} is {state}, version {version}", runner.name);
+    let status = format!("{} of {scope} is {state}, version {version}", runner.name);
     match (host, runner.online) {
         (Host::Up, false) => found.fail(
             "runner",
-            format!("{seen}, though its VM is up"),
-            "look at the runner's service on the VM: is it started at boot, and not refused?",
+            format!("{status}, though its VM is up"),
+            "check the runner's service on the VM: it has to start at boot and connect to GitHub",
         ),
         (Host::Down, true) => found.warn(
             "runner",
-            format!("{seen}, though its VM is down"),
-            "if it stays so, another machine has this name: give each its own",
+            format!("{status}, though its VM is down"),
+            "if it stays online, another machine uses this runner's name: give each its own",
         ),
-        (Host::Down, false) => found.ok("runner", format!("{seen}, as its VM is down")),
-        _ => found.ok("runner", seen),
+        (Host::Down, false) => found.ok("runner", format!("{status}, and its VM is down")),
+        _ => found.ok("runner", status),
     }
 }
 
 fn judge_labels(found: &mut Findings, nth: usize, entry: &Entry, runners: &[&Runner]) {
-    let lacking = |wanted: &[Label], runner: &Runner| -> Vec<String> {
+    let lacking = |wanted: &[Label], runner: &Runner| -> Vec<Label> {
         let lacks = |label: &&Label| !runner.labels.contains(label);
-        wanted.iter().filter(lacks).map(|label| label.as_str().to_owned()).collect()
+        wanted.iter().filter(lacks).cloned().collect()
     };
     let place = format!("RUNNER_CONFIG[{nth}]");
     let exact = !entry.runner_labels.is_empty();
     let wanted = if exact { &entry.runner_labels } else { &entry.labels };
     let field = if exact { "runner_labels" } else { "labels" };
-    // One that has them is enough.
+    // One runner with all of them is enough.
     let missing = runners.iter().map(|runner| lacking(wanted, runner)).min_by_key(Vec::len);
     let missing = missing.unwrap_or_default();
     if !missing.is_empty() {
-        let missing = missing.join(", ");
+        let missing = Quoted(&missing);
         return found.fail(
             "runner labels",
             format!(
-                "{place}.{field} has {missing}, which its runner does not: such jobs would wait"
+                "{place}.{field} has {missing}, which its runner lacks: jobs that ask for them would wait"
             ),
-            format!("give the runner {missing} on its page, or take it out of {field}"),
+            format!("add {missing} to the runner on its page, or remove them from {field}"),
         );
     }
     let more = |runner: &&&Runner| {
@@ -183,17 +182,17 @@ fn judge_labels(found: &mut Findings, nth: usize, entry: &Entry, runners: &[&Run
     };
     if let Some(runner) = runners.iter().find(more) {
         let unknown = |label: &&Label| !entry.runner_labels.contains(label);
-        let more: Vec<&str> = runner.labels.iter().filter(unknown).map(Label::as_str).collect();
-        let more = more.join(", ");
+        let more: Vec<Label> = runner.labels.iter().filter(unknown).cloned().collect();
+        let more = Quoted(&more);
         return found.warn(
             "runner labels",
             format!(
-                "its runner also has {more}: jobs that ask for it do not wake the VM by {place}"
+                "its runner also has {more}: jobs that ask for them do not start the VM through {place}"
             ),
-            format!("add {more} to runner_labels, or take it off the runner"),
+            format!("add {more} to runner_labels, or remove them from the runner"),
         );
     }
-    found.ok("runner labels", format!("its runner has those of {place}"));
+    found.ok("runner labels", format!("its runner has all labels of {place}"));
 }
 
 #[cfg(test)]
@@ -286,40 +285,41 @@ mod tests {
         let both = || vec![entry("acme/app", &["gpu"], &[]), entry("acme/web", &["gpu"], &[])];
         let lists =
             |app, web, org| vec![(repo("acme/app"), app), (repo("acme/web"), web), (acme(), org)];
-        let nobody = || Ok(vec![]);
-        judged(lists(nobody(), nobody(), Ok(vec![one()])), both(), Host::Up, &[]);
+        let none = || Ok(vec![]);
+        judged(lists(none(), none(), Ok(vec![one()])), both(), Host::Up, &[]);
         judged(lists(Ok(vec![one()]), Ok(vec![one()]), Err(answered(404))), both(), Host::Up, &[]);
         let missing = "✗ runner: no runner gpu-1 is registered in acme/web or in acme";
-        judged(lists(Ok(vec![one()]), nobody(), nobody()), both(), Host::Up, &[missing]);
-        // An account that is a user has no list.
-        judged(lists(Ok(vec![one()]), nobody(), Err(answered(404))), both(), Host::Up, &[missing]);
-        let hidden = "✗ runner: the runners of the organization acme may not be listed";
-        judged(lists(Ok(vec![one()]), nobody(), Err(answered(403))), both(), Host::Up, &[hidden]);
-        let unknown = "? runner: could not be asked: the organization acme: a.call";
-        judged(lists(Ok(vec![one()]), nobody(), Err(limited())), both(), Host::Up, &[unknown]);
-        let unknown = "? runner: could not be asked: acme/web: a.call";
-        judged(lists(Ok(vec![one()]), Err(unanswered()), nobody()), both(), Host::Up, &[unknown]);
-        // It may be registered there as well.
+        judged(lists(Ok(vec![one()]), none(), none()), both(), Host::Up, &[missing]);
+        // The account is a user, which has no list.
+        judged(lists(Ok(vec![one()]), none(), Err(answered(404))), both(), Host::Up, &[missing]);
+        let hidden = "✗ runner: listing the runners of the organization acme is not permitted";
+        judged(lists(Ok(vec![one()]), none(), Err(answered(403))), both(), Host::Up, &[hidden]);
+        let unknown = "? runner: could not be checked: the organization acme: a.call";
+        judged(lists(Ok(vec![one()]), none(), Err(limited())), both(), Host::Up, &[unknown]);
+        let unknown = "? runner: could not be checked: acme/web: a.call";
+        judged(lists(Ok(vec![one()]), Err(unanswered()), none()), both(), Host::Up, &[unknown]);
+        // The organization's list is enough for the labels, but the others may hold a runner too.
         let elsewhere = lists(Err(limited()), Err(answered(503)), Ok(vec![one()]));
-        let unknown = "? runner: could not be asked: acme/app, acme/web: a.call: 403";
+        let unknown = "? runner: could not be checked: acme/app, acme/web: a.call: 403";
         judged(elsewhere, both(), Host::Up, &[unknown]);
-        let gone = "✗ runner: acme/web is hidden from the App";
-        judged(lists(Ok(vec![one()]), Err(answered(404)), nobody()), both(), Host::Up, &[gone]);
+        let gone = "✗ runner: acme/web is not visible to the App";
+        judged(lists(Ok(vec![one()]), Err(answered(404)), none()), both(), Host::Up, &[gone]);
     }
 
     #[test]
     fn a_runner_has_the_labels_of_its_entries() {
         let with = |labels: &[&str]| in_repo(Ok(vec![runner(true, labels)]));
         judged(with(&["self-hosted", "X64", "gpu"]), plain(), Host::Up, &[]);
-        let missing = "✗ runner labels: RUNNER_CONFIG[0].labels has gpu, which its runner does not";
+        let missing =
+            "✗ runner labels: RUNNER_CONFIG[0].labels has [\"gpu\"], which its runner lacks";
         judged(with(&["self-hosted", "X64"]), plain(), Host::Up, &[missing]);
-        let told = || vec![entry("acme/app", &["gpu"], &["self-hosted", "gpu"])];
-        judged(with(&["self-hosted", "GPU"]), told(), Host::Up, &[]);
-        let missing = "✗ runner labels: RUNNER_CONFIG[0].runner_labels has self-hosted";
-        judged(with(&["gpu"]), told(), Host::Up, &[missing]);
-        let more = "! runner labels: its runner also has X64: jobs that ask";
-        judged(with(&["self-hosted", "gpu", "X64"]), told(), Host::Up, &[more]);
-        // Of several, one that has them all is enough.
+        let exact_entry = || vec![entry("acme/app", &["gpu"], &["self-hosted", "gpu"])];
+        judged(with(&["self-hosted", "GPU"]), exact_entry(), Host::Up, &[]);
+        let missing = "✗ runner labels: RUNNER_CONFIG[0].runner_labels has [\"self-hosted\"]";
+        judged(with(&["gpu"]), exact_entry(), Host::Up, &[missing]);
+        let more = "! runner labels: its runner also has [\"X64\"]: jobs that ask";
+        judged(with(&["self-hosted", "gpu", "X64"]), exact_entry(), Host::Up, &[more]);
+        // One of several is enough.
         let several =
             in_repo(Ok(vec![runner(true, &["gpu"]), runner(true, &["self-hosted", "gpu"])]));
         judged(several, plain(), Host::Up, &[]);

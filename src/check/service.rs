@@ -1,4 +1,4 @@
-//! Is the service at its own URL, and is it this one?
+//! Checks of the deployed service at CLOUD_RUN_SERVICE_URL.
 
 use http::StatusCode;
 
@@ -9,18 +9,17 @@ use crate::clock::Deadline;
 use crate::fleet::{Entry, Fleet};
 use crate::routes::SERVICE;
 
-/// What its own URL answers.
 pub(super) struct Facts {
     health: Result<Health, Error>,
     info: Result<Info, Error>,
 }
 
-pub(super) async fn look(service: &Service, deadline: Deadline) -> Facts {
+pub(super) async fn read(service: &Service, deadline: Deadline) -> Facts {
     let (health, info) = tokio::join!(service.health(deadline), service.info(deadline));
     Facts { health, info }
 }
 
-/// The URL is the one that is configured, and so are the fleet and the minutes.
+/// Judges the service at `url` against this fleet and these minutes.
 pub(super) fn judge(
     facts: &Facts,
     url: &str,
@@ -30,11 +29,11 @@ pub(super) fn judge(
     let mut found = Findings::of(format!("service {url}"));
     match &facts.health {
         Ok(health) if health.status == "healthy" => found.ok("/health", "healthy"),
-        Ok(_) => found.fail("/health", "answers, but not as this service does", ELSEWHERE),
+        Ok(_) => found.fail("/health", "another service answers at this URL", WRONG_URL),
         Err(error) => {
             let fix = match error.status() {
-                Some(StatusCode::FORBIDDEN) => NOT_OPEN,
-                _ => ELSEWHERE,
+                Some(StatusCode::FORBIDDEN) => NOT_PUBLIC,
+                _ => WRONG_URL,
             };
             found.failed("/health", error, fix);
             return found.done();
@@ -42,34 +41,32 @@ pub(super) fn judge(
     }
     match &facts.info {
         Ok(info) if info.service != SERVICE => {
-            found.fail("identity", "it calls itself something else", ELSEWHERE);
+            found.fail("identity", format!("the service at this URL is not {SERVICE}"), WRONG_URL);
         }
         Ok(info) => {
-            let configured: Vec<RunnerConfig> = fleet.entries().iter().map(shown).collect();
+            let configured: Vec<RunnerConfig> = fleet.entries().iter().map(as_shown).collect();
             if info.runner_configs != configured || info.inactive_minutes != inactive_minutes {
-                let differs =
-                    "it runs with another RUNNER_CONFIG or VM_INACTIVE_MINUTES than these";
                 found.warn(
                     "identity",
-                    differs,
-                    "deploy this configuration, or check with the other",
+                    "the deployed RUNNER_CONFIG or VM_INACTIVE_MINUTES differs from this environment's",
+                    "deploy this configuration, or run the check with the deployed one",
                 );
             } else {
                 found.ok("identity", format!("{SERVICE}, with this RUNNER_CONFIG"));
             }
         }
-        Err(error) => found.failed("identity", error, ELSEWHERE),
+        Err(error) => found.failed("identity", error, WRONG_URL),
     }
     found.done()
 }
 
-const ELSEWHERE: &str = "set CLOUD_RUN_SERVICE_URL to the service's own URL: gcloud run services describe NAME --region REGION \
+const WRONG_URL: &str = "set CLOUD_RUN_SERVICE_URL to the service's own URL: gcloud run services describe NAME --region REGION \
      --format 'value(status.url)'";
 
-const NOT_OPEN: &str = "let GitHub and Cloud Tasks in: deploy with --allow-unauthenticated, or \
+const NOT_PUBLIC: &str = "allow requests of GitHub and Cloud Tasks: deploy with --allow-unauthenticated, or \
                         --no-invoker-iam-check where a policy forbids that";
 
-fn shown(entry: &Entry) -> RunnerConfig {
+fn as_shown(entry: &Entry) -> RunnerConfig {
     RunnerConfig {
         repo: entry.repo.clone(),
         labels: entry.labels.clone(),
@@ -97,7 +94,7 @@ mod tests {
     }
 
     fn info() -> Info {
-        let runner_configs = fleet().entries().iter().map(shown).collect();
+        let runner_configs = fleet().entries().iter().map(as_shown).collect();
         Info { service: SERVICE.into(), inactive_minutes: 3, runner_configs }
     }
 
@@ -114,28 +111,34 @@ mod tests {
     fn the_url_has_to_be_that_of_this_service() {
         judged(&good(), &[]);
         let health = |error| Facts { health: Err(error), ..good() };
-        judged(&health(unanswered()), &["? /health: could not be asked"]);
-        judged(&health(answered(503)), &["? /health: could not be asked"]);
+        judged(&health(unanswered()), &["? /health: could not be checked"]);
+        judged(&health(answered(503)), &["? /health: could not be checked"]);
         judged(
             &health(answered(404)),
             &["✗ /health: a.call: 404 Not Found: no\n    -> set CLOUD_RUN"],
         );
         judged(
             &health(answered(403)),
-            &["✗ /health: a.call: 403 Forbidden: no\n    -> let GitHub and"],
+            &["✗ /health: a.call: 403 Forbidden: no\n    -> allow requests of GitHub"],
         );
         let page = Error::Unreadable { call: "GET /health", why: "Syntax error".into() };
         judged(&health(page), &["✗ /health: GET /health: the answer cannot be read"]);
-        judged(&Facts { health: Ok(Health::default()), ..good() }, &["✗ /health: answers, but"]);
+        judged(
+            &Facts { health: Ok(Health::default()), ..good() },
+            &["✗ /health: another service answers"],
+        );
         let other = Info { service: "Another".into(), ..info() };
         judged(
             &Facts { info: Ok(other), ..good() },
-            &["✗ identity: it calls itself something else"],
+            &["✗ identity: the service at this URL is not"],
         );
         let older =
             [Info { inactive_minutes: 5, ..info() }, Info { runner_configs: Vec::new(), ..info() }];
         for older in older {
-            judged(&Facts { info: Ok(older), ..good() }, &["! identity: it runs with another"]);
+            judged(
+                &Facts { info: Ok(older), ..good() },
+                &["! identity: the deployed RUNNER_CONFIG"],
+            );
         }
     }
 }

@@ -1,35 +1,31 @@
-//! The check on a terminal, or for a script.
+//! The command line of the check.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::{Finding, JobStatus, Outcome, check, unreadable};
+use super::{Finding, Outcome, Progress, check, unreadable};
 use crate::clients::google::Credentials;
 use crate::clients::transport::{self, BoxError};
 use crate::clock::Clock;
 use crate::config::Config;
 
-/// What `check` can be told.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(after_help = "\
-It reads the environment that the service reads, and changes nothing. Run it with the service's own account, or what it
-says of permissions is true of yours only.
+Reads the same environment variables as the service, and changes nothing. Run it as the service's own account: the
+permissions that it checks are those of the account that runs it.
 
-  ✓ as it has to be    ! works, hardly as it is meant to    ✗ fix it    ? nobody answered
+  ✓ correct    ! works, but probably not as intended    ✗ has to be fixed    ? could not be checked
 
-With --json it tells an array of {subject, what, outcome, detail, fix}; outcome is ok, warning, error or not_asked.
+With --json it prints an array of {subject, what, outcome, detail, fix}; outcome is ok, warning, error or not_asked.
 
 Exit code: 0 if nothing has to be fixed; 1 if something has; 2 if the command line is wrong.")]
 pub struct Options {
-    /// Tell it as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Checks what the process's environment describes, and tells on standard output.
-///
-/// # Errors
-/// If it cannot be told.
+/// Checks the configuration of the process's environment, and prints the findings as they come.
 pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
     let mut screen = Screen { json: options.json, progress: io::stderr().is_terminal() };
     let found = match Config::from_env() {
@@ -40,41 +36,41 @@ pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
         }
         Ok(config) => {
             screen.progress(0, None)?;
-            let mut told = Ok(());
-            let mut tell = |progress: JobStatus<'_>| {
-                if told.is_ok() {
-                    told = screen.show(progress);
+            let mut printed = Ok(());
+            let mut report = |progress: Progress<'_>| {
+                if printed.is_ok() {
+                    printed = screen.show(progress);
                 }
             };
             let credentials = Credentials::from_environment();
             let found =
-                check(config, transport::over_tls()?, credentials, Clock::system(), &mut tell)
+                check(config, transport::over_tls()?, credentials, Clock::system(), &mut report)
                     .await;
-            told?;
+            printed?;
             found
         }
     };
     screen.end(&found)?;
-    let to_fix = found.iter().any(|finding| finding.outcome == Outcome::Error);
-    Ok(if to_fix { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let has_errors = found.iter().any(|finding| finding.outcome == Outcome::Error);
+    Ok(if has_errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 struct Screen {
     json: bool,
-    /// Whether somebody watches.
+    /// Standard error is a terminal.
     progress: bool,
 }
 
-/// To the line's beginning, and away with what is there.
-const CLEAR: &str = "\r\x1b[K";
+/// Returns to the start of the line and erases it.
+const CLEAR_LINE: &str = "\r\x1b[K";
 
 impl Screen {
-    fn show(&mut self, JobStatus { found, answered, of }: JobStatus<'_>) -> io::Result<()> {
+    fn show(&mut self, Progress { found, done, total }: Progress<'_>) -> io::Result<()> {
         if self.progress {
-            write!(io::stderr(), "{CLEAR}")?;
+            write!(io::stderr(), "{CLEAR_LINE}")?;
         }
         self.lines(found)?;
-        self.progress(answered, Some(of))
+        self.progress(done, Some(total))
     }
 
     fn lines(&self, found: &[Finding]) -> io::Result<()> {
@@ -86,13 +82,13 @@ impl Screen {
         out.flush()
     }
 
-    /// What is under way, where it is wiped away again.
-    fn progress(&self, answered: usize, of: Option<usize>) -> io::Result<()> {
-        if !self.progress || of == Some(answered) {
+    /// Writes the progress line, which the next finding replaces.
+    fn progress(&self, done: usize, total: Option<usize>) -> io::Result<()> {
+        if !self.progress || total == Some(done) {
             return Ok(());
         }
-        let of = of.map(|of| format!(" {answered} of {of} answered")).unwrap_or_default();
-        write!(io::stderr(), "{CLEAR}asking …{of}")?;
+        let count = total.map(|total| format!(" {done} of {total} done")).unwrap_or_default();
+        write!(io::stderr(), "{CLEAR_LINE}checking …{count}")?;
         io::stderr().flush()
     }
 
@@ -106,23 +102,23 @@ impl Screen {
     }
 }
 
-/// How many there are of what is not right.
 fn summary(found: &[Finding]) -> String {
     let count = |outcome| found.iter().filter(|finding| finding.outcome == outcome).count();
     let warnings = count(Outcome::Warning);
     let parts = [
         (count(Outcome::Error), "to fix".to_owned()),
         (warnings, if warnings == 1 { "warning" } else { "warnings" }.to_owned()),
-        (count(Outcome::NotAsked), "could not be asked".to_owned()),
+        (count(Outcome::Unknown), "could not be checked".to_owned()),
     ];
     let parts: Vec<String> = parts
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
+    let checks = format!("{} check{}", found.len(), if found.len() == 1 { "" } else { "s" });
     match parts.is_empty() {
-        true => format!("{} things were looked at: all is right.", found.len()),
-        false => format!("{} things were looked at: {}.", found.len(), parts.join(", ")),
+        true => format!("{checks}: all passed."),
+        false => format!("{checks}: {}.", parts.join(", ")),
     }
 }
 
@@ -132,17 +128,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_right_is_counted() {
+    fn findings_are_counted_by_outcome() {
         let mut found = Findings::of("VM");
         found.ok("status", "RUNNING");
-        assert_eq!(summary(&found.clone().done()), "1 things were looked at: all is right.");
+        assert_eq!(summary(&found.clone().done()), "1 check: all passed.");
         found.warn("status", "SUSPENDED", "resume it");
-        found.not_asked("permissions", "nobody is there");
-        let told = summary(&found.clone().done());
-        assert_eq!(told, "3 things were looked at: 1 warning, 1 could not be asked.");
+        found.unknown("permissions", "no answer");
+        let text = summary(&found.clone().done());
+        assert_eq!(text, "3 checks: 1 warning, 1 could not be checked.");
         found.fail("labels", "none", "add some");
         found.warn("labels", "many", "remove some");
-        let told = summary(&found.done());
-        assert_eq!(told, "5 things were looked at: 1 to fix, 2 warnings, 1 could not be asked.");
+        let text = summary(&found.done());
+        assert_eq!(text, "5 checks: 1 to fix, 2 warnings, 1 could not be checked.");
     }
 }

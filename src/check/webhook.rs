@@ -1,4 +1,4 @@
-//! The App's webhook: does it point here, and were its last deliveries taken?
+//! Checks of the App's webhook: its URL, its secret, its events and its last deliveries.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,12 @@ use crate::clients::github::app::{Deliveries, Delivery, DeliveryFilter, HookConf
 use crate::clock::Deadline;
 use crate::routes::{WEBHOOK, WORKFLOW_JOB};
 
-/// What is known of the webhook.
 pub(super) struct Facts {
     hook: Result<HookConfig, Error>,
     deliveries: Result<Deliveries, Error>,
 }
 
-pub(super) async fn look(github: &GitHub, deadline: Deadline) -> Facts {
+pub(super) async fn read(github: &GitHub, deadline: Deadline) -> Facts {
     let (hook, deliveries) = tokio::join!(
         github.hook_config(deadline),
         github.deliveries(DeliveryFilter::All, None, deadline)
@@ -25,7 +24,7 @@ pub(super) async fn look(github: &GitHub, deadline: Deadline) -> Facts {
     Facts { hook, deliveries }
 }
 
-/// `events` are those that the App subscribes to.
+/// Judges the webhook of an App that subscribes to these `events`.
 pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<Finding> {
     let mut found = Findings::of("App's webhook");
     let hook = match &facts.hook {
@@ -41,13 +40,13 @@ pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<
     }
     if hook.secret.as_deref().is_none_or(str::is_empty) {
         let fix = "set its secret to RUNNER_MANAGER_SECRET on the App's page";
-        found.fail("secret", "none is set, so every delivery is refused", fix);
+        found.fail("secret", "none is set, so the service refuses every delivery", fix);
     }
     if events.iter().any(|event| event == WORKFLOW_JOB) {
-        found.ok("events", format!("{WORKFLOW_JOB} is among them"));
+        found.ok("events", format!("the App subscribes to {WORKFLOW_JOB}"));
     } else {
         let fix = "subscribe to the event Workflow job on the App's page";
-        found.fail("events", format!("{WORKFLOW_JOB} is not among them"), fix);
+        found.fail("events", format!("the App does not subscribe to {WORKFLOW_JOB}"), fix);
     }
     match &facts.deliveries {
         Ok(deliveries) => judge_deliveries(&mut found, &deliveries.items),
@@ -56,20 +55,20 @@ pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<
     found.done()
 }
 
-/// Whether it does; else the rest does not matter.
+/// Checks the URL; without the right one the other checks make no sense.
 fn points_here(found: &mut Findings, hook: &HookConfig, expected: &str) -> bool {
     match hook.url.as_deref().filter(|url| !url.is_empty()) {
         None => found.warn(
             "URL",
-            "it has none: each repository, or the organization, needs a webhook of its own",
+            "the App has none: each repository, or the organization, needs its own webhook",
             format!("or set it to {expected} on the App's page"),
         ),
         Some(url) if !is_same(url, expected) => found.fail(
             "URL",
             format!("it points to {}", without_query(url)),
             format!(
-                "set it to {expected} on the App's page; or, if the repositories or the organization have webhooks \
-                 of their own, take it away"
+                "set it to {expected} on the App's page; or, if the repositories or the organization have their \
+                 own webhooks, remove it"
             ),
         ),
         Some(_) => {
@@ -81,8 +80,8 @@ fn points_here(found: &mut Findings, hook: &HookConfig, expected: &str) -> bool 
 }
 
 fn judge_deliveries(found: &mut Findings, deliveries: &[Delivery]) {
-    let ours: Vec<&Delivery> = deliveries.iter().filter(|it| it.event == WORKFLOW_JOB).collect();
-    let Some(last) = ours.first() else {
+    let of_jobs: Vec<&Delivery> = deliveries.iter().filter(|it| it.event == WORKFLOW_JOB).collect();
+    let Some(last) = of_jobs.first() else {
         return found.warn(
             "deliveries",
             format!("none of {WORKFLOW_JOB} in the last three days"),
@@ -92,11 +91,11 @@ fn judge_deliveries(found: &mut Findings, deliveries: &[Delivery]) {
     if !last.was_accepted() {
         let Delivery { status, status_code, delivered_at, .. } = last;
         let detail =
-            format!("the last, of {}, failed: {status_code} {status}", delivered_at.rfc3339());
-        return found.fail("deliveries", detail, mend(*status_code));
+            format!("the last one, at {}, failed: {status_code} {status}", delivered_at.rfc3339());
+        return found.fail("deliveries", detail, fix_for(*status_code));
     }
     let mut accepted = BTreeMap::<&str, bool>::new();
-    for delivery in &ours {
+    for delivery in &of_jobs {
         *accepted.entry(&delivery.guid).or_default() |= delivery.was_accepted();
     }
     let lost = accepted.values().filter(|accepted| !**accepted).count();
@@ -104,30 +103,32 @@ fn judge_deliveries(found: &mut Findings, deliveries: &[Delivery]) {
         found.warn(
             "deliveries",
             format!("{lost} of the last {} were never accepted", accepted.len()),
-            "see why under Advanced on the App's page, and redeliver them",
+            "read their responses under Advanced on the App's page, and redeliver them",
         );
     } else {
         let at = last.delivered_at.rfc3339();
         let count = accepted.len();
         found.ok(
             "deliveries",
-            format!("the newest is of {at}, and of the last {count} none was lost"),
+            format!("the newest arrived at {at}; none of the last {count} was lost"),
         );
     }
 }
 
-fn mend(code: u16) -> &'static str {
+fn fix_for(code: u16) -> &'static str {
     match code {
         401 => "set the webhook's secret to RUNNER_MANAGER_SECRET",
-        403 => "let GitHub in: deploy with --allow-unauthenticated, or --no-invoker-iam-check",
-        404 => "no such service, or another at that URL: correct the webhook's URL",
+        403 => {
+            "allow GitHub's requests: deploy with --allow-unauthenticated, or --no-invoker-iam-check"
+        }
+        404 => "no service, or a different one, answers at this URL: correct the webhook's URL",
         _ => {
-            "the header X-Runner-Manager-Outcome, under Advanced on the App's page, or the log says why"
+            "read the header X-Runner-Manager-Outcome under Advanced on the App's page, or the log"
         }
     }
 }
 
-/// Scheme and host may be written in any case.
+/// Compares URLs; scheme and host without regard to case.
 fn is_same(url: &str, expected: &str) -> bool {
     let parts = |text: &str| {
         let uri: Uri = text.trim().parse().ok()?;
@@ -137,7 +138,7 @@ fn is_same(url: &str, expected: &str) -> bool {
     parts(url).is_some() && parts(url) == parts(expected)
 }
 
-/// Somebody else's URL may carry a secret.
+/// The URL without its user and query: those of another service may contain a secret.
 fn without_query(url: &str) -> &str {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     &url[url[..end].rfind('@').map_or(0, |at| at + 1)..end]
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_webhook_has_to_point_here_and_to_be_signed() {
+    fn the_webhook_needs_the_services_url_and_a_secret() {
         judged(&good(), &[]);
         let at = |url: &str| Facts { hook: Ok(hook(url)), ..good() };
         judged(&at("HTTPS://Service.TEST/github/webhook"), &[]);
@@ -202,17 +203,17 @@ mod tests {
         let secret = "https://bot:hush@other.test/hook?key=hush#hush";
         let found = judge(&at(secret), &["workflow_job".into()], HERE);
         complains(&found, &["✗ URL: it points to other.test/hook\n"]);
-        assert!(!format!("{found:?}").contains("hush"), "somebody else's secret stays one");
-        judged(&at(""), &["! URL: it has none"]);
-        judged(&Facts { hook: Err(answered(404)), ..good() }, &["! URL: it has none"]);
-        judged(&Facts { hook: Err(limited()), ..good() }, &["? URL: could not be asked"]);
+        assert!(!format!("{found:?}").contains("hush"), "the secret of another service");
+        judged(&at(""), &["! URL: the App has none"]);
+        judged(&Facts { hook: Err(answered(404)), ..good() }, &["! URL: the App has none"]);
+        judged(&Facts { hook: Err(limited()), ..good() }, &["? URL: could not be checked"]);
         let unsigned = HookConfig { secret: None, ..hook("https://service.test/github/webhook") };
         judged(&Facts { hook: Ok(unsigned), ..good() }, &["✗ secret: none is set"]);
-        complains(&judge(&good(), &["push".into()], HERE), &["✗ events: workflow_job is not"]);
+        complains(&judge(&good(), &["push".into()], HERE), &["✗ events: the App does not"]);
     }
 
     #[test]
-    fn what_was_delivered_last_counts() {
+    fn the_last_deliveries_count() {
         let with = |items: Vec<Delivery>| Facts {
             deliveries: Ok(Deliveries { items, next: None }),
             ..good()
@@ -220,9 +221,9 @@ mod tests {
         judged(&with(vec![]), &["! deliveries: none of workflow_job"]);
         let ping = Delivery { event: "ping".into(), ..delivery("a", 200) };
         judged(&with(vec![ping.clone()]), &["! deliveries: none of workflow_job"]);
-        let refused = "✗ deliveries: the last, of 2025-11-24T16:00:00Z, failed: 401 OK\n    -> set the webhook's";
+        let refused = "✗ deliveries: the last one, at 2025-11-24T16:00:00Z, failed: 401 OK\n    -> set the webhook's";
         judged(&with(vec![ping, delivery("b", 401), delivery("a", 200)]), &[refused]);
-        judged(&with(vec![delivery("b", 502)]), &["✗ deliveries: the last, of 2025"]);
+        judged(&with(vec![delivery("b", 502)]), &["✗ deliveries: the last one, at 2025"]);
         let lost = vec![delivery("c", 200), delivery("b", 502), delivery("a", 200)];
         judged(&with(lost), &["! deliveries: 1 of the last 3 were never accepted"]);
         let again = vec![delivery("a", 200), delivery("b", 200), delivery("a", 502)];

@@ -1,9 +1,9 @@
-//! `RUNNER_CONFIG`: which jobs get which VM.
+//! The entries of `RUNNER_CONFIG`, which route jobs to VMs.
 
 use serde_json::{Map, Value};
 
-use super::{Check, Problems, check, location, made_of};
-use crate::fleet::{Entry, Fleet, Label, Registers, RunnerNames, Vm};
+use super::{Problems, Validator, check, is_made_of, location};
+use crate::fleet::{Entry, Fleet, Label, RegisterIn, RunnerNames, Vm};
 
 impl Problems {
     pub(super) fn fleet(
@@ -33,7 +33,7 @@ impl Problems {
         }
         let fleet = Fleet::new(entries);
         warnings.extend(fleet.shadowed().into_iter().map(|(earlier, later)| {
-            format!("RUNNER_CONFIG[{later}]: is never reached: RUNNER_CONFIG[{earlier}] takes all of its jobs")
+            format!("RUNNER_CONFIG[{later}]: never matches: RUNNER_CONFIG[{earlier}] takes all of its jobs")
         }));
         Some(fleet)
     }
@@ -56,7 +56,7 @@ impl Problems {
         for field in fields.keys().filter(|field| !known.contains(&field.as_str())) {
             let field: String = field.chars().take(40).flat_map(char::escape_default).collect();
             warnings.push(format!(
-                "RUNNER_CONFIG[{nth}].{field}: is not a field of an entry, and does nothing"
+                "RUNNER_CONFIG[{nth}].{field}: is not a field of an entry and is ignored"
             ));
         }
         let repo = self.text(nth, fields, "repo", repo_name);
@@ -85,10 +85,10 @@ impl Problems {
         let register = match fields.get("register") {
             None | Some(Value::Null) => Some(None),
             Some(Value::String(place)) if place == "repository" => {
-                Some(Some(Registers::Repository))
+                Some(Some(RegisterIn::Repository))
             }
             Some(Value::String(place)) if place == "organization" => {
-                Some(Some(Registers::Organization))
+                Some(Some(RegisterIn::Organization))
             }
             Some(_) => {
                 self.add(
@@ -103,7 +103,7 @@ impl Problems {
         let known = |label: &&Label| runner_labels.is_empty() || runner_labels.contains(label);
         if let Some(odd) = labels.iter().position(|label| !known(&label)) {
             warnings.push(format!(
-                "RUNNER_CONFIG[{nth}].labels[{odd}]: is not among its runner_labels, which alone decide"
+                "RUNNER_CONFIG[{nth}].labels[{odd}]: is not among runner_labels, and jobs are matched by those alone"
             ));
         }
         Some(Entry {
@@ -122,7 +122,7 @@ impl Problems {
         nth: usize,
         fields: &Map<String, Value>,
         field: &str,
-        read: Check,
+        read: Validator,
     ) -> Option<String> {
         let place = format!("RUNNER_CONFIG[{nth}].{field}");
         let Some(Value::String(text)) = fields.get(field) else {
@@ -140,7 +140,7 @@ impl Problems {
         nth: usize,
         fields: &Map<String, Value>,
         field: &str,
-        read: Check,
+        read: Validator,
     ) -> Option<Vec<String>> {
         let place = format!("RUNNER_CONFIG[{nth}].{field}");
         let Some(Value::Array(elements)) = fields.get(field) else {
@@ -190,7 +190,7 @@ fn instance_name(text: &str) -> Result<String, String> {
 fn repo_name(text: &str) -> Result<String, String> {
     let valid = text
         .split_once('/')
-        .is_some_and(|(owner, repo)| made_of(owner, "-_.") && made_of(repo, "-_."));
+        .is_some_and(|(owner, repo)| is_made_of(owner, "-_.") && is_made_of(repo, "-_."));
     check(text, valid, "is not a repository's full name, owner/repo")
 }
 
@@ -205,5 +205,5 @@ fn label(text: &str) -> Result<String, String> {
 fn runner_name(text: &str) -> Result<String, String> {
     let name = text.strip_suffix('*').unwrap_or(text);
     let valid = !name.is_empty() && name.len() <= 128 && !name.contains(['*', '\n', '\r']);
-    check(text, valid, "is not a runner's name, or the beginning of one and a *")
+    check(text, valid, "is not a runner's name, nor a prefix followed by *")
 }

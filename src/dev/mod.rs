@@ -1,7 +1,7 @@
-//! `runner-manager dev`: see it at work without an account.
+//! `runner-manager dev`: a demo without an account.
 //!
-//! The embedded cloud and the real service, on two loopback ports, speaking to each other as they would over
-//! the network. Stories show what the service does and why; afterwards it goes on, to be played with.
+//! The embedded cloud and the real service run on two loopback ports and call each other over HTTP. Stories show the
+//! service at work; afterwards the demo keeps running for experiments.
 
 mod narrator;
 mod play;
@@ -27,7 +27,7 @@ use crate::telemetry::{self, Style};
 use crate::{routes, serve};
 use narrator::Narrator;
 
-/// The shared secret of the demo. It guards nothing.
+/// The shared secret of the demo, which protects nothing.
 const SECRET: &str = "dev-secret";
 
 const PROJECT: &str = "dev-project";
@@ -37,36 +37,36 @@ const QUEUE: &str = "runner-manager";
 const APP_ID: &str = "123456";
 const INSTALLATION_ID: u64 = 12_345_678;
 
-/// How many seconds pass in one: a job's whole life takes a few.
+/// The seconds that pass in one real second: the whole life of a job takes a few.
 const PACE: u32 = 120;
 
-/// RUNNER_CONFIG of the demo: two repositories share a VM, and one of them has another with a GPU.
+/// RUNNER_CONFIG of the demo: two repositories share a VM, and one of them also has a GPU VM.
 const FLEET: &str = r#"[
   {"repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "register": "repository"},
   {"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"},
   {"repo": "acme/web", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"}
 ]"#;
 
-/// What `dev` can be told.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// End after the stories: exit code 0, or 1 if one of them broke a promise
+    /// Exit after the stories: with code 0, or 1 if a promise was broken
     #[arg(long, conflicts_with = "real_time")]
     once: bool,
-    /// No stories, and time at its own pace: for other clients of Google's and GitHub's APIs
+    /// Tell no stories and run in real time, for other clients of Google's and GitHub's APIs
     #[arg(long)]
     real_time: bool,
-    /// The service's port [default: 8080; with --once any that is free]
+    /// The service's port [default: 8080; with --once any free port]
     #[arg(long)]
     port: Option<u16>,
-    /// The embedded cloud's port [default: 8081; with --once any that is free]
+    /// The embedded cloud's port [default: 8081; with --once any free port]
     #[arg(long)]
     cloud_port: Option<u16>,
 }
 
 impl Options {
     async fn listen(&self) -> io::Result<(TcpListener, TcpListener)> {
-        let port = |given: Option<u16>, usual| given.unwrap_or(if self.once { 0 } else { usual });
+        let port =
+            |given: Option<u16>, default| given.unwrap_or(if self.once { 0 } else { default });
         Ok((
             listen("--port", port(self.port, 8080)).await?,
             listen("--cloud-port", port(self.cloud_port, 8081)).await?,
@@ -84,7 +84,7 @@ async fn listen(option: &str, port: u16) -> io::Result<TcpListener> {
     })
 }
 
-/// A demo that is set up: the cloud, the service, and where they listen.
+/// The cloud and the service of a demo.
 struct Stage {
     cloud: Cloud,
     clock: Clock,
@@ -92,14 +92,10 @@ struct Stage {
     narrator: Narrator,
     service_url: String,
     cloud_url: String,
-    /// Holds the key files for other programs, as long as the demo runs.
+    /// The key files for other programs, deleted at the end of the demo.
     files: tempfile::TempDir,
 }
 
-/// Runs the demo.
-///
-/// # Errors
-/// If a port cannot be had, or the process cannot be told to stop.
 pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
     let (service, embedded) = options.listen().await?;
     let service_url = format!("http://{}", service.local_addr()?);
@@ -117,25 +113,22 @@ pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
         stage.narrator.welcome(&stage);
     }
     let stories = async {
-        if !options.real_time && !stories::tell_all(&stage).await && options.once {
+        if !options.real_time && !stories::run_all(&stage).await && options.once {
             return ExitCode::FAILURE;
         }
         if !options.once {
-            stage.narrator.invite(&stage, options.real_time);
+            stage.narrator.instructions(&stage, options.real_time);
             std::future::pending::<()>().await;
         }
         ExitCode::SUCCESS
     };
     let embedded = std::future::IntoFuture::into_future(axum::serve(embedded, embedded_apis));
-    let serving = serve::until_told_to_stop(
-        service,
-        routes::router(stage.app.clone()),
-        stage.app.draining.clone(),
-    );
+    let serving =
+        serve::until_signal(service, routes::router(stage.app.clone()), stage.app.draining.clone());
     tokio::select! {
         biased;
-        told = serving => told.map(|()| ExitCode::SUCCESS).map_err(Into::into),
-        ended = embedded => ended.map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        result = serving => result.map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        result = embedded => result.map(|()| ExitCode::SUCCESS).map_err(Into::into),
         () = stage.cloud.run_until(&mut driver, None) => Ok(ExitCode::SUCCESS),
         code = stories => Ok(code),
     }
@@ -158,13 +151,13 @@ impl Stage {
             keys: Arc::clone(&keys),
         };
         let cloud = Cloud::new(setup, clock.clone());
-        // gcp_auth signs and renews by the system's time, whatever the pace here.
+        // gcp_auth uses the system's time, whatever the demo's pace.
         cloud.accounts.use_clock(Clock::system());
-        furnish(&cloud, &service_url);
+        populate(&cloud, &service_url);
         let narrator = Narrator::new(clock.clone());
         cloud.subscribe({
             let narrator = narrator.clone();
-            move |happening| narrator.tell(happening)
+            move |event| narrator.describe(event)
         });
 
         let files = tempfile::tempdir()?;
@@ -182,7 +175,7 @@ impl Stage {
         Ok(Self { cloud, clock, app, narrator, service_url, cloud_url, files })
     }
 
-    /// The environment in which another program would be this service.
+    /// The environment of another program that takes the service's place, as shell commands.
     fn exports(&self) -> String {
         let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
         let file =
@@ -215,8 +208,8 @@ fn environment(service_url: &str, cloud_url: &str, inactive: &str) -> Vec<(&'sta
     ]
 }
 
-/// The VMs of the fleet, stopped, their runners registered, and the webhook set up.
-fn furnish(cloud: &Cloud, service_url: &str) {
+/// Adds the VMs of the fleet, stopped, their registered runners, and the webhook.
+fn populate(cloud: &Cloud, service_url: &str) {
     for repo in ["acme/app", "acme/web"] {
         cloud.github.add_repository(repo);
     }

@@ -1,18 +1,18 @@
-//! Tells what happens, a line at a time.
+//! The demo's output, a line for each event.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{SECRET, Stage};
 use crate::clock::{Clock, Timestamp};
-use crate::emulators::{Happening, Reply};
+use crate::emulators::{Event, Reply};
 
-/// Writes to standard output, in colour where that is a terminal and NO_COLOR is not set.
+/// Writes to standard output, in colour if that is a terminal and NO_COLOR is not set.
 #[derive(Clone)]
 pub(super) struct Narrator {
     color: bool,
     clock: Clock,
-    /// The last line: a runner that is registered twice would be told twice.
+    /// The last line, which is not repeated: a runner may be registered in two repositories.
     last: Arc<Mutex<String>>,
 }
 
@@ -35,13 +35,13 @@ impl Narrator {
     fn line(&self, text: &str) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != text {
-            // Whoever read the lines may be gone; the demo goes on for the sake of its exit code.
+            // The reader of the pipe may have exited; the demo continues for its exit code.
             writeln!(std::io::stdout(), "{text}").ok();
             text.clone_into(&mut last);
         }
     }
 
-    /// What a story is about.
+    /// Prints the heading of a story.
     pub(super) fn title(&self, number: usize, title: &str, about: &str) {
         self.line(&format!(
             "\n{}\n{}\n",
@@ -50,12 +50,12 @@ impl Narrator {
         ));
     }
 
-    /// Something that the story itself does.
+    /// Prints an action of the story itself.
     pub(super) fn aside(&self, text: &str) {
-        self.said(self.clock.now(), "world", CYAN, text);
+        self.print(self.clock.now(), "world", CYAN, text);
     }
 
-    /// How a story ended.
+    /// Prints the result of a story.
     pub(super) fn verdict(&self, kept: Result<&str, &str>) {
         self.line(&match kept {
             Ok(promise) => self.paint(GREEN, &format!("  kept: {promise}")),
@@ -63,81 +63,77 @@ impl Narrator {
         });
     }
 
-    fn said(&self, at: Timestamp, who: &str, style: &str, what: &str) {
+    fn print(&self, at: Timestamp, source: &str, style: &str, text: &str) {
         let time = self.paint(DIM, &at.time_of_day());
-        self.line(&format!("  {time}  {}  {what}", self.paint(style, &format!("{who:<14}"))));
+        self.line(&format!("  {time}  {}  {text}", self.paint(style, &format!("{source:<14}"))));
     }
 
-    /// One line for what happened.
-    pub(super) fn tell(&self, happening: &Happening) {
-        match happening {
-            Happening::Instance { at, vm, status, cause } => {
-                self.said(*at, "Compute Engine", CYAN, &format!("VM {vm} is {status} ({cause})"));
+    pub(super) fn describe(&self, event: &Event) {
+        match event {
+            Event::Instance { at, vm, status, cause } => {
+                self.print(*at, "Compute Engine", CYAN, &format!("VM {vm} is {status} ({cause})"));
             }
-            Happening::Job { at, id, repo, status, runner } => {
+            Event::Job { at, id, repo, status, runner } => {
                 let on = runner.as_ref().map(|name| format!(" on {name}")).unwrap_or_default();
-                self.said(*at, "GitHub", CYAN, &format!("job {id} of {repo} is {status}{on}"));
+                self.print(*at, "GitHub", CYAN, &format!("job {id} of {repo} is {status}{on}"));
             }
-            Happening::Runner { at, name, online } => {
+            Event::Runner { at, name, online } => {
                 let state = if *online { "online" } else { "offline" };
-                self.said(*at, "GitHub", CYAN, &format!("runner {name} is {state}"));
+                self.print(*at, "GitHub", CYAN, &format!("runner {name} is {state}"));
             }
-            Happening::Webhook { at, action, reply, .. } => {
-                // What needs nothing is not worth a line.
+            Event::Webhook { at, action, reply, .. } => {
+                // The service ignores this action.
                 if action != "in_progress" {
                     self.service(*at, &format!("webhook {action}"), reply);
                 }
             }
-            Happening::Callback { at, path, reply, .. } => {
-                let check = if path.ends_with("start") { "start check" } else { "stop check" };
-                self.service(*at, check, reply);
-            }
+            Event::Callback { at, reply, .. } => self.service(*at, "pass", reply),
         }
     }
 
-    fn service(&self, at: Timestamp, asked: &str, reply: &Reply) {
+    fn service(&self, at: Timestamp, request: &str, reply: &Reply) {
         let outcome =
             reply.headers.get("x-runner-manager-outcome").and_then(|value| value.to_str().ok());
-        let (style, answer) = match reply.status {
+        let (style, result) = match reply.status {
             Some(status) if status.is_success() => (GREEN, outcome.unwrap_or("ok").to_owned()),
             Some(status) => (RED, format!("{status}: {}", outcome.unwrap_or_default())),
-            None => (RED, "lost on the way".to_owned()),
+            None => (RED, "not delivered".to_owned()),
         };
-        self.said(at, "Runner Manager", style, &format!("{asked} -> {answer}"));
+        self.print(at, "Runner Manager", style, &format!("{request} -> {result}"));
     }
 
-    /// Where to watch, said before the first story begins.
+    /// Prints the URL of the page, before the first story begins.
     pub(super) fn welcome(&self, stage: &Stage) {
         let url = &stage.service_url;
         self.line(&self.paint(BOLD, &format!("Watch {url}/ in a browser; secret: {SECRET}")));
     }
 
-    /// How to go on.
-    pub(super) fn invite(&self, stage: &Stage, real_time: bool) {
+    /// Prints commands for experiments.
+    pub(super) fn instructions(&self, stage: &Stage, real_time: bool) {
         let Stage { service_url, cloud_url, .. } = stage;
         let heading = |text: &str| self.paint(BOLD, text);
         let pace =
-            if real_time { "Time passes as it does." } else { "Two minutes pass in a second." };
+            if real_time { "It runs in real time." } else { "Two minutes pass in a second." };
         self.line(&format!(
             "\n{}\n{pace} Ctrl-C ends it.\n\n\
-             # queue a job that runs for two minutes; labels of another VM: self-hosted,gpu\n\
+             # queue a job that runs for two minutes; with the labels self-hosted,gpu it runs on gpu-1\n\
              curl -X POST '{cloud_url}/play/job?repo=acme/app&labels=self-hosted&seconds=120'\n\n\
-             # start and stop by hand; hold and release likewise\n\
+             # start and stop a VM by hand; /runner/hold and /runner/release work alike\n\
              curl -X POST {service_url}/runner/start -H 'X-Runner-Secret: {SECRET}' -d '{{\"vm_instance_name\": \"gpu-1\"}}'\n\
              curl -X POST {service_url}/runner/stop -H 'X-Runner-Secret: {SECRET}' -d '{{\"vm_instance_name\": \"gpu-1\"}}'\n\n\
-             # trouble: preempt, stop; GitHub's outage on, off; webhooks lost; a permission taken away, given back\n\
+             # cause failures: preempt or stop a VM, an outage of GitHub, lost webhooks, a missing permission\n\
              curl -X POST '{cloud_url}/play/vm?name=runner-1&do=preempt'\n\
              curl -X POST '{cloud_url}/play/github?outage=true'\n\
              curl -X POST '{cloud_url}/play/lose?webhooks=1'\n\
              curl -X POST '{cloud_url}/play/forbid?permission=compute.instances.stop'\n\
              curl -X POST '{cloud_url}/play/permit?permission=compute.instances.stop'\n\n\
-             # find what was lost, and make up for it\n\
+             # run the resync, which finds jobs whose webhooks were lost\n\
              curl -X POST {service_url}/runner/reconcile -H 'X-Runner-Secret: {SECRET}'\n\n\
-             # what the service shows to anyone, and to an operator: in a browser as a page\n\
+             # the public page and the operators' status; a browser shows both as a page\n\
              curl {service_url}/\n\
              curl {service_url}/runner/status -H 'X-Runner-Secret: {SECRET}'\n\n{}\n{}\n",
             heading(&format!("The service is at {service_url}, the embedded cloud at {cloud_url}.")),
-            heading("# the environment in which any client is at home here, or another runner-manager: try its `check`"),
+            heading("# the environment for other clients of this cloud, such as `runner-manager check`"),
             stage.exports(),
         ));
     }

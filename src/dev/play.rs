@@ -1,4 +1,4 @@
-//! What a player does to the embedded cloud: the part of the world that has no API of its own.
+//! The `/play` endpoints of the embedded cloud, for actions that have no API: a job is queued, a VM is preempted.
 
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use serde::Deserialize;
 use crate::emulators::Cloud;
 use crate::emulators::github::Permission;
 
-/// The paths below `/play`, which none of the APIs has.
 pub(super) fn router(cloud: Cloud) -> Router {
     Router::new()
         .route("/play/job", post(job))
@@ -24,9 +23,9 @@ pub(super) fn router(cloud: Cloud) -> Router {
         .with_state(cloud)
 }
 
-type Reply = Result<String, (StatusCode, String)>;
+type PlayResult = Result<String, (StatusCode, String)>;
 
-fn bad(why: impl Into<String>) -> (StatusCode, String) {
+fn bad_request(why: impl Into<String>) -> (StatusCode, String) {
     (StatusCode::BAD_REQUEST, format!("{}\n", why.into()))
 }
 
@@ -47,9 +46,9 @@ fn two_minutes() -> u64 {
     120
 }
 
-async fn job(State(cloud): State<Cloud>, Query(job): Query<Job>) -> Reply {
+async fn job(State(cloud): State<Cloud>, Query(job): Query<Job>) -> PlayResult {
     if !["acme/app", "acme/web"].iter().any(|known| known.eq_ignore_ascii_case(&job.repo)) {
-        return Err(bad("repo is acme/app or acme/web"));
+        return Err(bad_request("repo must be acme/app or acme/web"));
     }
     let labels = job.labels.split(',').map(|label| label.trim().to_owned());
     let id = cloud.github.queue_job(&job.repo, labels, Duration::from_secs(job.seconds));
@@ -57,33 +56,39 @@ async fn job(State(cloud): State<Cloud>, Query(job): Query<Job>) -> Reply {
 }
 
 #[derive(Deserialize)]
-struct Deed {
+struct VmAction {
     name: String,
     #[serde(rename = "do")]
-    deed: String,
+    action: String,
 }
 
-async fn vm(State(cloud): State<Cloud>, Query(Deed { name, deed }): Query<Deed>) -> Reply {
+async fn vm(
+    State(cloud): State<Cloud>,
+    Query(VmAction { name, action }): Query<VmAction>,
+) -> PlayResult {
     if !cloud.compute.instances().contains(&name) {
-        return Err(bad(format!("name is one of: {}", cloud.compute.instances().join(", "))));
+        return Err(bad_request(format!(
+            "name must be one of: {}",
+            cloud.compute.instances().join(", ")
+        )));
     }
-    match deed.as_str() {
+    match action.as_str() {
         "preempt" => cloud.compute.preempt(&name),
         "stop" => cloud.compute.stop_by_hand(&name),
         "start" => cloud.compute.start_by_hand(&name),
-        _ => return Err(bad("do is preempt, stop or start")),
+        _ => return Err(bad_request("do must be preempt, stop or start")),
     }
     Ok(format!("{name} is {}\n", cloud.compute.status(&name)))
 }
 
 #[derive(Deserialize)]
-struct Weather {
+struct Outage {
     outage: bool,
 }
 
-async fn github(State(cloud): State<Cloud>, Query(weather): Query<Weather>) -> Reply {
-    cloud.github.outage(weather.outage);
-    Ok(format!("GitHub is {}\n", if weather.outage { "down" } else { "back" }))
+async fn github(State(cloud): State<Cloud>, Query(outage): Query<Outage>) -> PlayResult {
+    cloud.github.outage(outage.outage);
+    Ok(format!("GitHub is {}\n", if outage.outage { "down" } else { "back" }))
 }
 
 #[derive(Deserialize)]
@@ -91,29 +96,29 @@ struct Loss {
     webhooks: u32,
 }
 
-async fn lose(State(cloud): State<Cloud>, Query(Loss { webhooks }): Query<Loss>) -> Reply {
+async fn lose(State(cloud): State<Cloud>, Query(Loss { webhooks }): Query<Loss>) -> PlayResult {
     cloud.github.lose_next_webhook(webhooks);
-    Ok(format!("the next webhooks to be lost: {webhooks}\n"))
+    Ok(format!("the next {webhooks} webhook(s) will be lost\n"))
 }
 
 #[derive(Deserialize)]
-struct Who {
+struct IdentityOf {
     vm: String,
     zone: String,
     audience: String,
 }
 
-/// What the metadata server of a VM says: who it is, signed.
-async fn identity(State(cloud): State<Cloud>, Query(who): Query<Who>) -> String {
-    cloud.identities.sign(&cloud.identities.claims(&who.vm, &who.zone, &who.audience))
+/// The identity token that a VM's metadata server would issue.
+async fn identity(State(cloud): State<Cloud>, Query(vm): Query<IdentityOf>) -> String {
+    cloud.identities.sign(&cloud.identities.claims(&vm.vm, &vm.zone, &vm.audience))
 }
 
 #[derive(Deserialize)]
-struct Named {
+struct PermissionName {
     permission: String,
 }
 
-/// GitHub's permissions by the names of its settings page; all others are Compute Engine's.
+/// A permission by its name in GitHub's API; other names are permissions of Compute Engine.
 fn github_permission(name: &str) -> Option<Permission> {
     match name {
         "actions" => Some(Permission::Actions),
@@ -123,7 +128,10 @@ fn github_permission(name: &str) -> Option<Permission> {
     }
 }
 
-async fn forbid(State(cloud): State<Cloud>, Query(Named { permission }): Query<Named>) -> Reply {
+async fn forbid(
+    State(cloud): State<Cloud>,
+    Query(PermissionName { permission }): Query<PermissionName>,
+) -> PlayResult {
     match github_permission(&permission) {
         Some(github) => cloud.github.forbid(github),
         None => cloud.compute.forbid(&permission),
@@ -131,7 +139,10 @@ async fn forbid(State(cloud): State<Cloud>, Query(Named { permission }): Query<N
     Ok(format!("{permission} is forbidden\n"))
 }
 
-async fn permit(State(cloud): State<Cloud>, Query(Named { permission }): Query<Named>) -> Reply {
+async fn permit(
+    State(cloud): State<Cloud>,
+    Query(PermissionName { permission }): Query<PermissionName>,
+) -> PlayResult {
     match github_permission(&permission) {
         Some(github) => cloud.github.permit(github),
         None => cloud.compute.permit(&permission),

@@ -1,4 +1,4 @@
-//! The stories: each lets something happen, watches until all is over, and says which promise it shows.
+//! The stories of the demo. Each causes events, waits until the VM is stopped, and checks a promise.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::emulators::compute::Status;
 use crate::emulators::github::{JobId, JobStatus};
 use crate::routes;
 
-/// The VM that the stories are about.
+/// The VM of all stories.
 const VM: &str = "runner-1";
 
 const fn seconds(seconds: u64) -> Duration {
@@ -23,72 +23,71 @@ const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
-/// A promise that was broken, in words.
+/// The description of a broken promise.
 type Broken = String;
 
-/// Tells every story; whether all promises were kept.
-pub(super) async fn tell_all(stage: &Stage) -> bool {
+/// Runs all stories. Returns false if a promise was broken.
+pub(super) async fn run_all(stage: &Stage) -> bool {
     let mut kept = true;
     let mut number = 0;
-    macro_rules! tell {
-        ($title:literal, $about:literal, $promise:literal, $story:ident) => {
+    macro_rules! story {
+        ($title:literal, $about:literal, $promise:literal, $run:ident) => {
             number += 1;
             stage.narrator.title(number, $title, $about);
             let story = Story { stage, begun: stage.clock.now() };
-            let told = match story.$story().await {
+            let result = match story.$run().await {
                 Ok(()) => story.end().await,
                 broken => broken,
             };
-            kept &= told.is_ok();
-            stage.narrator.verdict(told.as_ref().map(|()| $promise).map_err(String::as_str));
+            kept &= result.is_ok();
+            stage.narrator.verdict(result.as_ref().map(|()| $promise).map_err(String::as_str));
         };
     }
-    tell!(
+    story!(
         "One job",
-        "It is queued; the VM starts, runs it, is idle for as long as configured, and is stopped.",
+        "A job is queued. Its VM starts, runs it, stays up idle for VM_INACTIVE_MINUTES, and is stopped.",
         "the job got its runner, and the idle VM was stopped",
         one_job
     );
-    tell!(
+    story!(
         "Two jobs in a row",
-        "The second is over shortly before the stop that the first one scheduled is due.",
-        "the last job counts: the earlier stop was superseded",
+        "The second job ends shortly before the pass that the first job scheduled.",
+        "the last job counts: the earlier pass was superseded",
         two_jobs_in_a_row
     );
-    tell!(
+    story!(
         "Two repositories on one VM",
-        "A short job of one, and a long one of the other that still runs when the stop is due.",
+        "A short job of one, and a long job of the other that still runs when the first job's pass is due.",
         "the running job was not killed",
         two_repositories
     );
-    tell!(
-        "A job comes while the VM is stopping",
-        "It cannot be started now, so a start check does it as soon as it can.",
+    story!(
+        "A job is queued while the VM is stopping",
+        "The VM cannot be started yet. A pass starts it as soon as it is stopped.",
         "the job was not stranded",
         a_job_while_stopping
     );
-    tell!(
-        "GitHub is down when the stop is due",
-        "Nobody can tell whether the VM is needed, so it is not stopped.",
-        "nothing was stopped blind, and nothing was left running",
+    story!(
+        "GitHub is down when the VM could be stopped",
+        "The service cannot see if a job needs the VM, so it does not stop it.",
+        "the VM was not stopped during the outage, and not left running after it",
         github_is_down
     );
-    tell!(
+    story!(
         "A lost webhook",
-        "GitHub's word that the job is completed never arrives. The lease made at the start takes its place.",
-        "the VM did not leak",
+        "The webhook that says the job is completed never arrives. The pass created at the start stops the VM.",
+        "the VM was not left running",
         a_lost_completion
     );
-    tell!(
-        "A job that nobody was told of",
-        "GitHub's word that it is queued never arrives. The sweep, which a scheduler asks for, finds it waiting.",
-        "the job got its runner all the same",
+    story!(
+        "A job whose webhook is lost",
+        "The webhook that says the job is queued never arrives. The resync, which a scheduler calls, finds the job.",
+        "the job got its runner",
         a_lost_job
     );
     kept
 }
 
-/// One story on the stage.
 struct Story<'a> {
     stage: &'a Stage,
     begun: Timestamp,
@@ -132,11 +131,11 @@ impl Story<'_> {
     async fn github_is_down(&self) -> Result<(), Broken> {
         let job = self.queue("acme/app", minutes(1));
         self.completed(job).await?;
-        self.stage.narrator.aside("GitHub's API answers 503 from here on");
+        self.stage.narrator.aside("GitHub's API starts to answer 503");
         self.stage.cloud.github.outage(true);
         self.stage.clock.sleep(minutes(5)).await;
         let status = self.status();
-        self.stage.narrator.aside("GitHub's API is back");
+        self.stage.narrator.aside("GitHub's API works again");
         self.stage.cloud.github.outage(false);
         if status == Status::Running {
             Ok(())
@@ -159,17 +158,17 @@ impl Story<'_> {
         self.stage.cloud.github.lose_next_webhook(1);
         let job = self.queue("acme/app", minutes(1));
         self.stage.clock.sleep(minutes(2)).await;
-        self.stage.narrator.aside("the scheduler asks for a sweep: POST /runner/reconcile");
+        self.stage.narrator.aside("the scheduler calls the resync: POST /runner/reconcile");
         let request = Request::post("/runner/reconcile").header("X-Runner-Secret", super::SECRET);
         let request = request.body(Body::empty()).map_err(|error| error.to_string())?;
-        let Ok(answer) = routes::router(self.stage.app.clone()).oneshot(request).await;
-        if !answer.status().is_success() {
-            return Err(format!("the sweep was answered {}", answer.status()));
+        let Ok(response) = routes::router(self.stage.app.clone()).oneshot(request).await;
+        if !response.status().is_success() {
+            return Err(format!("the resync was answered {}", response.status()));
         }
         self.completed(job).await
     }
 
-    /// Waits for the VM to be stopped and every task to be done, and looks back.
+    /// Waits until the VM is stopped and the queue is empty, then checks that no stop killed a job.
     async fn end(&self) -> Result<(), Broken> {
         let cloud = &self.stage.cloud;
         self.until("the VM is stopped", minutes(30), || self.status() == Status::Terminated)
@@ -201,21 +200,21 @@ impl Story<'_> {
     }
 
     async fn completed(&self, job: JobId) -> Result<(), Broken> {
-        let what = format!("job {job} is completed");
-        self.until(&what, minutes(30), || self.job_is(job, JobStatus::Completed)).await
+        let condition = format!("job {job} is completed");
+        self.until(&condition, minutes(30), || self.job_is(job, JobStatus::Completed)).await
     }
 
     async fn until(
         &self,
-        what: &str,
+        condition: &str,
         limit: Duration,
-        seen: impl Fn() -> bool,
+        holds: impl Fn() -> bool,
     ) -> Result<(), Broken> {
         let end = self.stage.clock.now() + limit;
-        while !seen() {
+        while !holds() {
             if self.stage.clock.now() > end {
                 return Err(format!(
-                    "{} minutes later it is still not true that {what}",
+                    "after {} minutes the condition was not reached: {condition}",
                     limit.as_secs() / 60
                 ));
             }

@@ -1,4 +1,4 @@
-//! Google's token endpoint: a signed assertion in, a bearer token out.
+//! Google's token endpoint, which exchanges a signed assertion for a bearer token.
 //!
 //! <https://developers.google.com/identity/protocols/oauth2/service-account#httprest>
 
@@ -18,7 +18,7 @@ use crate::clock::{Clock, Timestamp};
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
-/// Who may call Google's APIs. Cheap to clone; all clones agree.
+/// The bearer tokens of Google's APIs. Cheap to clone; clones share their state.
 #[derive(Clone)]
 pub struct Accounts(Arc<Mutex<State>>);
 
@@ -43,35 +43,35 @@ impl Accounts {
         })))
     }
 
-    /// Checks times by `clock`: gcp_auth signs with the system's, whatever clock the rest lives by.
+    /// Verifies times with `clock`: gcp_auth always uses the system's, even if the cloud has another.
     pub fn use_clock(&self, clock: Clock) {
         lock(&self.0).clock = clock;
     }
 
-    /// How long a token is good for from now on; an hour unless set.
+    /// Sets the lifetime of new tokens; one hour by default.
     pub fn lifetime(&self, lifetime: Duration) {
         lock(&self.0).lifetime = lifetime;
     }
 
-    /// Honours this bearer token for good.
+    /// Accepts this bearer token without a time limit.
     pub fn accept(&self, token: &str) {
         lock(&self.0).accepted.insert(token.to_owned());
     }
 
-    /// Honours this bearer token until then.
+    /// Accepts this bearer token until `expiry`.
     pub fn accept_until(&self, token: &str, expiry: Timestamp) {
         lock(&self.0).issued.insert(token.to_owned(), expiry);
     }
 
-    /// No token that was issued or accepted so far is honoured any more.
+    /// Rejects all tokens that were issued or accepted so far.
     pub fn revoke_all(&self) {
         let mut state = lock(&self.0);
         state.issued.clear();
         state.accepted.clear();
     }
 
-    /// Whether the call carries a bearer token that is good now.
-    pub(super) fn honours(&self, call: &Incoming) -> bool {
+    /// The call has a valid bearer token.
+    pub(super) fn accepts(&self, call: &Incoming) -> bool {
         let Some(token) = call.credential(&["Bearer"]) else { return false };
         let state = lock(&self.0);
         let fresh = state.issued.get(token).is_some_and(|expiry| state.clock.now() < *expiry);
@@ -115,7 +115,7 @@ impl State {
             return Err("Invalid JWT: iat and exp must be numbers");
         };
         let now = self.clock.now().unix_seconds();
-        // A signer's clock may be a little ahead of ours.
+        // The signer's clock may be ahead.
         if issued > now + 300 || expiry <= issued || expiry <= now || expiry > issued + 3600 {
             return Err(
                 "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe",
@@ -130,15 +130,15 @@ fn refused(error: &str, description: &str) -> Response {
     json_response(StatusCode::BAD_REQUEST, &body)
 }
 
-/// The claims of a JWT that this RS256 key signed. Google takes base64 with padding too, which gcp_auth sends;
-/// the library does not, and checks times by the system's clock. What the claims say is left to the caller.
+/// The claims of a JWT with a valid RS256 signature; the caller checks their values. jsonwebtoken's own decoding does not
+/// fit: it rejects base64 with padding, which Google accepts and gcp_auth sends, and it uses the system's clock.
 pub(super) fn claims(token: &str, key: &DecodingKey) -> Option<Value> {
     let (message, signature) = token.rsplit_once('.')?;
     let (header, claims) = message.split_once('.')?;
     let signature = signature.trim_end_matches('=');
     let signed = jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, Algorithm::RS256);
-    let right = json_part(header)?["alg"] == "RS256" && signed.unwrap_or(false);
-    json_part(claims).filter(|_| right)
+    let valid = json_part(header)?["alg"] == "RS256" && signed.unwrap_or(false);
+    json_part(claims).filter(|_| valid)
 }
 
 fn json_part(part: &str) -> Option<Value> {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_token_is_good_for_an_hour_and_an_unknown_one_never() {
+    async fn a_token_is_valid_for_an_hour_and_an_unknown_one_never() {
         let world = World::new().await;
         let (status, answer) = ask(&world, json!({})).await;
         assert_eq!((status, &answer["expires_in"]), (StatusCode::OK, &json!(3600)));
@@ -197,7 +197,7 @@ mod tests {
     async fn a_bad_assertion_is_an_invalid_grant() {
         let world = World::new().await;
         for bad in [
-            json!({ "iss": "somebody" }),
+            json!({ "iss": "another-account" }),
             json!({ "aud": "https://elsewhere.test/" }),
             json!({ "exp": 1 }),
             json!({ "iat": 4_000_000_000_u64, "exp": 4_000_000_100_u64 }),

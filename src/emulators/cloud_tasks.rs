@@ -1,7 +1,7 @@
-//! Cloud Tasks: one queue that calls back at the scheduled time, and again until it is answered 2xx.
+//! Cloud Tasks: one queue, which calls a task's URL at its scheduled time, and repeats the call until the response is 2xx.
 //!
-//! A callback comes at least once: late, twice and out of order are all allowed, and can be asked for. A
-//! task's name stays taken after the task is gone.
+//! Callbacks may be late, duplicated or out of order, as the real queue allows; tests can cause each. A task's name cannot
+//! be used again for a while after the task is gone.
 //! <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues.tasks>
 
 mod api;
@@ -15,36 +15,34 @@ use http::Method;
 use http_body_util::Full;
 use serde_json::Value;
 
-use super::{Happening, Outgoing, Reply, Sender, Setup, Shared, Ticket, lock};
+use super::{Event, Outgoing, Reply, Sender, Setup, Shared, Ticket, lock};
 use crate::clock::Timestamp;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The emulated Cloud Tasks. Cheap to clone; all clones agree.
+/// The emulated Cloud Tasks. Cheap to clone; clones share their state.
 #[derive(Clone)]
 pub struct CloudTasks {
     shared: Arc<Shared>,
     state: Arc<Mutex<State>>,
 }
 
-/// A task that waits, as a test sees it.
+/// A pending task, as tests see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskView {
-    /// Its id, the last part of its name.
+    /// The last part of the task's name.
     pub id: String,
-    /// When it is attempted next, lateness not counted.
+    /// The scheduled time of the next attempt, without injected lateness.
     pub due: Timestamp,
-    /// The path of its URL.
+    /// The path of the task's URL.
     pub path: String,
-    /// Its headers, as they were given.
     pub headers: BTreeMap<String, String>,
-    /// Its body; null if that is not JSON.
+    /// The task's body; null if it is not JSON.
     pub body: Value,
-    /// How long an attempt may take.
+    /// The time limit of an attempt.
     pub dispatch_deadline: Duration,
-    /// How often it was attempted.
     pub attempts: u32,
-    /// Whether an attempt waits for its answer.
+    /// An attempt waits for its reply.
     pub in_flight: bool,
 }
 
@@ -53,7 +51,7 @@ type Lateness = Box<dyn FnMut(&TaskView) -> Duration + Send>;
 struct State {
     queue: String,
     tasks: BTreeMap<String, Task>,
-    /// Until when the name of a task that is gone stays taken.
+    /// The times until which names of former tasks cannot be used.
     tombstones: BTreeMap<String, Timestamp>,
     tombstone: Duration,
     paused: bool,
@@ -65,7 +63,7 @@ struct State {
 
 struct Task {
     id: String,
-    /// Breaks ties among tasks of the same time.
+    /// The order among tasks of the same time.
     order: u64,
     url: String,
     method: Method,
@@ -74,7 +72,7 @@ struct Task {
     identity: Option<(&'static str, Value)>,
     created: Timestamp,
     scheduled: Timestamp,
-    /// When it is really dispatched: the scheduled time and how late the queue is.
+    /// The time of the dispatch: the scheduled time plus injected lateness.
     dispatch: Timestamp,
     deadline: Duration,
     retry: Retry,
@@ -95,7 +93,7 @@ struct Attempt {
     response: Option<(Timestamp, u16)>,
 }
 
-/// How a task is repeated. <https://cloud.google.com/tasks/docs/reference/rest/v2/RetryConfig>
+/// <https://cloud.google.com/tasks/docs/reference/rest/v2/RetryConfig>
 #[derive(Clone, Copy, Debug)]
 struct Retry {
     max_attempts: i32,
@@ -118,7 +116,7 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The pause after so many attempts: doubled so many times, then longer by the same step each time.
+    /// The pause after this number of attempts: doubled up to `doublings` times, then increased linearly.
     fn backoff(&self, attempts: u32) -> Duration {
         let retries = attempts.saturating_sub(1);
         let doubled = self.min_backoff.saturating_mul(1 << retries.min(self.doublings).min(30));
@@ -126,7 +124,7 @@ impl Retry {
         doubled.saturating_mul(further + 1).min(self.max_backoff)
     }
 
-    /// Both limits have to be exceeded, where both are set.
+    /// The limits are reached; if both are set, both have to be.
     fn is_spent(&self, attempts: u32, since_first: Duration) -> bool {
         let counted = u32::try_from(self.max_attempts).ok().filter(|max| *max > 0);
         let timed = Some(self.max_duration).filter(|max| !max.is_zero());
@@ -155,7 +153,7 @@ impl CloudTasks {
         Self { shared, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// The tasks that are not done, the next one first.
+    /// The pending tasks, in the order of their due times.
     pub fn pending(&self) -> Vec<TaskView> {
         let state = lock(&self.state);
         let mut tasks: Vec<&Task> = state.tasks.values().collect();
@@ -163,48 +161,48 @@ impl CloudTasks {
         tasks.into_iter().map(Task::view).collect()
     }
 
-    /// While paused, the queue takes tasks and dispatches none.
+    /// Pauses the queue, which then accepts tasks but dispatches none, or resumes it.
     pub fn pause(&self, paused: bool) {
         self.change(|state| state.paused = paused);
     }
 
-    /// Whether the caller lacks the permission to create tasks.
+    /// Takes away the permission to create tasks, or grants it again.
     pub fn forbid_create(&self, forbidden: bool) {
         let create = "cloudtasks.tasks.create";
         if forbidden { self.forbid(create) } else { self.permit(create) }
     }
 
-    /// Refuses what needs this IAM permission, such as `cloudtasks.queues.get`.
+    /// Takes this IAM permission away, such as `cloudtasks.queues.get`.
     pub fn forbid(&self, permission: &str) {
         self.change(|state| state.forbidden.insert(permission.to_owned()));
     }
 
-    /// Grants it again.
+    /// Grants the permission again.
     pub fn permit(&self, permission: &str) {
         self.change(|state| state.forbidden.remove(permission));
     }
 
-    /// How long a name stays taken after its task is gone; 24 hours unless set.
+    /// Sets the time for which a former task's name cannot be used; 24 hours by default.
     pub fn tombstones_last(&self, span: Duration) {
         self.change(|state| state.tombstone = span);
     }
 
-    /// Dispatches every attempt that is planned from here on this much late.
+    /// Delays the dispatch of all attempts that are scheduled from now on.
     pub fn lateness(&self, late: Duration) {
         self.lateness_by(move |_| late);
     }
 
-    /// As [`CloudTasks::lateness`], asked for each attempt. It must not use these `CloudTasks`.
+    /// Delays the dispatch of each attempt by the result of `late`. It must not use this `CloudTasks`.
     pub fn lateness_by(&self, late: impl FnMut(&TaskView) -> Duration + Send + 'static) {
         self.change(|state| state.lateness = Box::new(late));
     }
 
-    /// The next attempt is sent twice.
+    /// Sends the next attempt twice.
     pub fn duplicate_next(&self) {
         self.change(|state| state.duplicates += 1);
     }
 
-    /// Dispatches a waiting task now, as the console's "Force run" does.
+    /// Dispatches a pending task now, as the console's "Force run" does.
     pub fn run_now(&self, id: &str) {
         let now = self.shared.clock.now();
         self.change(|state| {
@@ -214,7 +212,7 @@ impl CloudTasks {
         });
     }
 
-    /// Deletes every task, and leaves no tombstones.
+    /// Deletes all tasks without tombstones.
     pub fn purge(&self) {
         self.change(|state| state.tasks.clear());
     }
@@ -251,7 +249,7 @@ impl CloudTasks {
         outgoing
     }
 
-    /// What the service answered to an attempt.
+    /// Takes the reply to an attempt.
     pub(super) fn answered(
         &self,
         TaskView { id, path, body, attempts: attempt, .. }: TaskView,
@@ -259,7 +257,7 @@ impl CloudTasks {
         reply: Reply,
     ) {
         let now = self.shared.clock.now();
-        // Its other copy may have ended it already, or somebody deleted it.
+        // The task may be gone: its duplicate succeeded, or a call deleted it.
         let mut state = lock(&self.state);
         let State { tasks, tombstones, tombstone, lateness, .. } = &mut *state;
         if let Some(task) = tasks.get_mut(&id).filter(|task| task.attempts == attempt) {
@@ -287,14 +285,7 @@ impl CloudTasks {
             }
         }
         drop(state);
-        self.shared.tell(vec![Happening::Callback {
-            at: now,
-            path,
-            task: id,
-            body,
-            attempt,
-            reply,
-        }]);
+        self.shared.notify(vec![Event::Callback { at: now, path, task: id, body, attempt, reply }]);
         self.shared.changed.notify_one();
     }
 
@@ -320,7 +311,7 @@ impl Task {
         }
     }
 
-    /// The request of an attempt that was just counted.
+    /// The request of the current attempt.
     fn attempt(&self, queue: &str, now: Timestamp) -> Outgoing {
         let mut request =
             http::Request::builder().method(self.method.clone()).uri(self.url.as_str());
@@ -348,7 +339,7 @@ impl Task {
         Outgoing {
             request: request
                 .body(Full::new(self.body.clone()))
-                .expect("what it is made of was checked when the task was created"),
+                .expect("its parts were checked when the task was created"),
             limit: self.deadline,
             ticket: Ticket(sender),
         }
@@ -385,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_name_is_taken_while_its_task_waits_and_for_a_day_after() {
+    async fn a_name_is_taken_while_its_task_is_pending_and_for_a_day_after() {
         let mut world = World::new().await;
         let task = named("a", json!({ "scheduleTime": "2026-11-24T05:01:00Z" }));
         let (status, created) = create(&world, task.clone()).await;
@@ -407,7 +398,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_2xx_ends_a_task_and_its_own_retries_count() {
+    async fn only_a_2xx_ends_a_task_and_its_own_retry_config_counts() {
         let mut world = World::new().await;
         let retry = json!({ "maxAttempts": -1, "minBackoff": "2s", "maxBackoff": "3600s" });
         let task = named("a", json!({ "dispatchDeadline": "15s", "retryConfig": retry }));
@@ -425,7 +416,7 @@ mod tests {
         assert_eq!(header(0, "x-cloudtasks-taskname").as_deref(), Some("a"));
         assert_eq!(header(0, "x-cloudtasks-tasketa").as_deref(), Some("1795496400.000"));
         assert_eq!(header(0, "x-cloudtasks-taskpreviousresponse"), None);
-        // After 503, after no answer in time, after 404.
+        // After a 503, a timeout and a 404.
         let previous = |index| header(index, "x-cloudtasks-taskpreviousresponse").unwrap();
         assert_eq!([previous(1), previous(2), previous(3)], ["503", "504", "404"]);
         let executions = |index| header(index, "x-cloudtasks-taskexecutioncount").unwrap();
@@ -433,7 +424,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_callback_may_come_twice_or_late() {
+    async fn a_callback_may_be_duplicated_or_late() {
         let mut world = World::new().await;
         world.cloud.tasks.duplicate_next();
         world.cloud.tasks.lateness(Duration::from_secs(30));
@@ -446,7 +437,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_the_queue_cannot_take_is_a_400_that_says_why() {
+    async fn an_invalid_task_is_refused_with_a_400_that_says_why() {
         let world = World::new().await;
         let request = |url: &str| json!({ "httpRequest": { "url": url } });
         for (bad, why) in [
@@ -480,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_permissions_that_a_caller_has_are_told_and_none_on_a_queue_that_is_not_there() {
+    async fn a_callers_permissions_can_be_tested_and_a_missing_queue_has_none() {
         let world = World::new().await;
         let names = ["cloudtasks.tasks.create", "cloudtasks.queues.get"];
         let ask = async |queue: &str| {

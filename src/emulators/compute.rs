@@ -1,4 +1,4 @@
-//! Compute Engine: instances that take time to start and to stop, and the operations that tell of it.
+//! Compute Engine: instances that take time to start and to stop, and their operations.
 //!
 //! <https://cloud.google.com/compute/docs/instances/instance-lifecycle>
 
@@ -11,12 +11,11 @@ use std::mem::take;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Happening, Setup, Shared, hash, lock};
+use super::{Event, Setup, Shared, hash, lock};
 use crate::clock::Timestamp;
 
-/// What an instance can be.
+/// <https://cloud.google.com/compute/docs/instances/instance-lifecycle>
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "Google's own words")]
 pub enum Status {
     Deprovisioning,
     Pending,
@@ -34,7 +33,6 @@ pub enum Status {
 }
 
 impl Status {
-    /// All of them.
     pub const ALL: [Self; 12] = [
         Self::Deprovisioning,
         Self::Pending,
@@ -50,7 +48,7 @@ impl Status {
         Self::Terminated,
     ];
 
-    /// As Compute Engine writes it.
+    /// The status as the API spells it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Deprovisioning => "DEPROVISIONING",
@@ -68,7 +66,7 @@ impl Status {
         }
     }
 
-    /// Whether what runs on the instance goes on running: a graceful shutdown lets it finish.
+    /// The guest runs; a graceful shutdown lets it finish.
     const fn is_up(self) -> bool {
         matches!(self, Self::Running | Self::PendingStop)
     }
@@ -80,20 +78,18 @@ impl fmt::Display for Status {
     }
 }
 
-/// An instance to be put into the project.
+/// The specification of an instance.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// Its name; every instance here has another.
+    /// Unique within the cloud, across zones.
     pub name: String,
-    /// Its zone.
     pub zone: String,
-    /// What it is at first.
+    /// The initial status.
     pub status: Status,
-    /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Whether a local SSD is attached, which a stop would empty.
+    /// A local SSD is attached, whose data a stop discards.
     pub local_ssd: bool,
-    /// Whether a stop first waits for the guest, in `PENDING_STOP`.
+    /// A stop first waits for the guest, in `PENDING_STOP`.
     pub graceful_shutdown: bool,
 }
 
@@ -117,10 +113,10 @@ impl Default for Instance {
     }
 }
 
-/// How long things take, counted from the call that asks for them.
+/// The durations of operations, from their call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// Until a start is taken up: it gets its resources, or finds none.
+    /// Until a start gets its resources, or fails.
     pub execute: Duration,
     /// Until a starting instance is `STAGING`.
     pub staging: Duration,
@@ -128,11 +124,11 @@ pub struct Timings {
     pub boot: Duration,
     /// Until a stopping instance is `TERMINATED`.
     pub stopping: Duration,
-    /// Until a graceful shutdown gives up waiting for the guest.
+    /// Until a graceful shutdown stops waiting for the guest.
     pub graceful_shutdown: Duration,
     /// Until a suspending instance is `SUSPENDED`.
     pub suspending: Duration,
-    /// Until a label that was set shows in reads.
+    /// Until reads show a changed label.
     pub label_delay: Duration,
 }
 
@@ -150,8 +146,8 @@ impl Default for Timings {
     }
 }
 
-/// The emulated Compute Engine. Cheap to clone; all clones agree. Where a method names an instance that
-/// does not exist it panics, since only a test's own mistake can bring that about.
+/// The emulated Compute Engine. Cheap to clone; clones share their state. Methods panic for an instance that does not
+/// exist, since that is a mistake in the test.
 #[derive(Clone)]
 pub struct ComputeEngine {
     shared: Arc<Shared>,
@@ -163,14 +159,14 @@ struct State {
     timings: Timings,
     instances: BTreeMap<String, Machine>,
     operations: BTreeMap<u64, Operation>,
-    /// Which operation a request id stands for.
+    /// The operation of each request id.
     requests: BTreeMap<(String, String, String), u64>,
     agenda: BTreeMap<(Timestamp, u64), Step>,
     stockouts: BTreeSet<String>,
     forbidden: BTreeSet<String>,
     rate_limited: bool,
     count: u64,
-    happenings: Vec<Happening>,
+    events: Vec<Event>,
 }
 
 struct Machine {
@@ -178,19 +174,19 @@ struct Machine {
     spec: Instance,
     created: Timestamp,
     status: Status,
-    /// Since when what runs on it runs.
+    /// The time since which the guest runs.
     up_since: Option<Timestamp>,
-    /// When it last went down.
+    /// The last time at which the guest stopped.
     down_since: Option<Timestamp>,
     history: Vec<(Timestamp, Status, String)>,
-    /// The labels that reads show; `spec.labels` are the true ones.
+    /// The labels that reads show; `spec.labels` are the current ones.
     shown_labels: BTreeMap<String, String>,
     last_start: Option<Timestamp>,
     last_stop: Option<Timestamp>,
     last_suspend: Option<Timestamp>,
-    /// What was planned under an older plan does not happen any more.
+    /// The number of the current plan; steps of earlier plans are void.
     plan: u64,
-    /// The operation that the plan carries out.
+    /// The operation of the plan.
     operation: Option<u64>,
 }
 
@@ -227,12 +223,11 @@ impl ComputeEngine {
             forbidden: BTreeSet::new(),
             rate_limited: false,
             count: 0,
-            happenings: Vec::new(),
+            events: Vec::new(),
         };
         Self { shared, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Puts an instance into the project.
     pub fn insert(&self, spec: Instance) {
         self.change(|state, now| {
             let id = 7_000_000_000_000_000_000 + state.next();
@@ -257,24 +252,23 @@ impl ComputeEngine {
         });
     }
 
-    /// Takes an instance out of the project at once.
+    /// Deletes an instance at once.
     pub fn delete(&self, vm: &str) {
         self.change(|state, _| {
             state.instances.remove(vm);
         });
     }
 
-    /// The instance's status now.
     pub fn status(&self, vm: &str) -> Status {
         self.change(|state, _| state.machine(vm).status)
     }
 
-    /// The instance's true labels, whether reads show them yet or not.
+    /// The instance's current labels, even if reads do not show them yet.
     pub fn labels(&self, vm: &str) -> BTreeMap<String, String> {
         self.change(|state, _| state.machine(vm).spec.labels.clone())
     }
 
-    /// Sets the true labels past the API, as an operator in the console.
+    /// Sets or removes a label at once, as an operator in the console.
     pub fn label_by_hand(&self, vm: &str, key: &str, value: Option<&str>) {
         self.change(|state, _| {
             let machine = state.machine(vm);
@@ -286,17 +280,16 @@ impl ComputeEngine {
         });
     }
 
-    /// Every status that the instance came to: when, which, and why.
+    /// Every status of the instance, with its time and cause.
     pub fn history(&self, vm: &str) -> Vec<(Timestamp, Status, String)> {
         self.change(|state, _| state.machine(vm).history.clone())
     }
 
-    /// The names of all instances.
     pub fn instances(&self) -> Vec<String> {
         self.change(|state, _| state.instances.keys().cloned().collect())
     }
 
-    /// Google takes a running instance's resources away.
+    /// Preempts a running instance.
     pub fn preempt(&self, vm: &str) {
         self.change(|state, now| {
             if state.machine(vm).status == Status::Running {
@@ -305,7 +298,7 @@ impl ComputeEngine {
         });
     }
 
-    /// An operator stops the instance, from any status that is not stopped.
+    /// Stops the instance, as an operator in the console, unless it is stopped.
     pub fn stop_by_hand(&self, vm: &str) {
         self.change(|state, now| {
             if !matches!(state.machine(vm).status, Status::Terminated | Status::Stopped) {
@@ -314,7 +307,7 @@ impl ComputeEngine {
         });
     }
 
-    /// An operator starts the instance, if it is stopped.
+    /// Starts the instance, as an operator in the console, if it is stopped.
     pub fn start_by_hand(&self, vm: &str) {
         self.change(|state, now| {
             let from = state.machine(vm).status;
@@ -324,7 +317,7 @@ impl ComputeEngine {
         });
     }
 
-    /// An operator suspends a running instance.
+    /// Suspends a running instance, as an operator in the console.
     pub fn suspend_by_hand(&self, vm: &str) {
         self.change(|state, now| {
             if state.machine(vm).status == Status::Running {
@@ -336,7 +329,7 @@ impl ComputeEngine {
         });
     }
 
-    /// Puts the instance into any status, which it keeps until something is done to it.
+    /// Sets the status, which stays until the next operation.
     pub fn set_status(&self, vm: &str, status: Status) {
         self.change(|state, now| {
             state.abandon(vm, now);
@@ -344,7 +337,7 @@ impl ComputeEngine {
         });
     }
 
-    /// Whether the zone has no resources left for a start.
+    /// Makes starts in the zone fail for lack of resources, or succeed again.
     pub fn stockout(&self, zone: &str, stockout: bool) {
         self.change(|state, _| match stockout {
             true => state.stockouts.insert(zone.to_owned()),
@@ -352,27 +345,25 @@ impl ComputeEngine {
         });
     }
 
-    /// Refuses what needs this IAM permission, such as `compute.instances.setLabels`.
+    /// Takes this IAM permission away, such as `compute.instances.setLabels`.
     pub fn forbid(&self, permission: &str) {
         self.change(|state, _| state.forbidden.insert(permission.to_owned()));
     }
 
-    /// Grants it again.
+    /// Grants the permission again.
     pub fn permit(&self, permission: &str) {
         self.change(|state, _| state.forbidden.remove(permission));
     }
 
-    /// Whether the project's quota of requests is used up.
+    /// Uses up the project's request quota, or restores it.
     pub fn rate_limited(&self, limited: bool) {
         self.change(|state, _| state.rate_limited = limited);
     }
 
-    /// How long things take from now on.
     pub fn timings(&self, timings: Timings) {
         self.change(|state, _| state.timings = timings);
     }
 
-    /// How long things take.
     pub fn current_timings(&self) -> Timings {
         lock(&self.state).timings
     }
@@ -381,44 +372,43 @@ impl ComputeEngine {
         lock(&self.state).agenda.keys().next().map(|(time, _)| *time)
     }
 
-    /// Lets everything happen that is due by `time`.
+    /// Applies every step that is due by `time`.
     pub(super) fn step(&self, time: Timestamp) {
-        let happenings = {
+        let events = {
             let mut state = lock(&self.state);
             state.step(time);
-            take(&mut state.happenings)
+            take(&mut state.events)
         };
-        self.shared.tell(happenings);
+        self.shared.notify(events);
     }
 
-    /// Since when what lives on the instance is up; none while it is not. Tells nobody, so that an
-    /// emulator may ask while it is locked.
+    /// The time since which the guest runs; `None` while it does not. Notifies no subscriber, so that an emulator may
+    /// call it while locked.
     pub(super) fn up_since(&self, vm: &str) -> Option<Timestamp> {
         lock(&self.state).instances.get(vm)?.up_since
     }
 
-    /// When what lives on the instance last went down, if it ever did.
+    /// The last time at which the guest stopped, if it ever did.
     pub(super) fn down_since(&self, vm: &str) -> Option<Timestamp> {
         lock(&self.state).instances.get(vm)?.down_since
     }
 
     fn change<R>(&self, act: impl FnOnce(&mut State, Timestamp) -> R) -> R {
         let now = self.shared.clock.now();
-        let (result, happenings) = {
+        let (result, events) = {
             let mut state = lock(&self.state);
             state.step(now);
-            (act(&mut state, now), take(&mut state.happenings))
+            (act(&mut state, now), take(&mut state.events))
         };
-        self.shared.tell(happenings);
+        self.shared.notify(events);
         self.shared.changed.notify_one();
         result
     }
 }
 
-/// The operation that Google itself makes when it takes an instance's resources away.
+/// The kind of the operation that Google creates for a preemption.
 const PREEMPTED: &str = "compute.instances.preempted";
 
-/// The state machine.
 impl State {
     fn next(&mut self) -> u64 {
         self.count += 1;
@@ -461,7 +451,7 @@ impl State {
             Step::Finish { operation } => self.finish(operation, time, None),
             Step::ShowLabels { vm } => {
                 if let Some(machine) = self.instances.get_mut(&vm) {
-                    // Those of now: somebody else may have written since.
+                    // The current labels: another call may have changed them since.
                     machine.shown_labels = machine.spec.labels.clone();
                 }
             }
@@ -473,7 +463,7 @@ impl State {
         self.instances.get(vm).is_some_and(|machine| machine.plan == plan)
     }
 
-    /// A start gets its resources, or finds none and falls back.
+    /// Allocates a start's resources; without any, the instance returns to the `fallback` status.
     fn allocate(&mut self, vm: &str, time: Timestamp, fallback: Status) {
         let zone = self.machine(vm).spec.zone.clone();
         if !self.stockouts.contains(&zone) {
@@ -507,10 +497,10 @@ impl State {
         }
         machine.history.push((at, status, cause.to_owned()));
         let (vm, cause) = (vm.to_owned(), cause.to_owned());
-        self.happenings.push(Happening::Instance { at, vm, status, cause });
+        self.events.push(Event::Instance { at, vm, status, cause });
     }
 
-    /// Gives up what was planned for the instance.
+    /// Voids the instance's plan.
     fn abandon(&mut self, vm: &str, now: Timestamp) {
         let plan = self.next();
         let machine = self.machine(vm);
@@ -520,7 +510,7 @@ impl State {
         }
     }
 
-    /// A new plan for the instance, in place of any other, and the operation that carries it out.
+    /// Replaces the instance's plan, and creates the operation of the new one.
     fn plan(&mut self, vm: &str, now: Timestamp, kind: &str) -> u64 {
         self.abandon(vm, now);
         let operation = self.operation(vm, now, kind);
@@ -621,7 +611,7 @@ mod tests {
         world.google("GET", &format!("{HOME}/{path}"), Value::Null).await.1
     }
 
-    /// The statuses and the seconds at which the instance came to them.
+    /// The instance's statuses, with the seconds at which it entered them.
     fn history(world: &World) -> Vec<(u64, &'static str)> {
         let history = world.cloud.compute.history("gpu-1");
         let start = history[0].0;
@@ -629,7 +619,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_start_takes_a_while_and_its_operation_tells_how_it_went() {
+    async fn a_start_takes_time_and_its_operation_shows_the_result() {
         let mut world = world(Status::Terminated).await;
         let (code, operation) = post(&world, "start", json!({})).await;
         assert_eq!((code, &operation["status"]), (200, &json!("RUNNING")));
@@ -667,7 +657,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_can_be_done_depends_on_the_status() {
+    async fn the_allowed_operations_depend_on_the_status() {
         for (status, verb, code) in [
             (Status::Running, "start", 200),
             (Status::Staging, "start", 200),
@@ -723,7 +713,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stop_takes_a_while_and_respects_local_ssds_and_the_guest() {
+    async fn a_stop_takes_time_and_respects_local_ssds_and_the_guest() {
         let mut world = world(Status::Running).await;
         assert_eq!(post(&world, "stop", Value::Null).await.0, 200);
         world.pass(40).await;
@@ -759,12 +749,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_region_is_no_zone() {
+    async fn a_region_is_not_a_zone() {
         let world = world(Status::Running).await;
         for zone in ["asia-northeast1", "asia-northeast1-1", "a"] {
-            let words = format!("Invalid value for field 'zone': '{zone}'. Unknown zone.");
-            let reason = json!([{ "message": words, "domain": "global", "reason": "invalid" }]);
-            let error = json!({ "code": 400, "message": words, "errors": reason });
+            let message = format!("Invalid value for field 'zone': '{zone}'. Unknown zone.");
+            let reason = json!([{ "message": message, "domain": "global", "reason": "invalid" }]);
+            let error = json!({ "code": 400, "message": message, "errors": reason });
             for (method, rest) in [("GET", ""), ("POST", "/start"), ("POST", "/setLabels")] {
                 let path = format!("/compute/v1/projects/p/zones/{zone}/instances/gpu-1{rest}");
                 let (status, answer) = world.google(method, &path, Value::Null).await;
@@ -777,7 +767,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_permissions_that_a_caller_has_are_told_on_an_instance_that_exists() {
+    async fn a_callers_permissions_can_be_tested_on_an_instance_that_exists() {
         let world = world(Status::Running).await;
         let ask = async |instance: &str, names: &[&str]| {
             let path = format!("{HOME}/instances/{instance}/testIamPermissions");
@@ -792,7 +782,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn every_field_that_is_shown_is_one_that_the_api_has() {
+    async fn every_field_of_a_response_exists_in_the_api() {
         let world = world(Status::Terminated).await;
         let (_, operation) = post(&world, "start", Value::Null).await;
         let instance = get(&world, "instances/gpu-1").await;

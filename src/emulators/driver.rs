@@ -1,4 +1,4 @@
-//! Carries the cloud's own requests, webhooks and callbacks, to the service.
+//! Sends the cloud's requests, webhooks and callbacks, to the service.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -12,17 +12,16 @@ use tower::util::BoxCloneSyncService;
 
 use super::{Outgoing, Reply, Ticket};
 
-/// Why a request got no answer.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How the cloud reaches the service: over the network, or its Router in process.
+/// The transport from the cloud to the service: the network, or the service's router in the same process.
 pub type HttpService =
     BoxCloneSyncService<http::Request<Full<Bytes>>, http::Response<Bytes>, BoxError>;
 
 type InFlight = Pin<Box<dyn Future<Output = (u64, Reply)> + Send>>;
 
-/// Sends the cloud's requests. It outlives [`Cloud::run_until`](super::Cloud::run_until), or what the service works
-/// on would be dropped with it.
+/// Sends the cloud's requests. A driver outlives [`Cloud::run_until`](super::Cloud::run_until): dropping it would cancel the
+/// requests in flight.
 pub struct Driver {
     http: HttpService,
     in_flight: FuturesUnordered<InFlight>,
@@ -31,13 +30,12 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver that sends by `http`.
     pub fn new(http: HttpService) -> Self {
         let in_flight = FuturesUnordered::new();
         Self { http, in_flight, tickets: BTreeMap::new(), sent: 0 }
     }
 
-    /// How many requests wait for an answer.
+    /// The number of requests without a reply.
     pub fn in_flight(&self) -> usize {
         self.tickets.len()
     }
@@ -58,7 +56,7 @@ impl Driver {
         }));
     }
 
-    /// The next answer, or the lack of one, with the request's ticket. Waits for good while nothing is in flight.
+    /// The next reply or timeout, with the request's ticket. Waits forever while nothing is in flight.
     pub(super) async fn answer(&mut self) -> (Ticket, Reply) {
         loop {
             match self.in_flight.next().await {

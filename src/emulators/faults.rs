@@ -1,7 +1,7 @@
-//! Faults on demand: what a network and a cloud do to a call on a bad day.
+//! Injected faults of API calls.
 //!
-//! A fault strikes one API call, before the emulator sees it or after. The difference matters to a client
-//! that repeats: after the handler the effect is there, and only the answer is missing. Off unless asked.
+//! A fault applies to one call, before or after the emulator handles it. The difference matters to a client that repeats
+//! calls: after the handler the call has had its effect, and only the response is missing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -12,49 +12,45 @@ use http::StatusCode;
 use super::{Api, lock};
 use crate::clock::Timestamp;
 
-/// What happens to one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The call has no effect and is answered with this.
+    /// The call has no effect, and gets this status and body.
     Before(StatusCode, ErrorBody),
-    /// The call has its effect, and is answered with this status and the API's own error body.
+    /// The call has its effect, and gets this status and the API's own error body.
     After(StatusCode),
-    /// The call arrives this much later. Counted as sockets count, whatever the pace of the clock.
+    /// The call arrives later, by this real time.
     Delay(Duration),
-    /// The call has its effect at once and is answered this much later.
+    /// The call has its effect at once, and its response is delayed by this real time.
     Late(Duration),
-    /// The call has no effect and is never answered.
+    /// The call has no effect and no response.
     Hang,
-    /// The call has its effect and is never answered.
+    /// The call has its effect and no response.
     Lost,
 }
 
-/// What an error answer carries.
+/// The body of an error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ErrorBody {
     /// The API's own error object.
     Api,
     /// The API's own error object with this reason (Compute Engine) or message.
     Reason(String),
-    /// A proxy's page.
+    /// An HTML page, as of a proxy.
     Html,
-    /// Nothing.
     Empty,
-    /// JSON that breaks off.
+    /// Incomplete JSON.
     Truncated,
-    /// GitHub's error object in these words, whose older answers lack a link.
+    /// GitHub's error object. Older servers send no link.
     GitHub {
-        /// The sentence that a caller is told.
         message: String,
-        /// The link to an explanation.
         documentation_url: Option<String>,
     },
 }
 
-/// GitHub's various answers with a 403 that are not about a missing permission.
+/// Bodies of 403 responses of GitHub that are not about a permission.
 /// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
 impl ErrorBody {
-    /// A secondary limit, in the words of older servers, which name no limit.
+    /// A secondary limit, as older servers report it.
     pub fn abuse_limit() -> Self {
         Self::GitHub {
             message: "You have triggered an abuse detection mechanism. Please wait a few minutes before you try again."
@@ -78,7 +74,7 @@ impl ErrorBody {
         }
     }
 
-    /// An IP allow list of the organization that lacks the caller's address.
+    /// A caller that is not on the organization's IP allow list.
     pub fn ip_allow_list(organization: &str) -> Self {
         let message = format!(
             "Although you appear to have the correct authorization credentials, the `{organization}` organization has \
@@ -88,12 +84,11 @@ impl ErrorBody {
     }
 }
 
-/// A call as a fault hook sees it.
+/// The call that a fault hook decides on.
 #[derive(Clone, Copy, Debug)]
 pub struct CallInfo<'a> {
-    /// When it arrived.
+    /// The time of arrival.
     pub at: Timestamp,
-    /// Which API it is for.
     pub api: Api,
     /// The method's name, as in `instances.get`; see [`super::Call`].
     pub method: &'a str,
@@ -103,7 +98,7 @@ pub struct CallInfo<'a> {
 
 type Hook = Box<dyn FnMut(&CallInfo<'_>) -> Option<Fault> + Send>;
 
-/// Decides which calls fail. Cheap to clone; all clones agree.
+/// The faults to inject; none by default. Cheap to clone; clones share their state.
 #[derive(Clone, Default)]
 pub struct Faults(Arc<Mutex<State>>);
 
@@ -114,22 +109,22 @@ struct State {
 }
 
 impl Faults {
-    /// Asks `hook` about every call for which no fault is scripted. It must not use these `Faults`.
+    /// Calls `hook` for every call without a scripted fault. It must not use this `Faults`.
     pub fn on(&self, hook: impl FnMut(&CallInfo<'_>) -> Option<Fault> + Send + 'static) {
         lock(&self.0).hook = Some(Box::new(hook));
     }
 
-    /// No faults any more, scripted or by hook.
+    /// Removes the scripted faults and the hook.
     pub fn off(&self) {
         *lock(&self.0) = State::default();
     }
 
-    /// The next call of `method` (as in `instances.start`) gets `fault`; repeated, they queue up.
+    /// Scripts a fault for the next call of `method`, such as `instances.start`. Several faults queue up.
     pub fn next(&self, method: &str, fault: Fault) {
         lock(&self.0).scripted.entry(method.to_owned()).or_default().push_back(fault);
     }
 
-    pub(super) fn strike(&self, call: &CallInfo<'_>) -> Option<Fault> {
+    pub(super) fn next_fault(&self, call: &CallInfo<'_>) -> Option<Fault> {
         let mut state = lock(&self.0);
         let scripted = state.scripted.get_mut(call.method).and_then(VecDeque::pop_front);
         scripted.or_else(|| state.hook.as_mut().and_then(|hook| hook(call)))

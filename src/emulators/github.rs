@@ -1,15 +1,15 @@
-//! GitHub: repositories, self-hosted runners, workflow jobs, and the webhooks that tell of them.
+//! GitHub: repositories, self-hosted runners, workflow jobs and their webhooks.
 //!
-//! A runner lives on an instance: it connects a while after the instance is up and is gone when that goes
-//! down. A queued job goes to an idle runner that has all its labels; until then it waits.
+//! A runner belongs to an instance: it connects some time after the instance starts, and disconnects when the instance
+//! stops. A queued job waits for an idle runner that has all its labels.
 //! <https://docs.github.com/en/actions/hosting-your-own-runners>
 
-mod answer;
 mod api;
 mod app;
 mod deliveries;
 mod jobs;
 mod payloads;
+mod response;
 mod runners;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,27 +18,26 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::compute::ComputeEngine;
-use super::{Happening, Keys, Setup, Shared, lock};
+use super::{Event, Keys, Setup, Shared, lock};
 use crate::clock::Timestamp;
-pub(super) use answer::{Refusal, not_found};
 pub use deliveries::{Attempt, Delivery, Hook};
 use jobs::{Job, Run};
 pub use jobs::{JobId, JobStatus, JobView};
-use runners::{FORGOTTEN, RunnerState};
+pub(super) use response::{Refusal, not_found};
+use runners::{REMOVAL_AGE, RunnerState};
 pub use runners::{Runner, RunnerView, Scope};
 
-/// Whether the App is installed on a repository.
+/// The App's installation on a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Installed {
-    /// In the installation that the service knows.
+    /// The installation that the service is configured with.
     Here,
-    /// In another installation, of this id.
+    /// Another installation, with this id.
     Elsewhere(u64),
-    /// In none.
     Nowhere,
 }
 
-/// What the App may be forbidden.
+/// A permission of the App.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Permission {
     /// Runs and jobs: *Actions: read*.
@@ -47,32 +46,31 @@ pub enum Permission {
     Administration,
     /// An organization's runners: *Self-hosted runners: read*.
     OrgRunners,
-    /// To register and delete runners: *write* for either of the two above. Not granted at first.
+    /// Registering and deleting runners: *write* for either of the two above. Not granted by default.
     Registration,
 }
 
-/// The refusal of an installation token that is too new: GitHub's servers learn of a token, and of its permissions, a
-/// little after it was issued.
+/// The refusal of a new installation token, which GitHub's servers do not all know at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenRefusal {
-    /// 401 `Bad credentials`: the token is not known yet.
+    /// 401 `Bad credentials`: a server does not know the token yet.
     Unauthorized,
-    /// 403 `Resource not accessible by integration`: its permissions are not known yet.
+    /// 403 `Resource not accessible by integration`: a server does not know its permissions yet.
     Forbidden,
 }
 
-/// How long things take.
+/// The delays of GitHub's processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timings {
-    /// From an instance that is up to its runner that is online.
+    /// From the start of an instance to its runner's connection.
     pub connect: Duration,
-    /// From a job and an idle runner to the job's start.
+    /// From the assignment of a job to its start.
     pub pickup: Duration,
-    /// From the loss of a job's runner to the job in the queue again.
+    /// From the loss of a job's runner until the job is queued again.
     pub requeue: Duration,
-    /// How long `busy` still shows false after a job began.
+    /// From a job's start until `busy` shows true.
     pub busy_lag: Duration,
-    /// How long a job may wait in the queue before GitHub drops it.
+    /// The time after which GitHub fails a queued job.
     pub queue_limit: Duration,
 }
 
@@ -101,7 +99,7 @@ struct Repository {
     owner: String,
     name: String,
     created: Timestamp,
-    /// Names that it had, in lower case: GitHub redirects from them.
+    /// Former names, in lower case: GitHub redirects from them.
     former: Vec<String>,
     installed: Installed,
     public: bool,
@@ -131,7 +129,7 @@ struct State {
     active: BTreeSet<JobId>,
     hook: Option<Hook>,
     deliveries: BTreeMap<String, Delivery>,
-    /// How many attempts at deliveries there were.
+    /// The number of attempts at all deliveries.
     attempts: u64,
     outbox: BTreeSet<(Timestamp, u64, String)>,
     lateness: Box<dyn FnMut(&Delivery) -> Duration + Send>,
@@ -139,36 +137,36 @@ struct State {
     losing: Box<dyn FnMut(&Delivery) -> bool + Send>,
     /// The installation tokens, with the time at which each was issued.
     tokens: BTreeMap<String, Timestamp>,
-    /// The age up to which a token is refused, and with which answer.
+    /// The age up to which a token is refused, and the refusal.
     new_tokens: (Duration, TokenRefusal),
-    /// What runners are registered with: where, and until when.
+    /// The registration tokens, with their scope and expiry.
     registrations: BTreeMap<String, (Scope, Timestamp)>,
     forbidden: BTreeSet<Permission>,
-    /// What the App subscribes to.
-    events: Vec<String>,
+    /// The events that the App subscribes to.
+    subscribed_events: Vec<String>,
     suspended: Option<Timestamp>,
     rate_limited: bool,
     outage: bool,
     search_index_down: bool,
     used: u32,
     count: u64,
-    happenings: Vec<Happening>,
+    events: Vec<Event>,
 }
 
-/// What happens of its own accord.
+/// A change that no call causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
+enum Transition {
     Offline(u64),
     Finish(JobId),
     Requeue(JobId),
     Online(u64),
     Pickup(JobId),
-    Drop(JobId),
+    Expire(JobId),
     Forget(u64),
 }
 
-/// The emulated GitHub. Cheap to clone; all clones agree. Where a method names a repository, runner or job
-/// that does not exist it panics, since only a test's own mistake can bring that about.
+/// The emulated GitHub. Cheap to clone; clones share their state. Methods panic for a repository, runner or job that does
+/// not exist, since that is a mistake in the test.
 #[derive(Clone)]
 pub struct GitHub {
     shared: Arc<Shared>,
@@ -200,29 +198,29 @@ impl GitHub {
             new_tokens: (Duration::ZERO, TokenRefusal::Unauthorized),
             registrations: BTreeMap::new(),
             forbidden: BTreeSet::from([Permission::Registration]),
-            events: vec!["workflow_job".to_owned()],
+            subscribed_events: vec!["workflow_job".to_owned()],
             suspended: None,
             rate_limited: false,
             outage: false,
             search_index_down: false,
             used: 0,
             count: 0,
-            happenings: Vec::new(),
+            events: Vec::new(),
         };
         Self { shared, compute, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Adds `owner/name`, whose owner is an organization.
+    /// Adds a repository, `owner/name`, of an organization.
     pub fn add_repository(&self, full_name: &str) {
         self.change(|state, now| state.add_repository(full_name, true, now));
     }
 
-    /// Adds `owner/name`, whose owner is a user.
+    /// Adds a repository, `owner/name`, of a user.
     pub fn add_user_repository(&self, full_name: &str) {
         self.change(|state, now| state.add_repository(full_name, false, now));
     }
 
-    /// Renames or transfers a repository; its old name redirects from here on.
+    /// Renames or transfers a repository. The old name redirects.
     pub fn rename_repository(&self, from: &str, to: &str) {
         self.change(|state, now| {
             let (owner, name) = split(to);
@@ -241,74 +239,70 @@ impl GitHub {
         });
     }
 
-    /// Takes a permission from the App.
+    /// Takes a permission away from the App.
     pub fn forbid(&self, permission: Permission) {
         self.change(|state, _| state.forbidden.insert(permission));
     }
 
-    /// Gives it back.
+    /// Grants the permission again.
     pub fn permit(&self, permission: Permission) {
         self.change(|state, _| state.forbidden.remove(&permission));
     }
 
-    /// Which installation of the App covers a repository from now on.
+    /// Sets the App's installation on a repository.
     pub fn install(&self, repo: &str, installed: Installed) {
         self.change(|state, _| state.repo_mut(repo).installed = installed);
     }
 
-    /// Whether anybody may see a repository.
     pub fn set_public(&self, repo: &str, public: bool) {
         self.change(|state, _| state.repo_mut(repo).public = public);
     }
 
-    /// The events that the App subscribes to, from now on.
+    /// Sets the events that the App subscribes to.
     pub fn subscribe_to(&self, events: &[&str]) {
         let events = events.iter().map(|event| (*event).to_owned()).collect();
-        self.change(|state, _| state.events = events);
+        self.change(|state, _| state.subscribed_events = events);
     }
 
-    /// Whether the installation's owner has suspended it.
+    /// Suspends the installation, or ends its suspension.
     pub fn suspend(&self, suspended: bool) {
         self.change(|state, now| state.suspended = suspended.then_some(now));
     }
 
-    /// Whether the installation's quota of requests is used up.
+    /// Uses up the installation's rate limit, or restores it.
     pub fn rate_limited(&self, limited: bool) {
         self.change(|state, _| state.rate_limited = limited);
     }
 
-    /// Whether GitHub answers everything with 503.
+    /// Starts or ends an outage, in which every call gets 503.
     pub fn outage(&self, outage: bool) {
         self.change(|state, _| state.outage = outage);
     }
 
-    /// Answers lists of runs that are filtered by status from an empty search index, as long as it is `down`; lists
-    /// without a filter stay right.
+    /// Empties the search index, or restores it. Lists of runs that are filtered by status use it; other lists do not.
     pub fn search_index_down(&self, down: bool) {
         self.change(|state, _| state.search_index_down = down);
     }
 
-    /// How long things take from now on.
     pub fn timings(&self, timings: Timings) {
         self.change(|state, _| state.timings = timings);
     }
 
-    /// How long things take.
     pub fn current_timings(&self) -> Timings {
         lock(&self.state).timings
     }
 
-    /// How long `busy` still shows false after a job began.
+    /// Sets the time from a job's start until `busy` shows true.
     pub fn busy_lag(&self, lag: Duration) {
         self.change(|state, _| state.timings.busy_lag = lag);
     }
 
-    /// Refuses installation tokens younger than `span` from now on; zero refuses none.
+    /// Refuses installation tokens younger than `span`.
     pub fn new_tokens_refused_for(&self, span: Duration, refusal: TokenRefusal) {
         self.change(|state, _| state.new_tokens = (span, refusal));
     }
 
-    /// Honours no installation token that was issued so far.
+    /// Revokes all installation tokens.
     pub fn revoke_tokens(&self) {
         self.change(|state, _| state.tokens.clear());
     }
@@ -320,36 +314,35 @@ impl GitHub {
 
     /// The earliest time at which a job or a runner changes.
     pub(super) fn next_step(&self) -> Option<Timestamp> {
-        lock(&self.state).next_event(&self.compute).map(|(time, _)| time)
+        lock(&self.state).next_transition(&self.compute).map(|(time, _)| time)
     }
 
-    /// Lets everything happen that is due by `time`.
+    /// Applies every transition that is due by `time`.
     pub(super) fn step(&self, time: Timestamp) {
-        let happenings = {
+        let events = {
             let mut state = lock(&self.state);
             state.step(&self.compute, time);
-            take(&mut state.happenings)
+            take(&mut state.events)
         };
-        self.shared.tell(happenings);
+        self.shared.notify(events);
     }
 
     fn change<R>(&self, act: impl FnOnce(&mut State, Timestamp) -> R) -> R {
         let now = self.shared.clock.now();
         self.compute.step(now);
-        let (result, happenings) = {
+        let (result, events) = {
             let mut state = lock(&self.state);
             state.step(&self.compute, now);
             let result = act(&mut state, now);
             state.assign(now);
-            (result, take(&mut state.happenings))
+            (result, take(&mut state.events))
         };
-        self.shared.tell(happenings);
+        self.shared.notify(events);
         self.shared.changed.notify_one();
         result
     }
 }
 
-/// The state machine.
 impl State {
     fn next(&mut self) -> u64 {
         self.count += 1;
@@ -384,36 +377,36 @@ impl State {
         found.unwrap_or_else(|| panic!("there is no repository {full_name}"))
     }
 
-    /// The next event, and among those of one time the first in the order of [`Event`].
-    fn next_event(&self, compute: &ComputeEngine) -> Option<(Timestamp, Event)> {
+    /// The next transition. Those of equal times are ordered as in [`Transition`].
+    fn next_transition(&self, compute: &ComputeEngine) -> Option<(Timestamp, Transition)> {
         let runners = self.runners.iter().filter_map(|(id, runner)| {
             let instance = runner.spec.instance.as_ref()?;
             let up = compute.up_since(instance);
             if runner.online && runner.up != up {
                 let gone = compute.down_since(instance).or(runner.up).unwrap_or_default();
-                return Some((gone, Event::Offline(*id)));
+                return Some((gone, Transition::Offline(*id)));
             }
             if runner.online {
                 return None;
             }
-            let forgotten = (runner.seen + FORGOTTEN, Event::Forget(*id));
-            let connects = up.map(|up| (up + self.timings.connect, Event::Online(*id)));
-            // Whoever is forgotten does not connect any more, however long ago it came up.
+            let forgotten = (runner.seen + REMOVAL_AGE, Transition::Forget(*id));
+            let connects = up.map(|up| (up + self.timings.connect, Transition::Online(*id)));
+            // A removed runner does not connect, even if its instance started before the removal.
             connects.into_iter().chain([forgotten]).min()
         });
         let jobs = self.active.iter().filter_map(|id| {
             let job = &self.jobs[id];
             match (job.status, job.pickup, job.lost_at) {
-                (JobStatus::Queued, Some((time, _)), _) => Some((time, Event::Pickup(*id))),
+                (JobStatus::Queued, Some((time, _)), _) => Some((time, Transition::Pickup(*id))),
                 (JobStatus::Queued, None, _) => {
-                    Some((job.queued_at + self.timings.queue_limit, Event::Drop(*id)))
+                    Some((job.queued_at + self.timings.queue_limit, Transition::Expire(*id)))
                 }
                 (JobStatus::InProgress, ..) if job.stuck => None,
                 (JobStatus::InProgress, _, Some(lost)) => {
-                    Some((lost + self.timings.requeue, Event::Requeue(*id)))
+                    Some((lost + self.timings.requeue, Transition::Requeue(*id)))
                 }
                 (JobStatus::InProgress, _, None) => {
-                    Some((job.started_at? + job.duration, Event::Finish(*id)))
+                    Some((job.started_at? + job.duration, Transition::Finish(*id)))
                 }
                 _ => None,
             }
@@ -422,21 +415,23 @@ impl State {
     }
 
     fn step(&mut self, compute: &ComputeEngine, now: Timestamp) {
-        while let Some((time, event)) = self.next_event(compute).filter(|(time, _)| *time <= now) {
-            match event {
-                Event::Online(id) => {
+        while let Some((time, transition)) =
+            self.next_transition(compute).filter(|(time, _)| *time <= now)
+        {
+            match transition {
+                Transition::Online(id) => {
                     let instance = self.runners[&id].spec.instance.clone();
-                    // Another thread may have stopped it meanwhile; then there is no such event any more.
+                    // Another thread may have stopped the instance meanwhile, which voids the transition.
                     if let Some(up) = instance.and_then(|instance| compute.up_since(&instance)) {
                         self.online(id, time, Some(up));
                     }
                 }
-                Event::Offline(id) => self.offline(id, time),
-                Event::Pickup(job) => self.begin(job, time),
-                Event::Finish(job) => self.complete(job, "success", time),
-                Event::Requeue(job) => self.requeue(job, time),
-                Event::Drop(job) => self.complete(job, "failure", time),
-                Event::Forget(id) => _ = self.runners.remove(&id),
+                Transition::Offline(id) => self.offline(id, time),
+                Transition::Pickup(job) => self.begin(job, time),
+                Transition::Finish(job) => self.complete(job, "success", time),
+                Transition::Requeue(job) => self.requeue(job, time),
+                Transition::Expire(job) => self.complete(job, "failure", time),
+                Transition::Forget(id) => _ = self.runners.remove(&id),
             }
             self.assign(time);
         }
@@ -476,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_job_runs_where_its_labels_are_and_webhooks_tell() {
+    async fn a_job_runs_on_a_runner_with_its_labels_and_sends_webhooks() {
         let mut world = world().await;
         let job = world.cloud.github.queue_job("acme/app", ["SELF-HOSTED", "gpu"], MINUTE);
         let other = world.cloud.github.queue_job("acme/app", ["self-hosted", "tpu"], MINUTE);
@@ -521,7 +516,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_runner_is_gone_when_its_instance_goes_down_whenever_one_looks() {
+    async fn a_runner_disconnects_when_its_instance_goes_down() {
         let mut world = world().await;
         let job = world.cloud.github.queue_job("acme/app", ["gpu"], 10 * MINUTE);
         world.pass(30).await;
@@ -574,7 +569,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lists_of_runs_that_are_filtered_may_be_empty_while_the_whole_list_is_right() {
+    async fn filtered_lists_of_runs_may_be_empty_while_the_unfiltered_list_is_right() {
         let mut world = world().await;
         world.cloud.github.queue_job("acme/app", ["gpu"], MINUTE);
         world.pass(90).await;
@@ -605,7 +600,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_job_may_stay_in_progress_for_good_while_its_runner_takes_others() {
+    async fn a_job_may_stay_in_progress_forever_while_its_runner_takes_others() {
         let mut world = world().await;
         let github = world.cloud.github.clone();
         github.remove_runner("gpu-1");
@@ -658,7 +653,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_runner_may_show_as_offline_and_busy_whatever_it_does() {
+    async fn a_runner_may_show_as_offline_and_busy_regardless_of_its_state() {
         let mut world = world().await;
         world.pass(20).await;
         let show = async || {
@@ -677,7 +672,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_job_tells_when_it_was_created_queued_last_started_and_completed() {
+    async fn a_job_shows_when_it_was_created_queued_last_started_and_completed() {
         let world = world().await;
         let github = world.cloud.github.clone();
         let job = github.queue_waiting_job("acme/app", ["gpu"], MINUTE);
@@ -700,7 +695,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_runner_that_shows_no_job_can_be_deleted_and_a_job_that_it_was_given_goes_on() {
+    async fn a_runner_that_does_not_show_as_busy_can_be_deleted_and_its_job_continues() {
         let mut world = world().await;
         let github = world.cloud.github.clone();
         let delete = async |path: &str| {
@@ -760,7 +755,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_app_is_who_its_key_says_and_only_for_a_short_while() {
+    async fn an_app_is_authenticated_by_its_key_for_a_short_time() {
         let world = World::new().await;
         let now = world.clock.now().unix_seconds();
         for (claims, status) in [
@@ -789,7 +784,7 @@ mod tests {
         let path = "/repos/acme/app/actions/runners";
         assert_eq!(world.github(path).await.0, StatusCode::OK);
         let span = Duration::from_secs(5);
-        for (refusal, code, words) in [
+        for (refusal, code, message) in [
             (TokenRefusal::Unauthorized, 401, "Bad credentials"),
             (TokenRefusal::Forbidden, 403, "Resource not accessible by integration"),
         ] {
@@ -800,7 +795,7 @@ mod tests {
             let ask = async || world.send("GET", path, &credential, Value::Null).await;
             tokio::time::advance(span - Duration::from_millis(1)).await;
             let (status, _, answer) = ask().await;
-            assert_eq!((status.as_u16(), &answer["message"]), (code, &json!(words)));
+            assert_eq!((status.as_u16(), &answer["message"]), (code, &json!(message)));
             tokio::time::advance(Duration::from_millis(1)).await;
             assert_eq!(ask().await.0, StatusCode::OK);
         }
@@ -821,7 +816,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_missing_permission_a_limit_and_an_outage_can_be_told_apart() {
+    async fn a_missing_permission_a_limit_and_an_outage_differ() {
         let world = world().await;
         let github = &world.cloud.github;
         let path = "/repos/acme/app/actions/runners";
@@ -835,14 +830,14 @@ mod tests {
         assert_eq!((status.as_u16(), headers["x-ratelimit-remaining"] == "0"), (403, true));
         github.outage(true);
         assert_eq!(world.github(path).await.0, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(world.github("/orgs/nobody/actions/runners").await.0.as_u16(), 503);
+        assert_eq!(world.github("/orgs/unknown/actions/runners").await.0.as_u16(), 503);
         github.outage(false);
         github.rate_limited(false);
-        assert_eq!(world.github("/orgs/nobody/actions/runners").await.0, StatusCode::NOT_FOUND);
+        assert_eq!(world.github("/orgs/unknown/actions/runners").await.0, StatusCode::NOT_FOUND);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_app_sees_each_attempt_at_a_delivery_and_may_ask_for_another() {
+    async fn the_app_lists_each_attempt_at_a_delivery_and_can_redeliver() {
         let mut world = world().await;
         let github = world.cloud.github.clone();
         github.lose_next_webhook(1);
@@ -891,7 +886,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_app_sees_where_its_webhook_goes_and_which_installation_covers_a_repository() {
+    async fn the_app_reads_its_webhook_and_the_installation_of_a_repository() {
         let world = world().await;
         let ask = async |path: &str| world.app("GET", path, &world.jwt(json!({}))).await;
         let (_, hook) = ask("/app/hook/config").await;

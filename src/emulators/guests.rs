@@ -1,4 +1,4 @@
-//! What runs on a VM besides its runner: at boot, a script that registers the runner if GitHub no longer knows it.
+//! The boot script of a VM, which registers the runner if GitHub has removed it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,10 +13,10 @@ use super::github::Runner;
 use super::{ComputeEngine, GitHub, Identities, Outgoing, Reply, Sender, Shared, Ticket, lock};
 use crate::clock::Timestamp;
 
-/// From an instance that is up to the script's first question.
-const BEGINS: Duration = Duration::from_secs(5);
+/// The time from the start of an instance to the script's first request.
+const SCRIPT_DELAY: Duration = Duration::from_secs(5);
 
-/// The VMs' scripts. Cheap to clone; all clones agree.
+/// The VMs' boot scripts. Cheap to clone; clones share their state.
 #[derive(Clone)]
 pub struct Guests {
     shared: Arc<Shared>,
@@ -30,9 +30,9 @@ pub struct Guests {
 struct Script {
     zone: String,
     service_url: String,
-    /// Since when the VM is up whose registration is settled.
+    /// The start of the VM for which the registration is done.
     settled: Option<Timestamp>,
-    /// Not before then, after an answer that was none.
+    /// The earliest time of the next request, after a failed one.
     not_before: Timestamp,
     tries: u32,
     in_flight: bool,
@@ -55,7 +55,8 @@ impl Guests {
         Self { shared, compute, github, identities, scripts: Arc::default() }
     }
 
-    /// From its next boot on, the VM asks the service at this URL for a token if its runner is not registered.
+    /// Installs the script: from its next boot on, the VM requests a token from the service at this URL if its runner is not
+    /// registered.
     pub fn register_at_boot(&self, vm: &str, zone: &str, service_url: &str) {
         let script = Script {
             zone: zone.to_owned(),
@@ -71,22 +72,22 @@ impl Guests {
 
     pub(super) fn next_event(&self) -> Option<Timestamp> {
         let scripts = lock(&self.scripts);
-        scripts.iter().filter_map(|(vm, script)| self.asks_at(vm, script)).min()
+        scripts.iter().filter_map(|(vm, script)| self.next_request(vm, script)).min()
     }
 
-    fn asks_at(&self, vm: &str, script: &Script) -> Option<Timestamp> {
+    fn next_request(&self, vm: &str, script: &Script) -> Option<Timestamp> {
         let up = self.compute.up_since(vm)?;
-        let asks = script.settled != Some(up) && !script.in_flight;
-        asks.then(|| (up + BEGINS).max(script.not_before))
+        let is_due = script.settled != Some(up) && !script.in_flight;
+        is_due.then(|| (up + SCRIPT_DELAY).max(script.not_before))
     }
 
-    /// The questions to ask now.
+    /// The requests to send now.
     pub(super) fn due(&self) -> Vec<Outgoing> {
         let now = self.shared.clock.now();
         let mut scripts = lock(&self.scripts);
         let mut outgoing = Vec::new();
         for (vm, script) in scripts.iter_mut() {
-            if self.asks_at(vm, script).is_none_or(|time| time > now) {
+            if self.next_request(vm, script).is_none_or(|time| time > now) {
                 continue;
             }
             if self.github.has_runner_on(vm) {
@@ -98,7 +99,7 @@ impl Guests {
                 .header("Authorization", format!("Bearer {}", self.identities.sign(&claims)))
                 .header("Content-Type", "application/json")
                 .body(Full::new(Bytes::from_static(b"{}")))
-                .expect("the URL is one");
+                .expect("a valid URL");
             script.in_flight = true;
             let ticket = Ticket(Sender::Boot { vm: vm.clone() });
             outgoing.push(Outgoing { request, limit: Duration::from_secs(30), ticket });

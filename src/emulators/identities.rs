@@ -14,14 +14,14 @@ use super::wire::{Incoming, json_response};
 use super::{hash, lock, rsa_key};
 use crate::clock::Clock;
 
-/// Who is who. Cheap to clone; all clones agree.
+/// The VMs' identity tokens. Cheap to clone; clones share their state.
 #[derive(Clone)]
 pub struct Identities(Arc<Mutex<State>>);
 
 struct State {
     project: String,
     clock: Clock,
-    /// Oldest first; the newest signs. Made when the first is needed.
+    /// Oldest first; the newest signs. The first one is generated on demand.
     keys: Vec<Key>,
 }
 
@@ -34,7 +34,8 @@ struct Key {
 impl Key {
     fn generate() -> Self {
         let (pem, _) = rsa_key();
-        let private = EncodingKey::from_rsa_pem(pem.as_bytes()).expect("a key that was just made");
+        let private =
+            EncodingKey::from_rsa_pem(pem.as_bytes()).expect("a key that was just generated");
         Self { id: format!("{:016x}", hash(pem.as_bytes())), pem, private }
     }
 
@@ -52,7 +53,7 @@ impl Identities {
         Self(Arc::new(Mutex::new(State { project: project.to_owned(), clock, keys: Vec::new() })))
     }
 
-    /// What the metadata server of this instance says, in the full format.
+    /// The claims of this instance's identity token, in the full format.
     pub fn claims(&self, vm: &str, zone: &str, audience: &str) -> Value {
         let state = lock(&self.0);
         let now = state.clock.now().unix_seconds();
@@ -76,7 +77,7 @@ impl Identities {
         })
     }
 
-    /// A token with these claims, as Google signs it.
+    /// A token with these claims, signed with the newest key.
     pub fn sign(&self, claims: &Value) -> String {
         let mut state = lock(&self.0);
         let key = state.newest();
@@ -84,22 +85,22 @@ impl Identities {
         jsonwebtoken::encode(&header, claims, &key.private).expect("claims are JSON")
     }
 
-    /// The private key that signs now, for whoever forges with something close to it.
+    /// The newest private key, for tests that forge tokens.
     pub fn private_key_pem(&self) -> String {
         lock(&self.0).newest().pem.clone()
     }
 
-    /// The id of the key that signs now.
+    /// The id of the newest key.
     pub fn key_id(&self) -> String {
         lock(&self.0).newest().id.clone()
     }
 
-    /// Signs with a new key from now on; the others stay published.
+    /// Adds a new key, which signs from now on. Older keys stay published.
     pub fn rotate(&self) {
         lock(&self.0).keys.push(Key::generate());
     }
 
-    /// Publishes only the key that signs now.
+    /// Removes all keys but the newest.
     pub fn withdraw_old(&self) {
         let mut state = lock(&self.0);
         let old = state.keys.len().saturating_sub(1);

@@ -1,9 +1,8 @@
-//! The embedded cloud: Compute Engine, Cloud Tasks, GitHub, and Google's token endpoint.
+//! The embedded cloud: emulators of Compute Engine, Cloud Tasks, GitHub, and Google's token endpoint.
 //!
-//! Each is a state machine in which an operation takes time, behind the HTTP API that the real one has.
-//! They know nothing of the service: what they believe about the real ones is checked by Google's and
-//! GitHub's own client libraries. All time comes from one [`Clock`] and nothing is random, so the same
-//! calls at the same times get the same answers.
+//! Each is a state machine whose operations take time, behind the HTTP API of the real one. The emulators do not depend
+//! on the service; `tests/oracle` checks them with Google's and GitHub's own client libraries. All time comes from one
+//! [`Clock`] and nothing is random, so equal calls at equal times get equal responses.
 
 pub mod accounts;
 pub mod cloud_tasks;
@@ -47,24 +46,19 @@ pub use identities::Identities;
 use self::wire::{Incoming, Problem, Routes};
 use crate::clock::{Clock, Timestamp};
 
-/// What the cloud is told about its one customer.
+/// The project, the queue and the GitHub App of a cloud.
 #[derive(Clone)]
 pub struct Setup {
-    /// The Google Cloud project.
     pub project: String,
-    /// Where the queue lives, such as `asia-northeast1`.
+    /// The queue's location, such as `asia-northeast1`.
     pub location: String,
-    /// The queue's id.
     pub queue: String,
-    /// The GitHub App's id.
     pub app_id: String,
-    /// Its one installation.
     pub installation_id: u64,
-    /// The App's key and the service account's.
     pub keys: Arc<Keys>,
 }
 
-/// The two RSA keys that clients sign with. They alone are random, and no answer depends on them.
+/// The RSA keys of the GitHub App and of the service account. They are random, but no response depends on them.
 pub struct Keys {
     app_pem: String,
     service_pem: String,
@@ -73,7 +67,6 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Makes two keys of 2048 bits.
     pub fn generate() -> Self {
         let (app_pem, app) = rsa_key();
         let (service_pem, service) = rsa_key();
@@ -85,7 +78,7 @@ impl Keys {
         &self.app_pem
     }
 
-    /// A key file for `GOOGLE_APPLICATION_CREDENTIALS` whose tokens come from `token_uri`.
+    /// A key file for `GOOGLE_APPLICATION_CREDENTIALS` with this token endpoint.
     pub fn service_account_json(&self, token_uri: &str) -> String {
         json!({
             "type": "service_account",
@@ -124,14 +117,10 @@ fn rsa_key() -> (String, DecodingKey) {
     (pem, DecodingKey::from_rsa_der(pair.public_key().as_ref()))
 }
 
-/// Which API a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Api {
-    /// Compute Engine.
     Compute,
-    /// Cloud Tasks.
     Tasks,
-    /// GitHub's REST API.
     GitHub,
     /// Google's token endpoint, and its public keys.
     Token,
@@ -148,140 +137,114 @@ impl Api {
     }
 }
 
-/// An API call that was made.
+/// A recorded API call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// When it arrived.
+    /// The time of arrival.
     pub at: Timestamp,
-    /// Which API it was for.
     pub api: Api,
-    /// The method's name: `instances.get`, `tasks.create`, `actions.listWorkflowRunsForRepo`; `unknown`
-    /// where no route fits.
+    /// The method's name: `instances.get`, `tasks.create`, `actions.listWorkflowRunsForRepo`; `unknown` if no route
+    /// matches.
     pub method: &'static str,
     /// Path and query.
     pub target: String,
-    /// What it was answered; none if it never was.
+    /// The response's status; `None` if there was no response.
     pub status: Option<StatusCode>,
 }
 
-/// The answer to a webhook or a callback.
+/// The service's response to a webhook or a callback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
-    /// None: no answer in time, or none at all.
+    /// `None` if there was no response in time.
     pub status: Option<StatusCode>,
-    /// The answer's headers.
     pub headers: HeaderMap,
-    /// The answer's body.
     pub body: Bytes,
 }
 
-/// Something that an outsider could have watched.
+/// A change in the cloud, as subscribers see it.
 #[derive(Clone, Debug)]
-pub enum Happening {
-    /// An instance came to a status.
-    Instance {
-        /// When.
-        at: Timestamp,
-        /// Its name.
-        vm: String,
-        /// The status it has since.
-        status: compute::Status,
-        /// What brought it about.
-        cause: String,
-    },
-    /// A webhook delivery was answered, or was not.
+pub enum Event {
+    /// An instance entered a status.
+    Instance { at: Timestamp, vm: String, status: compute::Status, cause: String },
+    /// An attempt at a webhook delivery ended.
     Webhook {
-        /// When the answer came.
+        /// The time of the reply.
         at: Timestamp,
-        /// As in `X-GitHub-Event`.
+        /// The name of the GitHub event, as in `X-GitHub-Event`.
         event: String,
         /// The payload's `action`.
         action: String,
-        /// The job that it is about.
         job: github::JobId,
-        /// As in `X-GitHub-Delivery`.
+        /// The GUID, as in `X-GitHub-Delivery`.
         delivery: String,
-        /// The answer.
         reply: Reply,
     },
-    /// A task's callback was answered, or was not.
+    /// An attempt at a task's callback ended.
     Callback {
-        /// When the answer came.
+        /// The time of the reply.
         at: Timestamp,
         /// The path of the task's URL.
         path: String,
         /// The task's id.
         task: String,
-        /// Its body; null if that is not JSON.
+        /// The task's body; null if it is not JSON.
         body: serde_json::Value,
         /// 1 for the first attempt.
         attempt: u32,
-        /// The answer.
         reply: Reply,
     },
-    /// A job came to a status.
+    /// A job entered a status.
     Job {
-        /// When.
         at: Timestamp,
-        /// The job.
         id: github::JobId,
-        /// `owner/name` of its repository.
         repo: String,
-        /// The status it has since.
         status: github::JobStatus,
-        /// The runner that has it.
         runner: Option<String>,
     },
-    /// A runner connected or went away.
-    Runner {
-        /// When.
-        at: Timestamp,
-        /// Its name.
-        name: String,
-        /// Whether it is connected since.
-        online: bool,
-    },
+    /// A runner connected or disconnected.
+    Runner { at: Timestamp, name: String, online: bool },
 }
 
-type Subscriber = Arc<dyn Fn(&Happening) + Send + Sync>;
+type Subscriber = Arc<dyn Fn(&Event) + Send + Sync>;
 
-/// What all emulators hold: the time, the listeners, and the bell that wakes the run loop.
+/// The state that all emulators share.
 struct Shared {
     clock: Clock,
     subscribers: Mutex<Vec<Subscriber>>,
+    /// Wakes the run loop.
     changed: Notify,
 }
 
 impl Shared {
-    /// Tells the subscribers. No emulator may be locked: they may ask any of them.
-    fn tell(&self, happenings: Vec<Happening>) {
-        if happenings.is_empty() {
+    /// Calls the subscribers. No emulator may be locked: a subscriber may call any of them.
+    fn notify(&self, events: Vec<Event>) {
+        if events.is_empty() {
             return;
         }
         let subscribers = lock(&self.subscribers).clone();
-        for happening in &happenings {
-            subscribers.iter().for_each(|subscriber| subscriber(happening));
+        for event in &events {
+            subscribers.iter().for_each(|subscriber| subscriber(event));
         }
     }
 }
 
-/// A panic elsewhere does not make the state wrong: every change is complete before its lock is released.
+/// Locks the mutex even if it is poisoned: no change of the state can be interrupted by a panic.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A request that the cloud wants sent to the service.
+/// A request from the cloud to the service.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// The request itself, with an absolute URI.
+    /// The request, with an absolute URI.
     pub request: http::Request<Full<Bytes>>,
-    /// How long the sender waits for the answer; counted as sockets count.
+    /// The sender's timeout, in real time.
     pub limit: Duration,
-    /// To be handed back with the answer.
+    /// Identifies the request when its reply arrives.
     pub ticket: Ticket,
 }
 
-/// Which webhook or task an answer is for.
+/// Identifies the webhook or task of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket(Sender);
 
@@ -292,29 +255,25 @@ enum Sender {
     Boot { vm: String },
 }
 
-/// All four APIs. Cheap to clone; all clones agree.
+/// All emulators. Cheap to clone; clones share their state.
 #[derive(Clone)]
 pub struct Cloud {
-    /// Compute Engine, and what a test does to it behind the service's back.
     pub compute: ComputeEngine,
-    /// Cloud Tasks.
     pub tasks: CloudTasks,
-    /// GitHub.
     pub github: GitHub,
     /// The token endpoint.
     pub accounts: Accounts,
-    /// Who a VM is.
+    /// The VMs' identity tokens.
     pub identities: Identities,
-    /// What runs on the VMs.
+    /// The VMs' boot scripts.
     pub guests: Guests,
-    /// What goes wrong.
     pub faults: Faults,
     shared: Arc<Shared>,
     journal: Arc<Mutex<Vec<Call>>>,
 }
 
 impl Cloud {
-    /// An empty cloud: no instances, no repositories, one queue.
+    /// A cloud with one queue, and without instances and repositories.
     pub fn new(setup: Setup, clock: Clock) -> Self {
         let shared = Arc::new(Shared {
             clock: clock.clone(),
@@ -339,7 +298,7 @@ impl Cloud {
         }
     }
 
-    /// All four APIs on one Router; no paths of theirs collide.
+    /// The APIs on one router; their paths do not collide.
     pub fn router(&self) -> Router {
         let routes = Routes::new(self).on(
             MethodFilter::POST,
@@ -360,22 +319,21 @@ impl Cloud {
         self.github.routes(routes).finish()
     }
 
-    /// Calls `listener` at each happening, in order, from the thread that brought it about.
-    pub fn subscribe(&self, listener: impl Fn(&Happening) + Send + Sync + 'static) {
+    /// Calls `listener` for each event, in order, on the thread that caused it.
+    pub fn subscribe(&self, listener: impl Fn(&Event) + Send + Sync + 'static) {
         lock(&self.shared.subscribers).push(Arc::new(listener));
     }
 
-    /// Every API call so far, in the order in which they were answered.
+    /// Every API call so far, in the order of their responses.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.journal).clone()
     }
 
-    /// Forgets the calls so far.
     pub fn clear_calls(&self) {
         lock(&self.journal).clear();
     }
 
-    /// The earliest time at which something is due of its own accord; it may be past.
+    /// The earliest time at which a state changes without a call; it may be past.
     pub fn next_event(&self) -> Option<Timestamp> {
         let events = [
             self.compute.next_event(),
@@ -386,7 +344,7 @@ impl Cloud {
         events.into_iter().flatten().min()
     }
 
-    /// Brings every state machine to now, and returns the requests to send to the service now.
+    /// Advances every state machine to now, and returns the requests to send to the service.
     pub fn due(&self) -> Vec<Outgoing> {
         self.advance();
         let mut outgoing = self.github.due();
@@ -395,7 +353,7 @@ impl Cloud {
         outgoing
     }
 
-    /// The answer to a request that [`Cloud::due`] returned. Every one needs exactly one.
+    /// Takes the reply to a request that [`Cloud::due`] returned. Each request needs exactly one.
     pub fn answered(&self, ticket: Ticket, reply: Reply) {
         match ticket.0 {
             Sender::Webhook { delivery, attempt } => {
@@ -408,8 +366,8 @@ impl Cloud {
         }
     }
 
-    /// Runs the cloud: sends what is due, takes the answers back, and sleeps until there is more to do.
-    /// Returns at `until`, if given, with unanswered requests left in `driver`.
+    /// Runs the cloud: sends the requests that are due, takes their replies, and sleeps until more are due. Returns at
+    /// `until`, if given, and leaves requests without a reply in `driver`.
     pub async fn run_until(&self, driver: &mut Driver, until: Option<Timestamp>) {
         loop {
             for outgoing in self.due() {
@@ -427,14 +385,14 @@ impl Cloud {
             tokio::select! {
                 biased;
                 (ticket, reply) = driver.answer() => self.answered(ticket, reply),
-                // Once it is over only answers that are already here are taken.
+                // At the end only replies that have arrived are taken.
                 () = self.shared.changed.notified(), if !over => {}
                 () = rest => if over { return },
             }
         }
     }
 
-    /// Brings the state machines to now, one event after the other.
+    /// Advances the state machines to now, one event after the other.
     fn advance(&self) {
         let now = self.shared.clock.now();
         while let Some(next) = [self.compute.next_event(), self.github.next_step()]
@@ -474,7 +432,7 @@ impl Cloud {
             let target = call.target.clone();
             lock(&self.journal).push(Call { at, api, method, target, status });
         };
-        let fault = self.faults.strike(&CallInfo { at, api, method, target: &call.target });
+        let fault = self.faults.next_fault(&CallInfo { at, api, method, target: &call.target });
         let response = match fault {
             None => run(),
             Some(Fault::Before(status, body)) => error(api, status, &body),
@@ -510,36 +468,37 @@ impl Cloud {
             "Request had invalid authentication credentials. Expected OAuth 2 access token, login \
              cookie or other valid authentication credential.",
         );
-        (!self.accounts.honours(call)).then(|| refusal.response(api))
+        (!self.accounts.accepts(call)).then(|| refusal.response(api))
     }
 }
 
-/// An answer that a fault gives in an emulator's place.
+/// The response of a fault, in an emulator's place.
 fn error(api: Api, status: StatusCode, body: &ErrorBody) -> Response {
-    let words = status.canonical_reason().unwrap_or("Error");
+    let reason = status.canonical_reason().unwrap_or("Error");
     match (body, api) {
         (ErrorBody::Html, _) => {
-            (status, axum::response::Html(format!("<html><h1>{words}</h1></html>"))).into_response()
+            (status, axum::response::Html(format!("<html><h1>{reason}</h1></html>")))
+                .into_response()
         }
         (ErrorBody::Empty, _) => status.into_response(),
         (ErrorBody::Truncated, _) => (status, "{\"error\": {\"co").into_response(),
         (ErrorBody::GitHub { message, documentation_url }, _) => {
-            let mut said = json!({ "message": message });
+            let mut error = json!({ "message": message });
             if let Some(link) = documentation_url {
-                said["documentation_url"] = json!(link);
+                error["documentation_url"] = json!(link);
             }
-            wire::json_response(status, &said)
+            wire::json_response(status, &error)
         }
-        (ErrorBody::Api, Api::GitHub) => github::Refusal::new(status, words).into_response(),
+        (ErrorBody::Api, Api::GitHub) => github::Refusal::new(status, reason).into_response(),
         (ErrorBody::Reason(message), Api::GitHub) => {
             github::Refusal::new(status, message).into_response()
         }
-        (ErrorBody::Api, _) => Problem::new(status, "backendError", words).response(api),
+        (ErrorBody::Api, _) => Problem::new(status, "backendError", reason).response(api),
         (ErrorBody::Reason(reason), _) => Problem::new(status, reason, reason).response(api),
     }
 }
 
-/// FNV-1a, for ids and fingerprints that only have to differ.
+/// FNV-1a, for ids and fingerprints.
 fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -561,7 +520,7 @@ mod tests {
     const START: &str = "/compute/v1/projects/p/zones/asia-northeast1-a/instances/gpu-1/start";
     const TASKS: &str = "/v2/projects/p/locations/l/queues/q/tasks";
 
-    async fn a_world_with_a_runner() -> World {
+    async fn world_with_a_runner() -> World {
         let world = World::new().await;
         let cloud = &world.cloud;
         cloud.compute.insert(Instance::new("gpu-1", "asia-northeast1-a"));
@@ -575,10 +534,10 @@ mod tests {
 
     /// Starts the instance for a job, and schedules a callback that fails at first.
     async fn story() -> Vec<String> {
-        let mut world = a_world_with_a_runner().await;
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let listener = Arc::clone(&told);
-        world.cloud.subscribe(move |happening| lock(&listener).push(format!("{happening:?}")));
+        let mut world = world_with_a_runner().await;
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let listener = Arc::clone(&log);
+        world.cloud.subscribe(move |event| lock(&listener).push(format!("{event:?}")));
         let job = world.cloud.github.queue_job("acme/app", ["GPU"], Duration::from_secs(60));
         world.pass(1).await;
         let (_, operation) = world.google("POST", START, Value::Null).await;
@@ -592,14 +551,14 @@ mod tests {
         assert_eq!(world.cloud.github.job(job).status, JobStatus::Completed);
         assert_eq!(world.cloud.compute.status("gpu-1"), Status::Running);
         assert!(world.cloud.tasks.pending().is_empty());
-        let mut told = lock(&told).clone();
-        told.push(operation.to_string());
-        told.extend(world.cloud.calls().iter().map(|call| format!("{call:?}")));
-        told
+        let mut log = lock(&log).clone();
+        log.push(operation.to_string());
+        log.extend(world.cloud.calls().iter().map(|call| format!("{call:?}")));
+        log
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_same_calls_at_the_same_times_get_the_same_answers() {
+    async fn equal_calls_at_equal_times_get_equal_responses() {
         let first = story().await;
         assert_eq!(first, story().await);
         let statuses = first.iter().filter(|line| line.starts_with("Instance")).count();
@@ -609,8 +568,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_crash_interrupts_the_queue_repeats_and_github_does_not() {
-        let mut world = a_world_with_a_runner().await;
+    async fn after_a_crash_the_queue_repeats_a_callback_and_github_does_not_repeat_a_delivery() {
+        let mut world = world_with_a_runner().await;
         world.answer(&[599, 599]);
         world.cloud.github.queue_job("acme/app", ["gpu"], Duration::from_secs(60));
         let url = "http://service.test/runner/start";
@@ -627,7 +586,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_no_api_has_is_refused_in_its_own_shape() {
+    async fn an_unknown_path_is_refused_in_the_shape_of_its_api() {
         let world = World::new().await;
         let (status, answer) =
             world.google("GET", "/compute/v1/projects/p/zones", Value::Null).await;
@@ -644,13 +603,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_403_of_github_may_be_about_anything_but_a_permission() {
-        let world = a_world_with_a_runner().await;
+    async fn a_403_of_github_may_have_other_reasons_than_a_permission() {
+        let world = world_with_a_runner().await;
         let limits =
             "https://docs.github.com/en/rest/overview/resources-in-the-rest-api#abuse-rate-limits";
         let secondary = "https://docs.github.com/en/free-pro-team@latest/rest/overview/\
                          rate-limits-for-the-rest-api#about-secondary-rate-limits";
-        for (body, words, link) in [
+        for (body, text, link) in [
             (ErrorBody::abuse_limit(), "You have triggered an abuse detection", json!(limits)),
             (ErrorBody::secondary_limit(), "You have exceeded a secondary rate", json!(secondary)),
             (ErrorBody::ip_allow_list("acme"), "Although you appear to have the", Value::Null),
@@ -660,7 +619,7 @@ mod tests {
             let (status, headers, answer) = world.github("/repos/acme/app/actions/runners").await;
             assert_eq!((status, &answer["documentation_url"]), (StatusCode::FORBIDDEN, &link));
             let message = answer["message"].as_str().unwrap();
-            assert!(message.starts_with(words), "{message}");
+            assert!(message.starts_with(text), "{message}");
             assert!(!headers.contains_key("retry-after"), "{headers:?}");
         }
         world.cloud.github.suspend(true);
@@ -671,7 +630,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_fault_strikes_before_or_after_the_effect() {
-        let world = a_world_with_a_runner().await;
+        let world = world_with_a_runner().await;
         let unavailable = StatusCode::SERVICE_UNAVAILABLE;
         world.cloud.faults.next("instances.start", Fault::Before(unavailable, ErrorBody::Html));
         world.cloud.faults.next("instances.start", Fault::After(unavailable));

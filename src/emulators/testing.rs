@@ -1,4 +1,5 @@
-//! What the emulators' own tests share: a cloud under a paused clock, and a client that is not ours.
+//! The harness of the emulators' own tests: a cloud under a paused clock, and a client that does not use the service's
+//! code.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::clock::{Clock, Timestamp};
 pub(super) const TOKEN: &str = "fixed";
 pub(super) const APP: &str = "4242";
 
-/// RSA keys take a while to find, and no answer depends on them.
+/// Generated once per process, since that is slow.
 pub(super) fn keys() -> Arc<Keys> {
     static KEYS: OnceLock<Arc<Keys>> = OnceLock::new();
     Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
@@ -61,7 +62,7 @@ impl World {
         world
     }
 
-    /// An App JWT, good unless `claims` say otherwise.
+    /// A valid JWT of the App, with these claims replaced.
     pub(super) fn jwt(&self, claims: Value) -> String {
         let now = self.clock.now().unix_seconds();
         let mut all = json!({ "iss": APP, "iat": now - 60, "exp": now + 300 });
@@ -74,7 +75,7 @@ impl World {
         (answer.0, answer.2)
     }
 
-    /// A call of Google's APIs.
+    /// Calls one of Google's APIs.
     pub(super) async fn google(
         &self,
         method: &str,
@@ -85,7 +86,7 @@ impl World {
         (answer.0, answer.2)
     }
 
-    /// A call of GitHub's API by the installation.
+    /// Calls GitHub's API as the installation.
     pub(super) async fn github(&self, path: &str) -> (StatusCode, HeaderMap, Value) {
         self.by_installation("GET", path).await
     }
@@ -123,13 +124,13 @@ impl World {
         self.cloud.run_until(&mut self.driver, Some(until)).await;
     }
 
-    /// The service answers with these from here on, then with 200.
+    /// Sets the service's next responses; after them it responds 200.
     pub(super) fn answer(&self, answers: &[u16]) {
         let answers = answers.iter().rev().map(|code| StatusCode::from_u16(*code).unwrap());
         *lock(&self.answers) = answers.collect();
     }
 
-    /// What the service was sent so far.
+    /// The requests that the service has received.
     pub(super) fn received(&self) -> Vec<Request<Bytes>> {
         lock(&self.received).clone()
     }
@@ -140,7 +141,7 @@ pub(super) fn sign(claims: &Value, pem: &str) -> String {
     jsonwebtoken::encode(&Header::new(Algorithm::RS256), claims, &key).unwrap()
 }
 
-/// A service that keeps what it gets, and takes a second to answer. 599 stands for a crash in the middle of it.
+/// A service that records its requests and responds after one second. 599 stands for a crash before the response.
 fn service(
     received: &Arc<Mutex<Vec<Request<Bytes>>>>,
     answers: &Arc<Mutex<Vec<StatusCode>>>,

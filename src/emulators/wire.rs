@@ -1,4 +1,4 @@
-//! What the emulated APIs share over HTTP: a request as their handlers see it, and Google's conventions.
+//! HTTP code that the emulators share: parsed requests, routes, and Google's conventions.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Api, Cloud};
 
-/// A request, read to its end.
+/// A request with its body.
 #[derive(Clone, Debug)]
 pub(super) struct Incoming {
     /// Path and query as sent.
@@ -24,12 +24,12 @@ pub(super) struct Incoming {
     pub(super) query: BTreeMap<String, String>,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// Scheme and authority by which the client reached us: answers link back to it.
+    /// The scheme and authority of the client's URL, for links in responses.
     pub(super) base: String,
 }
 
 impl Incoming {
-    /// Reads `request`; `None` if its body breaks off.
+    /// Reads the request; `None` if its body is incomplete.
     pub(super) async fn read(request: Request) -> Option<Self> {
         let (mut parts, body) = request.into_parts();
         let params = match RawPathParams::from_request_parts(&mut parts, &()).await {
@@ -51,31 +51,30 @@ impl Incoming {
         })
     }
 
-    /// A parameter of the path; empty if the route has none of that name.
+    /// A parameter of the path; empty if the route does not have it.
     pub(super) fn param(&self, name: &str) -> &str {
         self.params.get(name).map_or("", String::as_str)
     }
 
-    /// A parameter of the query that is there and not empty.
+    /// A parameter of the query, unless it is empty.
     pub(super) fn query(&self, name: &str) -> Option<&str> {
         self.query.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// A header that is text.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// What stands in `Authorization` after one of these schemes, whose case does not matter.
+    /// The credential in `Authorization`, if it has one of these schemes.
     pub(super) fn credential(&self, schemes: &[&str]) -> Option<&str> {
         let (scheme, credential) = self.header("authorization")?.split_once(' ')?;
         let known = schemes.iter().any(|known| scheme.eq_ignore_ascii_case(known));
         known.then_some(credential.trim())
     }
 
-    /// Google answers 400 to a query parameter that the method does not have.
+    /// Refuses query parameters that the method does not have, as Google does.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), Problem> {
-        // Those that every method has. The `$` forms are the same ones, as newer clients write them.
+        // The parameters of every method. Newer clients write them with `$`.
         const SYSTEM: [&str; 11] = [
             "access_token",
             "alt",
@@ -101,7 +100,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// A boolean of the query; absent is false.
+    /// A boolean of the query; false if missing.
     pub(super) fn flag(&self, name: &str) -> Result<bool, Problem> {
         match self.query(name) {
             None | Some("false") => Ok(false),
@@ -120,7 +119,7 @@ impl Incoming {
         text.parse().map(Some).map_err(|_| bad())
     }
 
-    /// The body as JSON; an empty one counts as `{}`.
+    /// The body as JSON; an empty body counts as `{}`.
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {
         let body: &[u8] = if self.body.is_empty() { b"{}" } else { &self.body };
         serde_json::from_slice(body)
@@ -128,11 +127,11 @@ impl Incoming {
     }
 }
 
-/// A refusal by one of Google's APIs.
+/// An error response of one of Google's APIs.
 #[derive(Clone, Debug)]
 pub(super) struct Problem {
     pub(super) status: StatusCode,
-    /// Compute Engine's machine-readable word for it.
+    /// Compute Engine's machine-readable reason.
     pub(super) reason: String,
     pub(super) message: String,
 }
@@ -150,7 +149,7 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "notFound", message)
     }
 
-    /// The error body of Compute Engine has `errors`, that of Cloud Tasks a `status`; a 401 has both.
+    /// The error response: that of Compute Engine has `errors`, that of Cloud Tasks a `status`, a 401 has both.
     pub(super) fn response(&self, api: Api) -> Response {
         let code = self.status.as_u16();
         let mut error = json!({ "code": code, "message": self.message });
@@ -167,7 +166,7 @@ impl Problem {
     }
 }
 
-/// The word of google.rpc.Code for an HTTP status.
+/// The google.rpc.Code of an HTTP status.
 fn rpc_status(status: StatusCode) -> &'static str {
     match status.as_u16() {
         400 => "INVALID_ARGUMENT",
@@ -184,15 +183,15 @@ fn rpc_status(status: StatusCode) -> &'static str {
     }
 }
 
-/// Google's answer: the resource, cut to the `fields` that were asked for.
+/// The response of one of Google's APIs: the resource, reduced to the requested `fields`.
 pub(super) fn google(
     api: Api,
     call: &Incoming,
     known: &[&str],
-    answer: Result<Value, Problem>,
+    result: Result<Value, Problem>,
 ) -> Response {
     let mask = call.query("fields").or_else(|| call.query("$fields"));
-    let masked = answer.and_then(|value| match mask {
+    let masked = result.and_then(|value| match mask {
         Some(mask) => Mask::parse(mask, known).map(|mask| mask.apply(&value)),
         None => Ok(value),
     });
@@ -213,7 +212,7 @@ pub(super) fn json_response(status: StatusCode, value: &Value) -> Response {
 struct Mask(BTreeMap<String, Mask>);
 
 impl Mask {
-    /// Reads a mask; its first names have to be among `known`, as a client that mistypes one must notice.
+    /// Parses a mask. Its top-level names have to be among `known`, so that a client's typing errors are found.
     fn parse(text: &str, known: &[&str]) -> Result<Self, Problem> {
         let bad = |what: &str| Problem::invalid(format!("Invalid field selection {what}"));
         let mut rest = text;
@@ -243,7 +242,7 @@ impl Mask {
                 *rest = rest.strip_prefix(')')?;
                 inner
             } else if let Some(after) = rest.strip_prefix('/') {
-                // `a/b,c` selects `c` beside `a`, so one name only, which may itself go deeper.
+                // `a/b,c` selects `a/b` and `c`: only one name follows a slash, and it may have a selection of its own.
                 let end = after.find([',', ')']).unwrap_or(after.len());
                 let (mut one, after) = after.split_at(end);
                 *rest = after;
@@ -273,7 +272,7 @@ impl Mask {
     }
 }
 
-/// A Router in the making, of which every call passes the gate, the faults and the record of [`Cloud`].
+/// A builder for the router. Every call passes [`Cloud::serve`], which authenticates it, injects faults and records it.
 pub(super) struct Routes {
     cloud: Cloud,
     router: Router,
@@ -284,7 +283,7 @@ impl Routes {
         Self { cloud: cloud.clone(), router: Router::new() }
     }
 
-    /// One method of an API: `name` is what its reference calls it.
+    /// Adds a method of an API, with its name in the API's reference.
     pub(super) fn on<E: Clone + Send + Sync + 'static>(
         mut self,
         method: MethodFilter,
@@ -301,7 +300,7 @@ impl Routes {
         self
     }
 
-    /// The Router, which refuses what no route was made for.
+    /// The router, which refuses all other paths.
     pub(super) fn finish(self) -> Router {
         let cloud = self.cloud;
         let refuse = move |request: Request| async move {
@@ -324,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mask_shows_what_it_names_and_nothing_else() {
+    fn a_mask_selects_only_the_fields_that_it_names() {
         let instance = json!({ "id": "1", "status": "RUNNING", "zone": "z",
             "disks": [{ "type": "SCRATCH", "boot": false }], "scheduling": { "a": 1, "b": 2 } });
         let known = ["id", "status", "zone", "disks", "scheduling"];

@@ -256,7 +256,7 @@ pub async fn pass_without_entry(
     };
     warn!("a task came for VM {vm}, which no entry of RUNNER_CONFIG names");
     let since = task.unconfigured_since.or(Some(base));
-    let unnamed = ManagedVm::unnamed(vm);
+    let unnamed = ManagedVm::unconfigured(vm);
     let turn = Turn { cx, vm: &unnamed, now, deadline };
     turn.schedule(Task { unconfigured_since: since, ..task }, due).await?;
     let outcome = Outcome::new(Status::NotConfigured, "no entry of RUNNER_CONFIG names the VM");

@@ -14,7 +14,7 @@ use super::context::Context;
 use crate::clients;
 use crate::clients::github::{RegistrationToken, RunnerScope};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{Entry, Label, Registers, RepoName, Vm};
+use crate::fleet::{Entry, Label, RegisterIn, RepoName, Vm};
 use crate::identity::{self, Untrusted};
 
 /// How long a token is given to whoever asks again: a VM that asks in a loop has GitHub make a few in an hour.
@@ -148,8 +148,8 @@ fn choose<'a>(
     repo: Option<&RepoName>,
 ) -> Result<(RunnerScope, Vec<&'a Entry>), Choice> {
     let place = |entry: &Entry| match entry.register? {
-        Registers::Repository => Some(RunnerScope::Repository(entry.repo.clone())),
-        Registers::Organization => Some(RunnerScope::Organization(entry.repo.owner().to_owned())),
+        RegisterIn::Repository => Some(RunnerScope::Repository(entry.repo.clone())),
+        RegisterIn::Organization => Some(RunnerScope::Organization(entry.repo.owner().to_owned())),
     };
     let of_vm = entries.iter().filter(|entry| entry.vm == *vm);
     let mut found: Option<(RunnerScope, Vec<&Entry>)> = None;
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::fleet::RunnerNames;
 
-    fn entry(repo: &str, vm: &str, register: Option<Registers>) -> Entry {
+    fn entry(repo: &str, vm: &str, register: Option<RegisterIn>) -> Entry {
         Entry {
             repo: repo.into(),
             labels: vec!["self-hosted".into(), repo.into()],
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_vm_registers_in_the_one_place_that_its_entries_name() {
-        use Registers::{Organization, Repository};
+        use RegisterIn::{Organization, Repository};
         let entries = [
             entry("acme/app", "one", Some(Repository)),
             entry("acme/web", "one", None),

@@ -1,4 +1,4 @@
-//! The compiled program over real sockets: what a process alone can show.
+//! The compiled program over real sockets: tests that need a process of its own.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use runner_manager::emulators::Cloud;
 use runner_manager::emulators::compute::{Instance, Status};
 use tower::ServiceExt;
 
-use crate::stand;
+use crate::harness;
 use crate::world::{SECRET, sign};
 
 const PEM: &str = include_str!("../fixtures/app-private-key.pem");
@@ -24,7 +24,7 @@ pub(crate) fn program() -> Command {
     command
 }
 
-/// With a whole configuration, and APIs that nobody listens to.
+/// The program with a complete configuration, and APIs at a port where nothing listens.
 fn configured(port: u16) -> Command {
     let mut command = program();
     command.envs([
@@ -63,7 +63,7 @@ impl Drop for Running {
     }
 }
 
-/// The demo, and what it prints for a shell that wants to be where it is.
+/// The demo, and the environment that it prints for other programs.
 pub(crate) fn demo() -> (Running, String) {
     let mut dev = program();
     dev.args(["dev", "--real-time", "--port", "0", "--cloud-port", "0"]).env("NO_COLOR", "1");
@@ -104,21 +104,21 @@ fn terminate(program: &Running) {
 }
 
 #[test]
-fn a_bad_configuration_is_told_all_at_once_with_exit_code_2() {
+fn all_problems_of_a_configuration_are_printed_at_once_with_exit_code_2() {
     let output = program()
         .env("RUNNER_MANAGER_SECRET", "hush-hush\n")
         .env("VM_INACTIVE_MINUTES", "soon")
         .output()
         .unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.starts_with("runner-manager: 10 problems with the configuration:\n"), "{told}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.starts_with("runner-manager: 10 problems with the configuration:\n"), "{text}");
     for variable in
         ["GCP_PROJECT_ID", "RUNNER_MANAGER_SECRET", "VM_INACTIVE_MINUTES", "RUNNER_CONFIG"]
     {
-        assert!(told.contains(&format!("\n  {variable}: ")), "{told}");
+        assert!(text.contains(&format!("\n  {variable}: ")), "{text}");
     }
-    assert!(!told.contains("hush-hush"), "{told}");
+    assert!(!text.contains("hush-hush"), "{text}");
 }
 
 #[test]
@@ -137,12 +137,12 @@ fn help_version_and_nonsense_are_answered() {
 }
 
 #[test]
-fn a_port_in_use_is_told() {
+fn a_port_in_use_is_reported() {
     let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
     let output = configured(taken.local_addr().unwrap().port()).output().unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("set PORT to another"), "{told}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("set PORT to a free port"), "{text}");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn sigterm_lets_a_request_in_flight_finish() {
     let port = free_port();
     let mut program = Running(configured(port).spawn().unwrap());
     let mut in_flight = connect(port);
-    // The server has read half a request when it is told to stop.
+    // The server has read half a request when the signal arrives.
     let body = r#"{"zen": "Keep it small."}"#;
     let (head, signature) = (body.len(), sign(SECRET, body.as_bytes()));
     write!(
@@ -196,7 +196,7 @@ fn on_cloud_run_each_line_is_json_that_names_its_trace() {
 
 #[test]
 fn an_empty_post_to_google_says_that_it_is_empty() {
-    // Over HTTP/1.1 only a socket shows it: answers everything with 200 and keeps what was sent.
+    // Only a socket shows the header: this server answers 200 and returns the head of the request.
     let google = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let url = format!("http://{}", google.local_addr().unwrap());
     let server = std::thread::spawn(move || {
@@ -229,7 +229,7 @@ fn an_empty_post_to_google_says_that_it_is_empty() {
     );
 }
 
-/// The cloud over loopback, and how many connections it was ever asked for.
+/// The cloud over loopback, which counts the connections that were opened.
 async fn cloud_at(listener: tokio::net::TcpListener, cloud: &Cloud, connections: Arc<AtomicUsize>) {
     use axum::serve::ListenerExt;
     let listener = listener.tap_io(move |_| {
@@ -239,22 +239,22 @@ async fn cloud_at(listener: tokio::net::TcpListener, cloud: &Cloud, connections:
 }
 
 #[tokio::test]
-async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() {
-    let cloud = stand::cloud(&Clock::system());
+async fn tokens_are_fetched_before_the_first_delivery_and_connections_stay_open() {
+    let cloud = harness::cloud(&Clock::system());
     cloud.github.add_repository("acme/app");
     cloud
         .compute
-        .insert(Instance { status: Status::Running, ..Instance::new("runner-1", stand::ZONE) });
+        .insert(Instance { status: Status::Running, ..Instance::new("runner-1", harness::ZONE) });
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let key_file = tempfile::NamedTempFile::new().unwrap();
-    let key = stand::keys().service_account_json(&format!("{url}/token"));
+    let key = harness::keys().service_account_json(&format!("{url}/token"));
     std::fs::write(key_file.path(), key).unwrap();
     let port = free_port();
     let mut program = configured(port);
     program
         .envs(["COMPUTE_API_URL", "CLOUD_TASKS_API_URL", "GITHUB_API_URL"].map(|api| (api, &url)))
-        .env("GITHUB_APP_PRIVATE_KEY", stand::keys().app_private_key_pem())
+        .env("GITHUB_APP_PRIVATE_KEY", harness::keys().app_private_key_pem())
         .env("GOOGLE_APPLICATION_CREDENTIALS", key_file.path())
         .env("K_SERVICE", "runner-manager");
     let mut program = Running(program.spawn().unwrap());
@@ -283,7 +283,7 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
         for job in 1..=20 {
             deliver(job).await;
         }
-        // Tokens came over two, and a delivery makes two calls at a time.
+        // Two for the tokens, and two for the concurrent calls of a delivery.
         assert!(connections.load(Ordering::Relaxed) <= 4, "{connections:?}");
         futures_util::future::join_all((21..=60).map(deliver)).await;
         assert_eq!(tokens(), (1, 1));
@@ -292,7 +292,7 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
         () = cloud_at(listener, &cloud, Arc::clone(&connections)) => {}
         () = story => {}
     }
-    // Each of them left one line that says which delivery it was, what was decided, and about which VM.
+    // Each delivery logged one line with its id, the VM and the outcome.
     terminate(&program);
     let lines: Vec<serde_json::Value> = BufReader::new(program.0.stdout.take().unwrap())
         .lines()
@@ -309,23 +309,23 @@ async fn tokens_are_there_before_the_first_delivery_and_connections_stay_open() 
 #[test]
 fn the_demo_keeps_every_promise() {
     let output = program().args(["dev", "--once"]).output().unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{told}");
-    assert_eq!(told.matches("\n  kept: ").count(), 7, "{told}");
-    assert!(!told.contains('\x1b'), "no colours without a terminal");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert_eq!(text.matches("\n  kept: ").count(), 7, "{text}");
+    assert!(!text.contains('\x1b'), "no colours without a terminal");
     for step in [
         "webhook queued -> runner-1: starting",
         "stopping: nothing needs it",
         "superseded",
         "busy: job ",
     ] {
-        assert!(told.contains(step), "{step}: {told}");
+        assert!(text.contains(step), "{step}: {text}");
     }
 }
 
 #[test]
-fn the_service_finds_its_way_with_googles_real_credential_chain() {
-    // The demo's cloud, and beside its own service another process that has only the printed environment.
+fn the_service_works_with_googles_real_credential_chain() {
+    // Another process, configured only by the environment that the demo prints, uses the demo's cloud.
     let (_dev, exports) = demo();
     let port = free_port();
     let script =

@@ -1,5 +1,5 @@
-//! `runner-manager check`: whatever is misconfigured is found, with its fix; what nobody answers is said to be unknown;
-//! nothing is changed, and no secret is told.
+//! `runner-manager check`: a misconfiguration is found and its fix named; a check without an answer is unknown; nothing is
+//! changed, and no secret is printed.
 
 use std::ffi::OsString;
 use std::process::{Command, Stdio};
@@ -18,10 +18,10 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 use crate::binary::{demo, program};
-use crate::stand::{self, SECRET, ZONE, in_process};
+use crate::harness::{self, SECRET, ZONE, in_process};
 use crate::world::{World, fleet, minutes, runner, seconds};
 
-/// A fleet that has just run a job: all is as it has to be.
+/// A correctly configured fleet that has just run a job.
 async fn world() -> World {
     let mut world = World::new();
     let job = world.queue_job("acme/app", "self-hosted", minutes(1));
@@ -31,7 +31,7 @@ async fn world() -> World {
     world
 }
 
-/// The service's own URL leads to it, and all others to the cloud.
+/// Routes the service's own URL to it, and all others to the cloud.
 fn http(world: &World) -> HttpService {
     let (service, cloud) = (world.service().http(), in_process(world.cloud.router()));
     BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<bytes::Bytes>>| {
@@ -40,21 +40,21 @@ fn http(world: &World) -> HttpService {
     }))
 }
 
-/// Checks the world, with these variables changed.
+/// Runs the check with these variables changed.
 async fn check_with(world: &World, changed: &[(&str, &str)]) -> Vec<Finding> {
     let config = fleet("");
-    let kept = stand::vars(&config)
+    let kept = harness::vars(&config)
         .filter(|(name, _)| changed.iter().all(|(changed, _)| name != *changed));
     let changed = changed.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let config = Config::from_vars(kept.chain(changed)).unwrap();
-    let credentials = stand::credentials(&world.cloud, &world.clock);
-    let mut told = Vec::new();
+    let credentials = harness::credentials(&world.cloud, &world.clock);
+    let mut reported = Vec::new();
     let found = check(config, http(world), credentials, world.clock.clone(), &mut |progress| {
-        assert!(progress.answered <= progress.of, "{progress:?}");
-        told.extend(progress.found.to_vec());
+        assert!(progress.done <= progress.total, "{progress:?}");
+        reported.extend(progress.found.to_vec());
     })
     .await;
-    assert_eq!(told, found, "what is told as it comes is what was found");
+    assert_eq!(reported, found);
     let all = serde_json::to_string(&found).unwrap();
     for secret in [SECRET, "PRIVATE KEY", "ya29", "ghs_", "Bearer"] {
         assert!(!all.contains(secret), "{all}");
@@ -62,18 +62,18 @@ async fn check_with(world: &World, changed: &[(&str, &str)]) -> Vec<Finding> {
     found
 }
 
-/// What is not right: there is one line for each of these, and no other.
+/// Asserts that the findings other than `Ok` contain these texts, and that there are no others.
 #[track_caller]
 fn complains(found: &[Finding], expected: &[&str]) {
     let bad = found.iter().filter(|finding| finding.outcome != Outcome::Ok);
     let bad: Vec<String> = bad.map(ToString::to_string).collect();
     let same = bad.len() == expected.len()
-        && bad.iter().zip(expected).all(|(line, words)| line.contains(words));
+        && bad.iter().zip(expected).all(|(line, text)| line.contains(text));
     assert!(same, "{bad:#?} instead of {expected:#?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_is_right_nothing_is_complained_of_and_nothing_changed() {
+async fn a_correct_configuration_has_no_complaints_and_nothing_is_changed() {
     let world = world().await;
     let state = || {
         let vm = |vm: String| (world.status(&vm), world.cloud.compute.labels(&vm));
@@ -119,7 +119,7 @@ async fn where_all_is_right_nothing_is_complained_of_and_nothing_changed() {
 type Change<'a> = &'a dyn Fn(&World);
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wrong_in_google_cloud_is_found() {
+async fn misconfigurations_in_google_cloud_are_found() {
     let cases: [(Change<'_>, &[&str]); 10] = [
         (
             &|world| world.cloud.compute.delete("gpu-1"),
@@ -148,7 +148,7 @@ async fn what_is_wrong_in_google_cloud_is_found() {
         (
             &|world| world.cloud.compute.forbid("compute.zoneOperations.list"),
             &[
-                "operations: they may not be listed",
+                "operations: listing them is not permitted",
                 "--add-permissions compute.zoneOperations.list",
             ],
         ),
@@ -165,7 +165,7 @@ async fn what_is_wrong_in_google_cloud_is_found() {
                     world.cloud.compute.label_by_hand("gpu-1", &format!("l-{nth}"), Some("x"));
                 }
             },
-            &["✗ VM gpu-1 in asia-northeast1-a: labels: it has 63"],
+            &["✗ VM gpu-1 in asia-northeast1-a: labels: the VM has 63"],
         ),
         (&|world| world.cloud.tasks.pause(true), &["✗ queue runner-manager: state: it is paused"]),
         (
@@ -174,7 +174,9 @@ async fn what_is_wrong_in_google_cloud_is_found() {
         ),
         (
             &|world| world.cloud.tasks.forbid("cloudtasks.queues.get"),
-            &["? queue runner-manager: state: could not be asked: without cloudtasks.queues.get"],
+            &[
+                "? queue runner-manager: state: could not be checked: cloudtasks.queues.get is missing",
+            ],
         ),
     ];
     for (change, expected) in cases {
@@ -185,7 +187,7 @@ async fn what_is_wrong_in_google_cloud_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wrong_with_the_app_its_repositories_and_its_webhook_is_found() {
+async fn misconfigurations_of_the_app_its_repositories_and_its_webhook_are_found() {
     let elsewhere = |world: &World, url: &str| {
         world.cloud.github.webhook(Hook { url: url.into(), secret: SECRET.into(), form: false });
     };
@@ -201,24 +203,24 @@ async fn what_is_wrong_with_the_app_its_repositories_and_its_webhook_is_found() 
         (
             &|world| world.cloud.github.install("acme/web", Installed::Elsewhere(777)),
             &[
-                "✗ VM runner-1 in asia-northeast1-a: runner: acme/web is hidden",
+                "✗ VM runner-1 in asia-northeast1-a: runner: acme/web is not visible",
                 "✗ repository acme/web: installation: installation 777 covers it, not 12345678",
             ],
         ),
         (
             &|world| world.cloud.github.install("acme/web", Installed::Nowhere),
             &[
-                "acme/web is hidden",
+                "acme/web is not visible",
                 "✗ repository acme/web: installation: the App is not installed",
             ],
         ),
         (
             &|world| world.cloud.github.rename_repository("acme/web", "acme/site"),
-            &["✗ repository acme/web: name: it is called acme/site now"],
+            &["✗ repository acme/web: name: the repository was renamed to acme/site"],
         ),
         (
             &|world| world.cloud.github.set_public("acme/web", true),
-            &["! repository acme/web: visibility: it is public"],
+            &["! repository acme/web: visibility: the repository is public"],
         ),
         (
             &|world| elsewhere(world, "https://old.example/github/webhook"),
@@ -226,15 +228,15 @@ async fn what_is_wrong_with_the_app_its_repositories_and_its_webhook_is_found() 
         ),
         (
             &|world| world.cloud.github.subscribe_to(&["push"]),
-            &["✗ App's webhook: events: workflow_job is not among them"],
+            &["✗ App's webhook: events: the App does not subscribe to workflow_job"],
         ),
         (
             &|world| world.cloud.github.forbid(Permission::Administration),
             &[
                 "✗ GitHub App: permission: Administration",
-                "runners of acme/app may not",
-                "acme/app may not",
-                "acme/web may not",
+                "runners of acme/app is not permitted",
+                "acme/app is not permitted",
+                "acme/web is not permitted",
             ],
         ),
     ];
@@ -246,7 +248,7 @@ async fn what_is_wrong_with_the_app_its_repositories_and_its_webhook_is_found() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wrong_with_a_runner_is_found() {
+async fn misconfigurations_of_a_runner_are_found() {
     let gone = "✗ VM gpu-1 in asia-northeast1-a: runner: no runner gpu-1 is registered in acme/app or in acme";
     let world = world().await;
     let github = &world.cloud.github;
@@ -254,14 +256,15 @@ async fn what_is_wrong_with_a_runner_is_found() {
     complains(&check_with(&world, &[]).await, &[gone]);
 
     github.add_runner(runner("gpu-1", "acme/app", "self-hosted linux x64"));
-    let labels = "✗ VM gpu-1 in asia-northeast1-a: runner labels: RUNNER_CONFIG[0].labels has gpu";
+    let labels =
+        "✗ VM gpu-1 in asia-northeast1-a: runner labels: RUNNER_CONFIG[0].labels has [\"gpu\"]";
     complains(&check_with(&world, &[]).await, &[labels]);
 
     github.remove_runner("gpu-1");
     github.add_runner(runner("gpu-1", "acme/app", "self-hosted linux x64 gpu"));
     complains(&check_with(&world, &[]).await, &[]);
 
-    // Up for ten minutes, and never connected.
+    // Up for ten minutes without a connection.
     github.remove_runner("gpu-1");
     github.add_runner(runner("gpu-1", "acme/app", "self-hosted linux x64 gpu").on("nowhere"));
     world.cloud.compute.set_status("gpu-1", Status::Running);
@@ -271,7 +274,7 @@ async fn what_is_wrong_with_a_runner_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_environment_says_wrong_is_found() {
+async fn wrong_variables_are_found() {
     let world = world().await;
     let other_key = include_str!("../fixtures/app-private-key.pem");
     let shadowed = fleet("").replace(", \"gpu\"", "");
@@ -307,7 +310,7 @@ async fn what_the_environment_says_wrong_is_found() {
         (
             "RUNNER_CONFIG",
             &shadowed,
-            &["! configuration: RUNNER_CONFIG: RUNNER_CONFIG[1]: is never reached", "! service"],
+            &["! configuration: RUNNER_CONFIG: RUNNER_CONFIG[1]: never matches", "! service"],
         ),
     ];
     for (name, value, expected) in cases {
@@ -316,11 +319,11 @@ async fn what_the_environment_says_wrong_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delivery_that_was_refused_says_what_to_mend() {
+async fn a_refused_delivery_names_its_fix() {
     let mut world = world().await;
     let url = "http://service.example/github/webhook".to_owned();
     world.cloud.github.webhook(Hook { url, secret: "another".into(), form: false });
-    world.queue_job("acme/app", "nobody-has-this", minutes(1));
+    world.queue_job("acme/app", "no-such-label", minutes(1));
     world.pass(seconds(10)).await;
     let refused = "failed: 401 Invalid HTTP Response: 401\n    -> set the webhook's secret";
     complains(&check_with(&world, &[]).await, &[refused]);
@@ -328,27 +331,27 @@ async fn a_delivery_that_was_refused_says_what_to_mend() {
 
 const BOTH: &[Api] = &[Api::Compute, Api::Tasks];
 
-/// All findings of these subjects are unknown, and all others right.
+/// Asserts that all findings of these subjects are unknown, and all others right.
 #[track_caller]
-fn unknown_are(found: &[Finding], subjects: &[&str]) {
+fn assert_unknown(found: &[Finding], subjects: &[&str]) {
     for finding in found {
         let hit = subjects.iter().any(|subject| finding.subject.starts_with(subject));
-        let expected = if hit { Outcome::NotAsked } else { Outcome::Ok };
+        let expected = if hit { Outcome::Unknown } else { Outcome::Ok };
         assert_eq!(finding.outcome, expected, "{finding}");
     }
-    assert!(found.iter().any(|finding| finding.outcome == Outcome::NotAsked));
+    assert!(found.iter().any(|finding| finding.outcome == Outcome::Unknown));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_answers_is_neither_right_nor_wrong() {
+async fn a_check_without_an_answer_is_neither_right_nor_wrong() {
     let world = world().await;
     world.cloud.github.outage(true);
     let found = check_with(&world, &[]).await;
     let (of_vms, others): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|finding| finding.subject.starts_with("VM"));
-    unknown_are(&others, &["GitHub App", "repository", "App's webhook"]);
+    assert_unknown(&others, &["GitHub App", "repository", "App's webhook"]);
     for finding in of_vms {
-        assert_eq!(finding.what == "runner", finding.outcome == Outcome::NotAsked, "{finding}");
+        assert_eq!(finding.what == "runner", finding.outcome == Outcome::Unknown, "{finding}");
     }
     world.cloud.github.outage(false);
 
@@ -362,27 +365,27 @@ async fn what_nobody_answers_is_neither_right_nor_wrong() {
         world.cloud.faults.on(move |call| apis.contains(&call.api).then(|| fault.clone()));
         let mut found = check_with(&world, &[]).await;
         found.retain(|finding| !finding.what.contains("runner"));
-        unknown_are(&found, &subjects);
+        assert_unknown(&found, &subjects);
         world.cloud.faults.off();
     }
     complains(&check_with(&world, &[]).await, &[]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_the_installations_quota_is_used_up_what_it_cannot_ask_is_unknown() {
+async fn calls_beyond_the_installations_quota_are_unknown() {
     let world = world().await;
     world.cloud.github.rate_limited(true);
     let expected = [
-        "? VM gpu-1 in asia-northeast1-a: runner: could not be asked: acme/app, the organization acme: list",
-        "? VM runner-1 in asia-northeast1-a: runner: could not be asked: acme/app, acme/web, the organization",
-        "? repository acme/app: name: could not be asked: get a repository: 403",
-        "? repository acme/web: name: could not be asked: get a repository: 403",
+        "? VM gpu-1 in asia-northeast1-a: runner: could not be checked: acme/app, the organization acme: list",
+        "? VM runner-1 in asia-northeast1-a: runner: could not be checked: acme/app, acme/web, the organization",
+        "? repository acme/app: name: could not be checked: get a repository: 403",
+        "? repository acme/web: name: could not be checked: get a repository: 403",
     ];
     complains(&check_with(&world, &[]).await, &expected);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_answers_first_the_order_stays() {
+async fn the_order_does_not_depend_on_latencies() {
     let world = world().await;
     let first = check_with(&world, &[]).await;
     for late in ["acme/app", "gpu-1", "queues", "/app"] {
@@ -395,23 +398,23 @@ async fn whoever_answers_first_the_order_stays() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_read_is_listed_and_nothing_else_is_tried() {
+fn the_problems_of_a_configuration_are_listed_and_nothing_else_is_checked() {
     let broken = |more: &[&str]| {
         let mut command = program();
         command.arg("check").args(more).env("RUNNER_MANAGER_SECRET", "hush-hush\n");
         let output = command.env("VM_INACTIVE_MINUTES", "soon").output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(output.stderr.is_empty(), "no progress where nobody watches: {output:?}");
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert!(!told.contains("hush"), "{told}");
-        told
+        assert!(output.stderr.is_empty(), "no progress without a terminal: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains("hush"), "{text}");
+        text
     };
-    let told = broken(&[]);
+    let text = broken(&[]);
     assert!(
-        told.contains("✗ configuration: variable: GCP_PROJECT_ID: is not set\n    -> "),
-        "{told}"
+        text.contains("✗ configuration: variable: GCP_PROJECT_ID: is not set\n    -> "),
+        "{text}"
     );
-    assert!(told.ends_with("\n10 things were looked at: 10 to fix.\n"), "{told}");
+    assert!(text.ends_with("\n10 checks: 10 to fix.\n"), "{text}");
     let json: Vec<Value> = serde_json::from_str(&broken(&["--json"])).unwrap();
     assert_eq!(json.len(), 10);
     assert_eq!(
@@ -422,7 +425,7 @@ fn a_configuration_that_cannot_be_read_is_listed_and_nothing_else_is_tried() {
 }
 
 #[test]
-fn the_demo_is_in_order_and_found_so_by_a_process_that_has_only_its_environment() {
+fn a_process_with_the_demos_environment_finds_it_correct() {
     let (dev, exports) = demo();
     let check = |more: &str| {
         let script = format!("{exports}exec {} check {more}", env!("CARGO_BIN_EXE_runner-manager"));
@@ -433,19 +436,16 @@ fn the_demo_is_in_order_and_found_so_by_a_process_that_has_only_its_environment(
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let odd: Vec<&Value> = found.iter().filter(|one| one["outcome"] != "ok").collect();
     assert!(odd.len() == 1 && odd[0]["what"] == "deliveries", "no job has run yet: {odd:#?}");
-    let told = String::from_utf8(check("").stdout).unwrap();
-    assert!(told.starts_with("✓ configuration: variables: "), "{told}");
-    assert!(
-        told.ends_with(&format!("\n{} things were looked at: 1 warning.\n", found.len())),
-        "{told}"
-    );
+    let text = String::from_utf8(check("").stdout).unwrap();
+    assert!(text.starts_with("✓ configuration: variables: "), "{text}");
+    assert!(text.ends_with(&format!("\n{} checks: 1 warning.\n", found.len())), "{text}");
 
-    // Nobody is there any more: nothing is known, and nothing wrong.
+    // The demo has ended: everything is unknown, and nothing wrong.
     drop(dev);
     let output = check("");
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{told}");
-    let right: Vec<&str> = told.lines().filter(|line| line.starts_with('✓')).collect();
-    assert!(right.len() == 1 && right[0].starts_with("✓ configuration"), "{told}");
-    assert!(!told.contains('✗') && told.contains("could not be asked"), "{told}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let right: Vec<&str> = text.lines().filter(|line| line.starts_with('✓')).collect();
+    assert!(right.len() == 1 && right[0].starts_with("✓ configuration"), "{text}");
+    assert!(!text.contains('✗') && text.contains("could not be checked"), "{text}");
 }

@@ -5,7 +5,7 @@ use runner_manager::clients::github::app::DeliveryFilter;
 use runner_manager::clock::Deadline;
 use runner_manager::emulators::{ErrorBody, Fault};
 
-use crate::stand;
+use crate::harness;
 use crate::world::{World, fleet, minutes, seconds};
 
 fn soon() -> Deadline {
@@ -15,7 +15,7 @@ fn soon() -> Deadline {
 #[tokio::test(start_paused = true)]
 async fn a_lost_delivery_is_listed_and_starts_its_vm_once_it_is_sent_again() {
     let mut world = World::new();
-    let github = stand::app(&fleet(""), &world.cloud, &world.clock).cx.github.clone();
+    let github = harness::app(&fleet(""), &world.cloud, &world.clock).cx.github.clone();
     world.cloud.github.lose_next_webhook(1);
     let job = world.queue_job("acme/app", "self-hosted", minutes(1));
     world.pass(minutes(10)).await;
@@ -39,7 +39,7 @@ async fn a_lost_delivery_is_listed_and_starts_its_vm_once_it_is_sent_again() {
 #[tokio::test(start_paused = true)]
 async fn deliveries_are_read_page_by_page_and_each_once() {
     let mut world = World::new();
-    let github = stand::app(&fleet(""), &world.cloud, &world.clock).cx.github.clone();
+    let github = harness::app(&fleet(""), &world.cloud, &world.clock).cx.github.clone();
     for _ in 0..250 {
         world.queue_job("acme/app", "nobody-has-this", minutes(1));
     }
@@ -59,7 +59,7 @@ async fn deliveries_are_read_page_by_page_and_each_once() {
 #[tokio::test(start_paused = true)]
 async fn the_app_learns_where_it_is_installed_and_where_its_webhook_goes() {
     let world = World::new();
-    let github = stand::app(&fleet(""), &world.cloud, &world.clock).cx.github.clone();
+    let github = harness::app(&fleet(""), &world.cloud, &world.clock).cx.github.clone();
     assert_eq!(github.app(soon()).await.unwrap().id, 123_456);
     let repo = "acme/app".into();
     let here = github.repo_installation(&repo, soon()).await.unwrap();

@@ -1,4 +1,4 @@
-//! `runner-manager explain`: what a payload would do is told as the webhook's handler would do it.
+//! `runner-manager explain`: describes exactly what the webhook's handler would do.
 
 use std::io::Write;
 use std::process::{Output, Stdio};
@@ -6,24 +6,24 @@ use std::process::{Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::binary::program;
-use crate::stand::ZONE;
+use crate::harness::ZONE;
 use crate::world::{World, fleet, minutes, seconds};
 
 const QUEUED: &str = include_str!("../fixtures/workflow_job.queued.json");
 const COMPLETED: &str = include_str!("../fixtures/workflow_job.completed.json");
 const PING: &str = include_str!("../fixtures/ping.json");
 
-/// Explains what comes on standard input.
+/// Explains this payload, on standard input.
 fn explain(config: &str, payload: &[u8], more: &[&str]) -> Output {
     let mut command = program();
     command.args(["explain", "-"]).args(more).env("RUNNER_CONFIG", config);
     let mut running = command.stdin(Stdio::piped()).spawn().unwrap();
-    // It may refuse before it has read all.
+    // The program may exit before it has read everything.
     running.stdin.take().unwrap().write_all(payload).ok();
     running.wait_with_output().unwrap()
 }
 
-fn told(config: &str, payload: &str) -> String {
+fn explained(config: &str, payload: &str) -> String {
     let output = explain(config, payload.as_bytes(), &[]);
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
@@ -37,27 +37,27 @@ fn as_json(config: &str, payload: &str) -> Value {
 }
 
 #[test]
-fn each_entry_says_why_it_is_the_one_or_not() {
-    let told = told(&fleet(""), QUEUED);
+fn each_entry_says_why_it_matches_or_not() {
+    let text = explained(&fleet(""), QUEUED);
     for line in [
-        "workflow_job queued: job 29679449 of acme/app asks for [self-hosted]\n",
-        "✗ RUNNER_CONFIG[0] acme/app [self-hosted, gpu] -> gpu-1: no, the job does not ask for gpu\n",
-        "✓ RUNNER_CONFIG[1] acme/app [self-hosted] -> runner-1: matches\n",
-        "✗ RUNNER_CONFIG[2] acme/web [self-hosted] -> runner-1: no, it is for another repository\n",
-        "VM runner-1 in asia-northeast1-a: RUNNER_CONFIG[1] is the first that matches.\n",
+        "workflow_job queued: job 29679449 of acme/app asks for [\"self-hosted\"]\n",
+        "✗ RUNNER_CONFIG[0] acme/app [\"self-hosted\", \"gpu\"] -> gpu-1: no match, the job does not ask for [\"gpu\"]\n",
+        "✓ RUNNER_CONFIG[1] acme/app [\"self-hosted\"] -> runner-1: matches\n",
+        "✗ RUNNER_CONFIG[2] acme/web [\"self-hosted\"] -> runner-1: no match, the entry is for another repository\n",
+        "VM runner-1 in asia-northeast1-a: RUNNER_CONFIG[1] is the first entry that matches.\n",
         "  1. read the VM, and create a pass in 90 s",
         "no earlier than 3 min after the last job (VM_INACTIVE_MINUTES)",
     ] {
-        assert!(told.contains(line), "{line}\n{told}");
+        assert!(text.contains(line), "{line}\n{text}");
     }
 }
 
 #[test]
-fn where_the_runners_labels_are_told_the_job_may_ask_for_none_but_these() {
+fn with_runner_labels_a_job_may_ask_for_no_others() {
     let exact = fleet(r#", "runner_labels": ["self-hosted", "linux"]"#);
     let windows = QUEUED.replace("\"self-hosted\"", "\"self-hosted\", \"windows\"");
     let verdicts = as_json(&exact, &windows);
-    let why = "the job asks for windows, which is not among runner_labels";
+    let why = r#"the job asks for ["windows"], which runner_labels lacks"#;
     assert_eq!(verdicts["entries"][1]["why"], why);
     assert_eq!((&verdicts["vm_instance_name"], &verdicts["steps"]), (&Value::Null, &json!([])));
     let linux = as_json(&exact, &QUEUED.replace("self-hosted", "linux"));
@@ -69,32 +69,35 @@ fn where_the_runners_labels_are_told_the_job_may_ask_for_none_but_these() {
 fn a_completed_job_belongs_to_the_vm_that_ran_it() {
     let other = COMPLETED.replace("\"runner_name\": \"runner-1\"", "\"runner_name\": \"gpu-1\"");
     assert_ne!(other, COMPLETED);
-    let told = told(&fleet(""), &other);
-    assert!(told.contains("VM gpu-1 in asia-northeast1-a: its runner gpu-1 ran it"), "{told}");
-    assert!(told.contains("  1. create a pass in 3 min, then write the label"), "{told}");
+    let text = explained(&fleet(""), &other);
+    assert!(text.contains("VM gpu-1 in asia-northeast1-a: the job ran on gpu-1"), "{text}");
+    assert!(text.contains("  1. create a pass in 3 min, then write the label"), "{text}");
 }
 
 #[test]
-fn what_needs_no_vm_is_told_so() {
+fn a_payload_that_needs_no_vm_is_explained() {
     for (payload, why) in [
         (QUEUED.replacen("queued", "in_progress", 1), "only queued and completed need something"),
         (QUEUED.replace("acme/app", "acme/other"), "No VM: no entry matches"),
-        (QUEUED.replace("self-hosted", "ubuntu-latest"), "does not ask for self-hosted, gpu"),
+        (
+            QUEUED.replace("self-hosted", "ubuntu-latest"),
+            r#"does not ask for ["self-hosted", "gpu"]"#,
+        ),
     ] {
-        let told = told(&fleet(""), &payload);
-        assert!(told.contains(why) && told.contains("nothing is done"), "{why}: {told}");
+        let text = explained(&fleet(""), &payload);
+        assert!(text.contains(why) && text.contains("nothing is done"), "{why}: {text}");
     }
     let review = QUEUED.replace(r#""status": "queued""#, r#""status": "waiting""#);
-    let told = told(&fleet(""), &review);
-    assert!(told.contains("the VM is not started yet"), "{told}");
+    let text = explained(&fleet(""), &review);
+    assert!(text.contains("the VM is not started yet"), "{text}");
 }
 
 #[test]
 fn a_payload_may_come_from_a_file_an_editor_or_a_form() {
-    let dressed = format!("\u{feff}\r\n\t {QUEUED}\n\n");
+    let with_white_space = format!("\u{feff}\r\n\t {QUEUED}\n\n");
     let form =
         form_urlencoded::Serializer::new(String::new()).append_pair("payload", QUEUED).finish();
-    for payload in [dressed, format!("{form}\n")] {
+    for payload in [with_white_space, format!("{form}\n")] {
         assert_eq!(as_json(&fleet(""), &payload)["vm_instance_name"], "runner-1");
     }
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/workflow_job.queued.json");
@@ -104,19 +107,22 @@ fn a_payload_may_come_from_a_file_an_editor_or_a_form() {
         .env("VM_INACTIVE_MINUTES", "15")
         .output()
         .unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
     assert!(
-        output.status.success() && told.contains("no earlier than 15 min after the last job"),
-        "{told}"
+        output.status.success() && text.contains("no earlier than 15 min after the last job"),
+        "{text}"
     );
 }
 
 #[test]
-fn what_cannot_be_read_is_said_with_exit_code_1() {
+fn an_unreadable_payload_exits_with_code_1() {
     let large = vec![b' '; (1 << 20) + 9];
     let large = [b"{", large.as_slice()].concat();
     for (payload, why) in [
-        (PING.as_bytes(), "missing field `action`. Payloads of other events"),
+        (
+            PING.as_bytes(),
+            "missing field `action`. The service acknowledges payloads of other events",
+        ),
         (&QUEUED.as_bytes()[..900], "the body is not JSON: line "),
         (b"", "standard input is empty"),
         (b" \n", "standard input is empty"),
@@ -126,11 +132,11 @@ fn what_cannot_be_read_is_said_with_exit_code_1() {
         (&large, "larger than 1 MiB"),
     ] {
         let output = explain(&fleet(""), payload, &[]);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(
-            said.starts_with("runner-manager: standard input ") && said.contains(why),
-            "{said}"
+            text.starts_with("runner-manager: standard input ") && text.contains(why),
+            "{text}"
         );
         assert!(output.stdout.is_empty());
     }
@@ -139,39 +145,39 @@ fn what_cannot_be_read_is_said_with_exit_code_1() {
     };
     for file in ["/nowhere/payload.json", "/"] {
         let output = run(file);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.starts_with(&format!("runner-manager: {file} cannot be read: ")), "{said}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.starts_with(&format!("runner-manager: {file} cannot be read: ")), "{text}");
     }
 }
 
 #[test]
-fn a_configuration_that_is_wrong_is_told_with_exit_code_2_and_the_secrets_are_not_needed() {
+fn a_wrong_configuration_exits_with_code_2_and_the_secrets_are_not_needed() {
     let output = program().args(["explain", "-"]).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{said}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(
-        said.contains("1 problem with the configuration:\n  RUNNER_CONFIG: is not set"),
-        "{said}"
+        text.contains("1 problem with the configuration:\n  RUNNER_CONFIG: is not set"),
+        "{text}"
     );
     let shadow = fleet("").replace(", \"gpu\"", "");
-    let said = String::from_utf8(explain(&shadow, QUEUED.as_bytes(), &[]).stderr).unwrap();
-    assert!(said.contains("warning: RUNNER_CONFIG[1]: is never reached"), "{said}");
+    let text = String::from_utf8(explain(&shadow, QUEUED.as_bytes(), &[]).stderr).unwrap();
+    assert!(text.contains("warning: RUNNER_CONFIG[1]: never matches"), "{text}");
 }
 
 #[test]
-fn nothing_in_a_payload_commands_the_terminal() {
+fn control_characters_of_a_payload_do_not_reach_the_terminal() {
     let escape = QUEUED
         .replace("\"self-hosted\"", "\"self-hosted\", \"\\u001b[2J\\nVM\"")
         .replace("\"runner_name\": null", "\"runner_name\": \"\\u009b31m\"");
-    let told = told(&fleet(""), &escape);
-    assert!(told.contains("[self-hosted, ?[2J?VM] and was run by ?31m"), "{told}");
+    let text = explained(&fleet(""), &escape);
+    assert!(text.contains(r#"["self-hosted", "\u001b[2J\nVM"] and ran on ?31m"#), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_webhook_does_what_is_explained() {
+async fn the_webhook_acts_as_explained() {
     let mut world = World::new();
-    // What GitHub sends in the life of a job, in full length.
+    // All deliveries in the life of a job, as GitHub sends them.
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.queue_job("acme/web", "self-hosted", minutes(1));
     world.queue_job("acme/web", "ubuntu-latest", minutes(1));

@@ -16,13 +16,13 @@ use runner_manager::clients::transport::HttpService;
 use runner_manager::clock::{Clock, Timestamp};
 use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::{Hook, JobId, JobStatus, Runner, Scope};
-use runner_manager::emulators::{Cloud, Driver, Happening};
+use runner_manager::emulators::{Cloud, Driver, Event};
 use tokio::sync::Notify;
 use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
-use crate::stand::{self, in_process};
-pub(crate) use crate::stand::{SECRET, ZONE, sign};
+use crate::harness::{self, in_process};
+pub(crate) use crate::harness::{SECRET, ZONE, sign};
 
 /// How long a VM stays up after its last job.
 pub(crate) const INACTIVE: Duration = Duration::from_secs(3 * 60);
@@ -58,7 +58,7 @@ pub(crate) struct World {
     pub(crate) clock: Clock,
     driver: Driver,
     service: Service,
-    history: Arc<Mutex<Vec<Happening>>>,
+    history: Arc<Mutex<Vec<Event>>>,
 }
 
 /// What the service answered.
@@ -82,8 +82,8 @@ impl World {
 
     /// The same with another `VM_INACTIVE_MINUTES`.
     pub(crate) fn inactive_for(minutes: u64, config: String) -> Self {
-        let clock = stand::clock();
-        let cloud = stand::cloud(&clock);
+        let clock = harness::clock();
+        let cloud = harness::cloud(&clock);
         for repo in ["acme/app", "acme/web"] {
             cloud.github.add_repository(repo);
         }
@@ -104,12 +104,12 @@ impl World {
             secret: SECRET.into(),
             form: false,
         });
-        let history = Arc::<Mutex<Vec<Happening>>>::default();
+        let history = Arc::<Mutex<Vec<Event>>>::default();
         let seen = Arc::clone(&history);
         cloud.subscribe(move |happening| seen.lock().unwrap().push(happening.clone()));
         let service = Service::new(config, {
             let (cloud, clock) = (cloud.clone(), clock.clone());
-            move |config| stand::service_inactive_for(minutes, config, &cloud, &clock)
+            move |config| harness::service_inactive_for(minutes, config, &cloud, &clock)
         });
         let driver = Driver::new(service.http());
         Self { cloud, clock, driver, service, history }
@@ -203,8 +203,8 @@ impl World {
 
     /// The answers to webhooks and callbacks so far: status and outcome.
     pub(crate) fn outcomes(&self) -> Vec<(StatusCode, String)> {
-        let answered = |happening: &Happening| match happening {
-            Happening::Webhook { reply, .. } | Happening::Callback { reply, .. } => {
+        let answered = |happening: &Event| match happening {
+            Event::Webhook { reply, .. } | Event::Callback { reply, .. } => {
                 let outcome = reply
                     .headers
                     .get("x-runner-manager-outcome")
@@ -237,7 +237,7 @@ impl World {
     }
 
     /// Everything that has happened so far.
-    pub(crate) fn history(&self) -> Vec<Happening> {
+    pub(crate) fn history(&self) -> Vec<Event> {
         self.history.lock().unwrap().clone()
     }
 
@@ -448,23 +448,23 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn told(happening: &Happening) -> String {
+fn told(happening: &Event) -> String {
     let answer = |reply: &runner_manager::emulators::Reply| {
         let outcome =
             reply.headers.get("x-runner-manager-outcome").and_then(|value| value.to_str().ok());
         format!("{:?} {}", reply.status, outcome.unwrap_or_default())
     };
     match happening {
-        Happening::Instance { at, vm, status, cause } => format!("{at} {vm} is {status} ({cause})"),
-        Happening::Webhook { at, action, job, reply, .. } => {
+        Event::Instance { at, vm, status, cause } => format!("{at} {vm} is {status} ({cause})"),
+        Event::Webhook { at, action, job, reply, .. } => {
             format!("{at} webhook {action} {job}: {}", answer(reply))
         }
-        Happening::Callback { at, path, body, attempt, reply, .. } => {
+        Event::Callback { at, path, body, attempt, reply, .. } => {
             format!("{at} {path} #{attempt} {body}: {}", answer(reply))
         }
-        Happening::Job { at, id, repo, status, runner } => {
+        Event::Job { at, id, repo, status, runner } => {
             format!("{at} job {id} of {repo} is {status:?} on {runner:?}")
         }
-        Happening::Runner { at, name, online } => format!("{at} runner {name} online: {online}"),
+        Event::Runner { at, name, online } => format!("{at} runner {name} online: {online}"),
     }
 }

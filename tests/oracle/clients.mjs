@@ -1,4 +1,4 @@
-// @octokit/rest does to the embedded cloud what the service does.
+// Calls the embedded cloud with @octokit/rest, as the service does with its own client.
 import assert from "node:assert/strict";
 import { createAppAuth } from "@octokit/auth-app";
 import { Octokit } from "@octokit/rest";
@@ -25,8 +25,8 @@ async function expectStatus(status, call) {
 }
 
 async function play(path) {
-  const answer = await fetch(`${baseUrl}/play/${path}`, { method: "POST" });
-  assert.equal(answer.status, 200);
+  const response = await fetch(`${baseUrl}/play/${path}`, { method: "POST" });
+  assert.equal(response.status, 200);
 }
 
 const { data: runners } = await octokit.actions.listSelfHostedRunnersForRepo({ ...acme, name: "gpu-1", per_page: 100 });
@@ -34,7 +34,7 @@ assert.deepEqual(runners.runners.map((runner) => [runner.name, runner.busy, runn
 const { data: org } = await octokit.actions.listSelfHostedRunnersForOrg({ org: "acme" });
 assert.equal(org.total_count, 0);
 
-await play("job?repo=acme/web&labels=self-hosted,nobody&seconds=5");
+await play("job?repo=acme/web&labels=self-hosted,unmatched&seconds=5");
 const web = { owner: "acme", repo: "web" };
 const runs = await octokit.paginate(octokit.actions.listWorkflowRunsForRepo, {
   ...web,
@@ -44,7 +44,7 @@ const runs = await octokit.paginate(octokit.actions.listWorkflowRunsForRepo, {
 });
 assert.equal(runs.length, 1);
 const { data: jobs } = await octokit.actions.listJobsForWorkflowRun({ ...web, run_id: runs[0].id, filter: "latest" });
-assert.deepEqual(jobs.jobs[0].labels, ["self-hosted", "nobody"]);
+assert.deepEqual(jobs.jobs[0].labels, ["self-hosted", "unmatched"]);
 const { data: job } = await octokit.actions.getJobForWorkflowRun({ ...web, job_id: jobs.jobs[0].id });
 assert.equal(job.status, "queued");
 console.log(`  job ${job.id} is ${job.status}`);
@@ -59,7 +59,7 @@ await expectStatus(401, wrong.actions.listSelfHostedRunnersForRepo(acme));
 const { data: installation } = await octokit.apps.getInstallation({ installation_id: Number(env.GITHUB_APP_INSTALLATION_ID) });
 assert.equal(installation.permissions.actions, "read");
 
-// As the App itself: its webhook, and what became of the deliveries.
+// As the App itself: its webhook and its deliveries.
 const app = new Octokit({
   baseUrl,
   authStrategy: createAppAuth,
@@ -74,8 +74,8 @@ const { data: hook } = await app.apps.getWebhookConfigForApp();
 assert.equal(hook.url, `${env.CLOUD_RUN_SERVICE_URL}/github/webhook`);
 const list = () => app.paginate("GET /app/hook/deliveries", { per_page: 1 });
 let deliveries = [];
-for (let look = 0; deliveries.length < 2; look++) {
-  assert.ok(look < 100, "deliveries of two jobs are listed");
+for (let attempt = 0; deliveries.length < 2; attempt++) {
+  assert.ok(attempt < 100, "deliveries of two jobs are listed");
   await new Promise((done) => setTimeout(done, 100));
   deliveries = await list();
 }
@@ -84,8 +84,8 @@ const [{ id, guid }] = deliveries;
 const { status } = await app.apps.redeliverWebhookDelivery({ delivery_id: id });
 assert.equal(status, 202);
 let again;
-for (let look = 0; !again; look++) {
-  assert.ok(look < 100, "the delivery is made again");
+for (let attempt = 0; !again; attempt++) {
+  assert.ok(attempt < 100, "the delivery is made again");
   await new Promise((done) => setTimeout(done, 100));
   again = (await list()).find((delivery) => delivery.guid === guid && delivery.redelivery);
 }

@@ -1,4 +1,4 @@
-"""Google's own clients and PyGithub do to the embedded cloud what the service does."""
+"""Calls the embedded cloud with Google's clients and PyGithub, as the service does with its own clients."""
 
 import os
 import time
@@ -20,8 +20,8 @@ ZONE = "asia-northeast1-a"
 VM = dict(project=PROJECT, zone=ZONE, instance="gpu-1")
 QUEUE = f"projects/{PROJECT}/locations/{os.environ['CLOUD_TASK_LOCATION']}/queues/{os.environ['CLOUD_TASK_QUEUE_NAME']}"
 
-# google-auth signs an assertion and the embedded token endpoint checks it. With the account itself the clients would
-# send tokens that they sign for themselves, which no call of the service does.
+# google-auth exchanges a signed assertion at the embedded token endpoint. With the account itself the clients would send
+# self-signed tokens, which the service never does.
 account = service_account.Credentials.from_service_account_file(
     os.environ["GOOGLE_APPLICATION_CREDENTIALS"], scopes=["https://www.googleapis.com/auth/cloud-platform"]
 )
@@ -31,7 +31,7 @@ options = ClientOptions(api_endpoint=CLOUD)
 
 
 def play(path, **query):
-    """What no API offers: see `runner-manager dev`."""
+    """Calls a /play endpoint of `runner-manager dev`."""
     url = f"{CLOUD}/play/{path}?{urllib.parse.urlencode(query)}"
     return urllib.request.urlopen(urllib.request.Request(url, method="POST")).read().decode()
 
@@ -45,12 +45,12 @@ def expect(error, call):
     raise AssertionError(f"expected {error}")
 
 
-def until(what, seen, seconds=90):
+def until(condition, holds, seconds=90):
     end = time.monotonic() + seconds
-    while not seen():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
         time.sleep(0.5)
-    print(f"  {what}")
+    print(f"  {condition}")
 
 
 def compute():
@@ -67,7 +67,7 @@ def compute():
     operation = instances.set_labels_unary(instances_set_labels_request_resource=labels, **VM)
     assert operation.operation_type == "setLabels", operation
     assert instances.get(**VM).labels["team"] == "infra"
-    # The fingerprint has been used up.
+    # The fingerprint is outdated now.
     expect(
         exceptions.PreconditionFailed,
         lambda: instances.set_labels_unary(instances_set_labels_request_resource=labels, **VM),
@@ -95,11 +95,11 @@ def compute():
 
     resource = dict(project=PROJECT, zone=ZONE, resource="gpu-1")
     assert permitted(**resource) == ["compute.instances.get", "compute.instances.stop"]
-    expect(exceptions.NotFound, lambda: permitted(**{**resource, "resource": "nobody"}))
+    expect(exceptions.NotFound, lambda: permitted(**{**resource, "resource": "missing"}))
 
     expect(exceptions.BadRequest, lambda: instances.resume_unary(**VM))
-    expect(exceptions.NotFound, lambda: instances.get(**{**VM, "instance": "nobody"}))
-    expect(exceptions.NotFound, lambda: instances.start_unary(**{**VM, "instance": "nobody"}))
+    expect(exceptions.NotFound, lambda: instances.get(**{**VM, "instance": "missing"}))
+    expect(exceptions.NotFound, lambda: instances.start_unary(**{**VM, "instance": "missing"}))
     play("forbid", permission="compute.instances.stop")
     expect(exceptions.Forbidden, lambda: instances.stop_unary(**VM))
     assert permitted(**resource) == ["compute.instances.get"]
@@ -160,10 +160,10 @@ def github():
     assert set(runners) == {"gpu-1", "runner-1"}, runners
     assert "gpu" in {label["name"] for label in runners["gpu-1"].raw_data["labels"]}
 
-    print(" ", play("job", repo="acme/app", labels="self-hosted,nobody", seconds=5).strip())
+    print(" ", play("job", repo="acme/app", labels="self-hosted,unmatched", seconds=5).strip())
     (run,) = repository.get_workflow_runs(status="queued")
     (job,) = run.jobs()
-    assert job.status == "queued" and job.raw_data["labels"] == ["self-hosted", "nobody"], job.raw_data
+    assert job.status == "queued" and job.raw_data["labels"] == ["self-hosted", "unmatched"], job.raw_data
 
     expect(GithubException, lambda: client.get_repo("acme/nowhere")).status == 404
     play("forbid", permission="administration")

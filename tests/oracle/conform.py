@@ -1,7 +1,7 @@
-"""Every request that the service sends conforms to the published contracts.
+"""Checks that every request of the service conforms to the published contracts.
 
-The service runs as in production; between it and the embedded cloud sits a recorder. The recorded requests are
-held against Google's discovery documents and GitHub's OpenAPI description: path, method, parameters, body.
+The service runs as in production, with a recorder between it and the embedded cloud. The recorded requests are compared
+with Google's discovery documents and GitHub's OpenAPI description: path, method, parameters, body.
 """
 
 import base64
@@ -29,7 +29,7 @@ VM = {"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"}
 
 
 class Recorder(http.server.BaseHTTPRequestHandler):
-    """Hands everything on to the embedded cloud, and keeps it."""
+    """Forwards every request to the embedded cloud, and records it."""
 
     protocol_version = "HTTP/1.1"
     seen = []
@@ -70,7 +70,7 @@ def call(url, body=None, headers=None):
 
 
 def drive(service):
-    """Has the service make every call that it knows."""
+    """Makes the service call every API method that it uses."""
     operator = {"X-Runner-Secret": SECRET, "Content-Type": "application/json"}
     task = {**operator, "X-CloudTasks-TaskName": "recorded"}
 
@@ -99,10 +99,10 @@ def drive(service):
 
     webhook("queued", 4711)
     time.sleep(1)
-    # The job is unknown, so the start check asks for others.
-    play("job?repo=acme/app&labels=self-hosted,gpu,nobody&seconds=5")
-    check = {**VM, "job": {"repo": "acme/app", "id": 1, "queued_at": int(time.time())}, "event_at": int(time.time()) - 300}
-    post("/runner/start", check, task)
+    # GitHub does not know the job in evidence, so the pass looks for others.
+    play("job?repo=acme/app&labels=self-hosted,gpu,unmatched&seconds=5")
+    task_body = {**VM, "job": {"repo": "acme/app", "id": 1, "queued_at": int(time.time())}, "event_at": int(time.time()) - 300}
+    post("/runner/start", task_body, task)
     deadline = time.monotonic() + 90
     while post("/runner/start", VM, operator) != "already_running":
         assert time.monotonic() < deadline
@@ -110,22 +110,22 @@ def drive(service):
     webhook("completed", 4711)
     post("/runner/stop", {**VM, "unmarked": True}, task)
     post("/runner/stop", {**VM, "force": True}, operator)
-    # What an operator's page asks for, and a scheduler; a webhook that was lost is asked for again.
+    # The calls of the operators' page and of a scheduler, which redelivers a lost webhook.
     post("/runner/hold", VM, operator)
     post("/runner/release", VM, operator)
     request = urllib.request.Request(f"{service}/runner/status", headers=operator)
     with urllib.request.urlopen(request) as answer:
         assert len(json.loads(answer.read())["vms"]) == 2
     play("lose?webhooks=1")
-    play("job?repo=acme/app&labels=self-hosted,gpu,nobody&seconds=5")
+    play("job?repo=acme/app&labels=self-hosted,gpu,unmatched&seconds=5")
     time.sleep(1)
     post("/runner/reconcile", {}, operator)
-    # Once it is stopped, a start check asks why, and starts it.
+    # Once the VM is stopped, a pass reads why, and starts it.
     deadline = time.monotonic() + 90
     while post("/runner/start", {**VM, "event_at": int(time.time()) - 300}, task) != "starting":
         assert time.monotonic() < deadline
         time.sleep(3)
-    # Nothing of it may be left running into the next check.
+    # The next test needs a stopped VM.
     post("/runner/stop", {**VM, "force": True}, operator)
 
 
@@ -141,7 +141,7 @@ def methods(resource):
 
 
 def closed(schema, schemas):
-    """A discovery schema as a JSON schema that allows nothing it does not name."""
+    """Converts a discovery schema to a JSON schema without additional properties."""
     if "$ref" in schema:
         return closed(schemas[schema["$ref"]], schemas)
     out = {k: schema[k] for k in ("type", "enum", "pattern") if k in schema and schema[k] != "any"}
@@ -172,7 +172,7 @@ def check_google(document, request):
             continue
         known = {**document["parameters"], **method["parameters"]}
         values = {k: urllib.parse.unquote(v) for k, v in found.groupdict().items()}
-        # Methods of several resources have `{+name}` for a path: its pattern tells them apart.
+        # Methods of several resources have the path `{+name}`; the parameter's pattern decides.
         if not all(re.fullmatch(known[name].get("pattern", ".+"), value) for name, value in values.items()):
             continue
         given = dict(urllib.parse.parse_qsl(query, strict_parsing=True)) if query else {}
@@ -194,7 +194,7 @@ def check_google(document, request):
         else:
             assert not body, f"{method['id']} takes no body"
         if verb == "POST":
-            assert "content-length" in {name.lower() for name in headers}, "Google answers 411"
+            assert "content-length" in {name.lower() for name in headers}, "Google requires it (411)"
         return method["id"]
     raise AssertionError(f"no method of {document['name']} is {verb} {path}")
 
@@ -236,7 +236,7 @@ def main():
     environment = {
         **os.environ,
         "PORT": str(port),
-        # Callbacks go to the demo's own service, which has the same secret and the same fleet.
+        # Callbacks go to the demo's service, which has the same secret and fleet.
         "COMPUTE_API_URL": between,
         "CLOUD_TASKS_API_URL": between,
         "GITHUB_API_URL": between,
@@ -299,7 +299,7 @@ def main():
         "actions/get-job-for-workflow-run",
     }
     missing = expected - set(used)
-    assert not missing, f"never sent, so never checked: {missing}"
+    assert not missing, f"these methods were not called: {missing}"
 
 
 main()

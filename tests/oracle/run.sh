@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Google's and GitHub's own client libraries against the embedded cloud, and the service against their contracts.
+# Tests the embedded cloud with Google's and GitHub's client libraries, and the service's requests against their contracts.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -7,7 +7,7 @@ here=tests/oracle
 work=target/oracle
 mkdir -p "$work"
 
-# Installed once for each list of versions.
+# Installed again only if the versions change.
 installed=$(cat $here/requirements.txt $here/package.json | sha256sum)
 if [ "$(cat "$work/installed" 2>/dev/null)" != "$installed" ]; then
   python3 -m venv --clear "$work/venv"
@@ -21,7 +21,7 @@ cp $here/clients.mjs "$work/"
 cargo build --locked
 program=target/debug/runner-manager
 
-# Loopback only, whatever proxy the environment names.
+# Loopback, even if the environment has a proxy.
 export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
 "$program" dev --real-time --port 0 --cloud-port 0 >"$work/dev.log" 2>"$work/dev.err" &
 dev=$!

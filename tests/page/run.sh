@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The operator's page in a real browser, on the real service and the embedded cloud. Screenshots: target/page/*.png.
-# Needs Node.js and Chromium: CHROMIUM names it, or one of the usual names is on the PATH (Debian: apt install chromium).
+# Tests the operators' page in a real browser, with the real service and the embedded cloud. Screenshots: target/page/*.png.
+# Needs Node.js and Chromium: CHROMIUM names its binary, or it is on the PATH under a usual name (Debian: apt install chromium).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -14,7 +14,7 @@ for name in chromium chromium-browser google-chrome; do
 done
 [ -n "$browser" ] || { echo "no Chromium: install it (Debian: apt install chromium), or name it in CHROMIUM" >&2; exit 1; }
 
-# Installed once for each list of versions.
+# Installed again only if the versions change.
 installed=$(sha256sum <$here/package.json)
 if [ "$(cat "$work/installed" 2>/dev/null)" != "$installed" ]; then
   cp $here/package.json "$work/"
@@ -26,7 +26,7 @@ cp $here/walk.mjs "$work/"
 cargo build --locked
 program=target/debug/runner-manager
 
-# Loopback only, whatever proxy the environment names.
+# Loopback, even if the environment has a proxy.
 export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1 NO_COLOR=1
 "$program" dev --real-time --port 0 --cloud-port 0 >"$work/dev.log" 2>"$work/dev.err" &
 dev=$!
@@ -37,7 +37,7 @@ for _ in $(seq 100); do
   sleep 0.1
 done
 
-# What the demo tells a newcomer is what is used here.
+# The URLs and the secret that the demo prints.
 page=$(sed -n 's/^Watch \(http:[^ ]*\) in a browser.*/\1/p' "$work/dev.log")
 secret=$(sed -n 's/^Watch .*; secret: \(.*\)$/\1/p' "$work/dev.log")
 cloud=$(sed -n "s/.*'\(http:[^ ]*\)\/play\/job.*/\1/p" "$work/dev.log" | head -n 1)

@@ -1,5 +1,5 @@
-// An operator's walk through the page, in a real browser. Each step says what it is about, and fails the whole walk if
-// the page does not show it in time. The service and the embedded cloud are real processes; nothing is intercepted.
+// A test of the operators' page in a real browser. A step fails the test if the page does not show the expected text in
+// time. The service and the embedded cloud are real processes; nothing is intercepted.
 
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
@@ -7,55 +7,55 @@ import puppeteer from 'puppeteer-core';
 
 const [executablePath, url, secret, cloud, pictures] = process.argv.slice(2);
 
-// As root, as in most containers, Chromium does not start with its sandbox.
+// Chromium refuses to start with its sandbox as root, the user of most containers.
 const args = process.getuid() === 0 ? ['--no-sandbox'] : [];
 const browser = await puppeteer.launch({ executablePath, args: [...args, '--disable-dev-shm-usage'] });
 const page = await browser.newPage();
 
-/** What the browser complained of: errors, and what the page's policy refused. */
+/** The browser's errors, and violations of the page's content security policy. */
 const complaints = [];
-const asked = [];
+const requested = [];
 page.on('console', line => {
   if (['error', 'warn'].includes(line.type())) complaints.push(`${line.text()} (${line.location().url})`);
 });
 page.on('pageerror', error => complaints.push(String(error)));
-page.on('request', request => asked.push(request.url()));
+page.on('request', request => requested.push(request.url()));
 await page.evaluateOnNewDocument(() => {
   document.addEventListener('securitypolicyviolation', event => console.error(`policy: ${event.blockedURI} ${event.violatedDirective}`));
 });
 
-const step = async (about, walk) => {
+const step = async (title, run) => {
   const began = Date.now();
   try {
-    await walk();
+    await run();
   } catch (error) {
     await picture('failed');
-    console.error(`FAILED: ${about}\n${await page.evaluate(() => document.body.innerText)}`);
+    console.error(`FAILED: ${title}\n${await page.evaluate(() => document.body.innerText)}`);
     throw error;
   }
-  console.log(`ok: ${about} (${((Date.now() - began) / 1000).toFixed(1)} s)`);
+  console.log(`ok: ${title} (${((Date.now() - began) / 1000).toFixed(1)} s)`);
 };
 
 const picture = name => page.screenshot({ path: join(pictures, `${name}.png`), fullPage: true });
 
-/** Waits until `seen` holds in the page. */
-const until = (seen, seconds, ...more) => page.waitForFunction(seen, { timeout: seconds * 1000, polling: 200 }, ...more);
+/** Waits until the condition holds in the page. */
+const until = (condition, seconds, ...more) => page.waitForFunction(condition, { timeout: seconds * 1000, polling: 200 }, ...more);
 
-/** Waits until a VM's card has these words. */
-const says = (vm, words, seconds = 10) => until((vm, words) =>
-  [...document.querySelectorAll('article')].find(card => card.querySelector('h2').textContent === vm)?.innerText.includes(words),
-seconds, vm, words);
+/** Waits until a VM's card shows this text. */
+const shows = (vm, text, seconds = 10) => until((vm, text) =>
+  [...document.querySelectorAll('article')].find(card => card.querySelector('h2').textContent === vm)?.innerText.includes(text),
+seconds, vm, text);
 
 const button = label => page.waitForSelector(`::-p-aria([name="${label}"][role="button"])`, { visible: true, timeout: 10_000 });
 const press = async label => (await button(label)).click();
 
-/** Presses a button of a card, reads what the dialog says, and confirms. */
-const command = async (deed, vm) => {
-  await press(`${deed} ${vm}`);
+/** Presses a button of a card, confirms, and returns the dialog's text. */
+const command = async (action, vm) => {
+  await press(`${action} ${vm}`);
   await page.waitForSelector('dialog[open]');
-  const told = await page.$eval('dialog', dialog => dialog.innerText);
+  const text = await page.$eval('dialog', dialog => dialog.innerText);
   await (await page.$('#yes')).click();
-  return told;
+  return text;
 };
 
 const play = async path => {
@@ -68,7 +68,7 @@ const enter = async text => {
   await page.keyboard.press('Enter');
 };
 
-/** Whether anything is wider than the window. */
+/** The pixels by which the content is wider than the window. */
 const overflow = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
 
 await page.setViewport({ width: 1280, height: 900 });
@@ -86,30 +86,30 @@ await step('a wrong secret is refused', async () => {
   await enter('not-the-secret');
   await until(() => document.querySelector('#refused').textContent.includes('refused'), 5);
   assert.equal(await page.evaluate(() => sessionStorage.length), 0, 'a wrong secret is kept');
-  // The browser itself notes each 401; that one was meant.
-  const meant = complaints.splice(0).filter(text => !/status of 401/.test(text));
-  assert.deepEqual(meant, []);
+  // The browser logs the expected 401 as an error.
+  const unexpected = complaints.splice(0).filter(text => !/status of 401/.test(text));
+  assert.deepEqual(unexpected, []);
 });
 
-await step('the right one shows the VMs', async () => {
+await step('the right secret shows the VMs', async () => {
   await enter(secret);
-  await says('gpu-1', 'Stopped');
-  await says('runner-1', 'Nothing needs it.');
+  await shows('gpu-1', 'Stopped');
+  await shows('runner-1', 'Nothing needs it.');
   assert.equal(await page.$eval('#door', door => door.checkVisibility()), false);
 });
 
 await step('start: the card follows from Starting to Idle', async () => {
-  const told = await command('Start', 'gpu-1');
-  assert.match(told, /is stopped again once nothing needs it/);
-  await says('gpu-1', 'Starting');
-  await says('gpu-1', 'Idle', 40);
+  const text = await command('Start', 'gpu-1');
+  assert.match(text, /is stopped again once nothing needs it/);
+  await shows('gpu-1', 'Starting');
+  await shows('gpu-1', 'Idle', 40);
   await until(() => document.querySelector('#said').textContent.includes('gpu-1: Idle'), 2);
 });
 
 await step('hold and release', async () => {
   await command('Hold', 'gpu-1');
-  await says('gpu-1', 'Held');
-  await says('gpu-1', 'is not stopped until it is released');
+  await shows('gpu-1', 'Held');
+  await shows('gpu-1', 'is not stopped until it is released');
   await button('Release gpu-1');
   await picture('held');
   await command('Release', 'gpu-1');
@@ -118,18 +118,18 @@ await step('hold and release', async () => {
 
 await step('a queued job appears with its link, and runs', async () => {
   await play('job?repo=acme/web&labels=self-hosted&seconds=600');
-  await says('runner-1', 'waits for it', 40);
+  await shows('runner-1', 'waits for it', 40);
   const links = await page.$$eval('article a', all => all.map(a => [a.href, a.rel, a.target]));
   assert.equal(links.length, 1);
   assert.match(links[0][0], /^https:\/\/github\.com\/acme\/web\/actions\/runs\/\d+\/job\/\d+$/);
   assert.deepEqual(links[0].slice(1), ['noopener noreferrer', '_blank']);
-  await says('runner-1', 'runs on it', 90);
-  await says('runner-1', 'Working');
+  await shows('runner-1', 'runs on it', 90);
+  await shows('runner-1', 'Working');
 });
 
-await step('times tick between two looks', async () => {
-  const seen = () => page.$eval('#pulse', pulse => pulse.textContent);
-  const before = await seen();
+await step('times tick between two requests', async () => {
+  const text = () => page.$eval('#pulse', pulse => pulse.textContent);
+  const before = await text();
   await until(before => document.querySelector('#pulse').textContent !== before, 3, before);
 });
 
@@ -161,12 +161,12 @@ await step('text has the contrast that WCAG AA asks for, in light and in dark', 
   await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: 'light' }]);
 });
 
-await step('a stop while a job runs: it is told which, and the VM stays up', async () => {
-  const told = await command('Stop', 'runner-1');
-  assert.match(told, /job \d+ of acme\/web runs on it/i);
-  assert.match(told, /Stop it all the same\s+The job that runs now is killed/);
-  await says('runner-1', 'It was not stopped: something needs it.');
-  await says('runner-1', 'Working');
+await step('a stop while a job runs: the page names the job, and the VM stays up', async () => {
+  const text = await command('Stop', 'runner-1');
+  assert.match(text, /job \d+ of acme\/web runs on it/i);
+  assert.match(text, /Stop it all the same\s+The job that runs now is killed/);
+  await shows('runner-1', 'It was not stopped: something needs it.');
+  await shows('runner-1', 'Working');
 });
 
 await step('the keyboard is enough: a hold, its dialog cancelled and confirmed', async () => {
@@ -177,7 +177,7 @@ await step('the keyboard is enough: a hold, its dialog cancelled and confirmed',
     await page.keyboard.press('Tab');
   }
   const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
-  assert.equal(outline, 'solid', 'where the focus is cannot be seen');
+  assert.equal(outline, 'solid', 'the focus is not visible');
   await page.keyboard.press('Enter');
   await page.waitForSelector('dialog[open]');
   await page.keyboard.press('Escape');
@@ -187,23 +187,23 @@ await step('the keyboard is enough: a hold, its dialog cancelled and confirmed',
   await page.waitForSelector('dialog[open]');
   while (await focused() !== 'yes') await page.keyboard.press('Tab');
   await page.keyboard.press('Enter');
-  await says('runner-1', 'Held');
+  await shows('runner-1', 'Held');
 });
 
-await step('what could not be asked is said, with what to do', async () => {
+await step('a call that is not permitted is shown with its fix', async () => {
   await play('forbid?permission=compute.instances.get');
-  await says('gpu-1', 'grant compute.instances.get');
-  await says('gpu-1', 'Not known');
+  await shows('gpu-1', 'grant compute.instances.get');
+  await shows('gpu-1', 'Not known');
   await picture('not-asked');
   await play('permit?permission=compute.instances.get');
-  await says('gpu-1', 'Idle');
+  await shows('gpu-1', 'Idle');
 });
 
 await step('a command that Google refuses says why', async () => {
   await play('forbid?permission=compute.instances.setLabels');
   await command('Release', 'runner-1');
-  await says('runner-1', 'Release failed.');
-  await says('runner-1', 'grant compute.instances.setLabels');
+  await shows('runner-1', 'Release failed.');
+  await shows('runner-1', 'grant compute.instances.setLabels');
   await play('permit?permission=compute.instances.setLabels');
 });
 
@@ -214,16 +214,16 @@ await step('a stop by force', async () => {
   assert.equal(await page.$eval('#yes', yes => yes.textContent), 'Stop by force');
   await picture('force');
   await page.click('#yes');
-  await says('runner-1', 'Stopping');
+  await shows('runner-1', 'Stopping');
 });
 
 await step('a plain stop: the card follows down to Stopped', async () => {
   await command('Stop', 'gpu-1');
-  await says('gpu-1', 'Stopping');
-  await says('gpu-1', 'Stopped', 60);
+  await shows('gpu-1', 'Stopping');
+  await shows('gpu-1', 'Stopped', 60);
 });
 
-await step('reconcile: what was found of each VM', async () => {
+await step('reconcile: the findings of each VM', async () => {
   const answered = page.waitForResponse(answer => answer.url().endsWith('/runner/reconcile'));
   await press('Reconcile');
   await page.waitForSelector('dialog[open]');
@@ -231,41 +231,41 @@ await step('reconcile: what was found of each VM', async () => {
   const answer = await answered;
   assert.equal(answer.status(), 200);
   const { vms } = await answer.json();
-  const words = vms.flatMap(vm => [vm.vm_instance_name, ...vm.findings.map(finding => finding.found.slice(1))]);
-  assert.ok(words.includes('gpu-1') && words.includes('runner-1'), words);
-  await until(words => words.every(word => document.querySelector('#findings').innerText.includes(word)), 5, words);
+  const texts = vms.flatMap(vm => [vm.vm_instance_name, ...vm.findings.map(finding => finding.found.slice(1))]);
+  assert.ok(texts.includes('gpu-1') && texts.includes('runner-1'), texts);
+  await until(texts => texts.every(text => document.querySelector('#findings').innerText.includes(text)), 5, texts);
   await picture('findings');
   await press('Close');
 });
 
-await step('the secret is in no URL, and gone when it is to be forgotten', async () => {
-  assert.ok(asked.length > 20);
+await step('the secret is in no URL, and can be forgotten', async () => {
+  assert.ok(requested.length > 20);
   const [origin, needle] = [new URL(url).origin, encodeURIComponent(secret)];
-  for (const one of asked) {
+  for (const one of requested) {
     assert.ok(!one.includes(needle), one);
-    assert.ok(one.startsWith(`${origin}/`) || one.startsWith('data:'), `asked elsewhere: ${one}`);
+    assert.ok(one.startsWith(`${origin}/`) || one.startsWith('data:'), `requested from elsewhere: ${one}`);
   }
   assert.ok(!page.url().includes('?') && !page.url().includes('#'), page.url());
   assert.ok(!(await page.content()).includes(secret), 'the secret is in the document');
   await page.reload();
-  await says('gpu-1', 'Stopped');
+  await shows('gpu-1', 'Stopped');
   await press('Forget the secret');
   await page.waitForSelector('#secret', { visible: true });
   assert.equal(await page.evaluate(() => sessionStorage.length + localStorage.length), 0);
   assert.deepEqual(await browser.cookies(), []);
 });
 
-// A refused command is a 502: the browser notes that by itself.
-const unmeant = complaints.filter(text => !/status of 502.*runner\/release/.test(text));
-assert.deepEqual(unmeant, [], 'the browser complained');
+// The browser logs the refused command's expected 502 as an error.
+const unexpected = complaints.filter(text => !/status of 502.*runner\/release/.test(text));
+assert.deepEqual(unexpected, [], 'the browser reported errors');
 await browser.close();
-console.log('the page holds what it promises');
+console.log('the page works');
 
-/** Texts whose contrast with what is behind them is below 4.5, or 3 where they are large. Runs in the page. */
+/** The texts whose contrast with their background is below 4.5, or below 3 if they are large. Runs in the page. */
 function poorContrasts() {
   const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
   canvas.canvas.width = canvas.canvas.height = 1;
-  /** The colours painted over one another, as the browser itself mixes them. */
+  /** Paints the colours over one another, and returns the browser's result. */
   const paint = colors => {
     canvas.clearRect(0, 0, 1, 1);
     for (const color of colors) {

@@ -1,4 +1,4 @@
-//! Cloud Tasks' REST API over the queue of [`super`].
+//! Cloud Tasks' REST API for the queue of [`super`].
 //!
 //! <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues.tasks>
 
@@ -96,7 +96,7 @@ struct NewTask {
     dispatch_deadline: Option<String>,
     #[serde(alias = "retry_config")]
     retry_config: Option<Value>,
-    // Output only: accepted and ignored, as a client may send back what it got.
+    // Output only: accepted and ignored, since a client may send a task that it has read.
     #[serde(rename = "createTime")]
     _create_time: Option<Value>,
     #[serde(rename = "dispatchCount")]
@@ -143,12 +143,11 @@ struct RetryConfig {
 struct TestPermissions {
     #[serde(default)]
     permissions: Vec<String>,
-    /// As some clients repeat what the path says.
+    /// Some clients repeat the resource of the path.
     #[serde(rename = "resource")]
     _resource: Option<Value>,
 }
 
-/// The methods of the API.
 impl State {
     fn create(&mut self, call: &Incoming, now: Timestamp) -> Result<Value, Problem> {
         let CreateTask { task, response_view, parent } = call.json()?;
@@ -177,7 +176,7 @@ impl State {
         Ok(json)
     }
 
-    /// The task as the queue keeps it, if all of it is valid.
+    /// Validates the task.
     fn accept(
         &mut self,
         id: String,
@@ -281,7 +280,7 @@ impl State {
         Ok(task)
     }
 
-    /// The id in a task's name; one of our own where the client leaves that to the queue.
+    /// The id in a task's name, or a generated one if the client gives none.
     fn new_id(&self, name: &str) -> Result<String, Problem> {
         if name.is_empty() {
             return Ok(format!("{:020}", hash(&self.created.to_be_bytes())));
@@ -367,10 +366,10 @@ impl State {
         ))
     }
 
-    /// Those of the permissions that the caller has on the queue: none on one that does not exist.
+    /// Lists which of the permissions the caller has on the queue; none if the queue does not exist.
     fn test_permissions(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
         let TestPermissions { permissions, .. } = call.json()?;
-        // The method is part of the path's last element.
+        // The last path segment contains the method's name.
         let mut of_queue = call.clone();
         let queue = call.param("queue").strip_suffix(":testIamPermissions");
         let queue =
@@ -427,7 +426,7 @@ impl State {
 }
 
 impl Task {
-    /// The body shows in the full view only; the headers, secrets and all, in both.
+    /// The task as JSON. Only the full view has the body; both have the headers, secrets included.
     fn json(&self, queue: &str, full: bool) -> Value {
         let mut headers = self.headers.clone();
         headers.entry("User-Agent".to_owned()).or_insert_with(|| "Google-Cloud-Tasks".to_owned());
@@ -447,7 +446,7 @@ impl Task {
             "dispatchDeadline": format!("{}s", self.deadline.as_secs_f64()),
             "view": if full { "FULL" } else { "BASIC" },
         });
-        // Google leaves out what is zero.
+        // Google omits zeros.
         for (field, count) in [("dispatchCount", self.attempts), ("responseCount", self.responses)]
         {
             if count > 0 {
@@ -480,7 +479,7 @@ fn view(call: &Incoming) -> Result<bool, Problem> {
     is_full(&call.query("responseView").map_or(Value::Null, |text| json!(text)))
 }
 
-/// Enums come by name or by number, and a number in a query is text.
+/// Parses the view, which clients send by name or by number, in a query as text.
 fn is_full(view: &Value) -> Result<bool, Problem> {
     match view {
         Value::Null => Ok(false),
@@ -528,7 +527,7 @@ fn base64(text: &str) -> Result<Bytes, Problem> {
     })
 }
 
-/// A duration in JSON: seconds, with up to nine fractional digits, ended by `s`.
+/// Parses a duration: seconds with up to nine fractional digits, followed by `s`.
 fn duration(field: &str, text: &str) -> Result<Duration, Problem> {
     let seconds = text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
     seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
@@ -539,7 +538,7 @@ fn duration(field: &str, text: &str) -> Result<Duration, Problem> {
     })
 }
 
-/// What the task says of its retries, over what the queue says.
+/// The task's retry configuration, with the queue's for missing fields.
 fn retry(json: &Value) -> Result<Retry, Problem> {
     let given: RetryConfig = serde_json::from_value(json.clone())
         .map_err(|error| Problem::invalid(format!("Invalid JSON payload received. {error}")))?;
@@ -564,7 +563,7 @@ fn retry(json: &Value) -> Result<Retry, Problem> {
     Ok(retry)
 }
 
-/// The fields that the API's description gives the resource.
+/// The fields of the resource in the API's description.
 const TASK_FIELDS: &[&str] = &[
     "appEngineHttpRequest",
     "createTime",

@@ -1,4 +1,4 @@
-//! Compute Engine's REST API over the instances of [`super`].
+//! Compute Engine's REST API for the instances of [`super`].
 //!
 //! <https://cloud.google.com/compute/docs/reference/rest/v1/instances>
 
@@ -116,7 +116,6 @@ struct TestPermissions {
     permissions: Vec<String>,
 }
 
-/// The methods of the API.
 impl State {
     fn permitted(&self, method: &str, call: &Incoming) -> Result<(), Problem> {
         let (project, zone) = (call.param("project"), call.param("zone"));
@@ -154,7 +153,7 @@ impl State {
         Ok(())
     }
 
-    /// The name of the instance that the path names, in the zone that it names.
+    /// The name of the path's instance, if it exists in the path's zone.
     fn named(&self, call: &Incoming) -> Result<String, Problem> {
         let (vm, zone) = (call.param("instance"), call.param("zone"));
         match self.instances.get(vm) {
@@ -256,7 +255,7 @@ impl State {
         })
     }
 
-    /// Those of the permissions that the caller has on the instance.
+    /// Lists which of the permissions the caller has on the instance.
     fn test_permissions(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
         self.named(call)?;
         let TestPermissions { permissions } = call.json()?;
@@ -268,7 +267,7 @@ impl State {
         }
         let held = permissions.into_iter().filter(|name| !self.forbidden.contains(name));
         let held: Vec<String> = held.collect();
-        // Google leaves out a list that is empty.
+        // Google omits empty lists.
         Ok(if held.is_empty() { json!({}) } else { json!({ "permissions": held }) })
     }
 
@@ -302,7 +301,7 @@ impl State {
                 )));
             }
         }
-        items.retain(|item| filter.as_ref().is_none_or(|filter| filter.admits(item)));
+        items.retain(|item| filter.as_ref().is_none_or(|filter| filter.matches(item)));
         let from = page_start(call, items.len())?;
         let base = format!("{ROOT}/projects/{}/zones/{zone}/operations", self.project);
         let id = format!("projects/{}/zones/{zone}/operations", self.project);
@@ -318,7 +317,7 @@ impl State {
         Ok(list)
     }
 
-    /// The instances of all zones that have any, by zone.
+    /// Lists the instances by zone.
     fn list_instances(&mut self, call: &Incoming, _: Timestamp) -> Result<Value, Problem> {
         let limit = page_size(call)?;
         let filter = filter(call, INSTANCE_FIELDS)?;
@@ -327,7 +326,7 @@ impl State {
             .values()
             .map(|machine| (machine.spec.zone.as_str(), self.instance_json(machine)))
             .collect();
-        found.retain(|(_, item)| filter.as_ref().is_none_or(|filter| filter.admits(item)));
+        found.retain(|(_, item)| filter.as_ref().is_none_or(|filter| filter.matches(item)));
         let from = page_start(call, found.len())?;
         let id = format!("projects/{}/aggregated/instances", self.project);
         let mut list = json!({
@@ -358,7 +357,7 @@ impl State {
         Ok(list)
     }
 
-    /// Acts once per request id: when it is repeated, the answer is the operation that it stands for.
+    /// Acts once per request id, and returns the same operation when it is repeated.
     fn once(
         &mut self,
         call: &Incoming,
@@ -411,7 +410,7 @@ fn page_size(call: &Incoming) -> Result<usize, Problem> {
     Ok(limit)
 }
 
-/// Where the page starts that the token names, of so many items.
+/// The index of the page's first item, from its token.
 fn page_start(call: &Incoming, count: usize) -> Result<usize, Problem> {
     let Some(token) = call.query("pageToken") else { return Ok(0) };
     let start = token.strip_prefix("after-").and_then(|from| from.parse().ok());
@@ -422,7 +421,6 @@ fn page_start(call: &Incoming, count: usize) -> Result<usize, Problem> {
 
 const ROOT: &str = "https://www.googleapis.com/compute/v1";
 
-/// The resources as JSON.
 impl State {
     fn instance_json(&self, machine: &Machine) -> Value {
         let (name, zone) = (&machine.spec.name, &machine.spec.zone);
@@ -538,7 +536,7 @@ impl State {
     }
 }
 
-/// Compute Engine writes its times with the offset of its home, so they do not compare as text.
+/// A time with the offset of US Pacific time, as Compute Engine writes it; such times cannot be compared as text.
 fn pacific(time: Timestamp) -> String {
     let nanos = i128::from(time.unix_millis()) * 1_000_000;
     let utc =
@@ -551,7 +549,7 @@ fn pacific(time: Timestamp) -> String {
 
 fn fingerprint(labels: &BTreeMap<String, String>) -> [u8; 8] {
     if labels.is_empty() {
-        // What every instance without labels has.
+        // The real fingerprint of an instance without labels.
         return [0xe3, 0x65, 0xa6, 0x4a, 0x90, 0x7c, 0xad, 0x23];
     }
     let mut text = Vec::new();
@@ -565,13 +563,13 @@ fn fingerprint_text(bytes: [u8; 8]) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
-/// Some clients write the same bytes in the URL-safe alphabet.
+/// Decodes a fingerprint; some clients send the URL-safe alphabet.
 fn fingerprint_bytes(text: &str) -> Option<[u8; 8]> {
     let decoded = BASE64_STANDARD.decode(text).or_else(|_| BASE64_URL_SAFE.decode(text));
     decoded.ok()?.try_into().ok()
 }
 
-/// In the usual spelling with hyphens.
+/// Accepts UUIDs with hyphens only.
 fn is_uuid(text: &str) -> bool {
     text.len() == 36 && uuid::Uuid::parse_str(text).is_ok()
 }
@@ -598,7 +596,7 @@ fn valid_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The fields that the API's description gives the resource.
+/// The fields of the resource in the API's description.
 pub(super) const INSTANCE_FIELDS: &[&str] = &[
     "advancedMachineFeatures",
     "canIpForward",
@@ -650,7 +648,7 @@ pub(super) const INSTANCE_FIELDS: &[&str] = &[
     "zone",
 ];
 
-/// The fields that the API's description gives the resource.
+/// The fields of the resource in the API's description.
 pub(super) const OPERATION_FIELDS: &[&str] = &[
     "clientOperationId",
     "creationTimestamp",
@@ -682,9 +680,9 @@ pub(super) const OPERATION_FIELDS: &[&str] = &[
     "zone",
 ];
 
-/// The fields that the API's description gives the resource.
+/// The fields of the resource in the API's description.
 const ALL_FIELDS: &[&str] =
     &["id", "items", "kind", "nextPageToken", "selfLink", "unreachables", "warning"];
 
-/// The fields that the API's description gives the resource.
+/// The fields of the resource in the API's description.
 const LIST_FIELDS: &[&str] = &["id", "items", "kind", "nextPageToken", "selfLink", "warning"];

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::emulators::wire::Problem;
 
-/// What an item has to be to be listed.
+/// A condition for the items of a list.
 #[derive(Clone, Debug)]
 pub(super) enum Filter {
     Is {
@@ -25,7 +25,7 @@ pub(super) enum Filter {
 }
 
 impl Filter {
-    /// Reads a filter of resources that have these fields.
+    /// Parses a filter on resources with these fields.
     pub(super) fn parse(text: &str, known: &[&str]) -> Result<Self, Problem> {
         let bad = || {
             Problem::invalid(format!(
@@ -76,7 +76,7 @@ impl Filter {
 
     fn all(rest: &mut &[String], known: &[&str]) -> Option<Self> {
         let mut parts = vec![Self::one(rest, known)?];
-        // Expressions in parentheses that only stand side by side are joined by AND too.
+        // Adjacent expressions in parentheses are joined by AND too.
         while rest.first().is_some_and(|word| word == "AND" || word == "(") {
             if rest[0] == "AND" {
                 *rest = &rest[1..];
@@ -120,7 +120,7 @@ impl Filter {
         }
     }
 
-    pub(super) fn admits(&self, item: &Value) -> bool {
+    pub(super) fn matches(&self, item: &Value) -> bool {
         match self {
             Self::Is { field, value, equal } => {
                 let is = match &item[field] {
@@ -131,9 +131,9 @@ impl Filter {
                 is == *equal
             }
             Self::Has { map, key } => item[map].get(key).is_some(),
-            Self::Not(inner) => !inner.admits(item),
-            Self::All(parts) => parts.iter().all(|part| part.admits(item)),
-            Self::Any(parts) => parts.iter().any(|part| part.admits(item)),
+            Self::Not(inner) => !inner.matches(item),
+            Self::All(parts) => parts.iter().all(|part| part.matches(item)),
+            Self::Any(parts) => parts.iter().any(|part| part.matches(item)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! GitHub's REST API over the world of [`super`]: what it asks of a caller, and what it shows.
+//! GitHub's REST API for the state of [`super`].
 //!
 //! <https://docs.github.com/en/rest/actions>
 
@@ -10,9 +10,9 @@ use axum::routing::MethodFilter;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::answer::{
-    Answer, LIMIT, Refusal, SUSPENDED, TOKEN_LIFETIME, bad_credentials, not_accessible, not_found,
-    ok, reset, unprocessable,
+use super::response::{
+    ApiResult, LIMIT, Refusal, SUSPENDED, TOKEN_LIFETIME, bad_credentials, not_accessible,
+    not_found, ok, reset, unprocessable,
 };
 use super::{
     GitHub, Installed, JobId, JobStatus, Permission, Repository, Run, RunnerState, Scope, State,
@@ -126,7 +126,7 @@ impl GitHub {
         routes
     }
 
-    /// What GitHub refuses before it looks at what was asked.
+    /// The refusal of a call before its method is handled, if any.
     pub(in crate::emulators) fn refuses(&self, method: &str, call: &Incoming) -> Option<Response> {
         let now = self.shared.clock.now();
         let mut state = lock(&self.state);
@@ -137,7 +137,7 @@ impl GitHub {
     pub(super) fn answer(
         &self,
         call: &Incoming,
-        act: fn(&mut State, &Incoming, Timestamp) -> Answer,
+        act: fn(&mut State, &Incoming, Timestamp) -> ApiResult,
     ) -> Response {
         self.change(|state, now| {
             let response = act(state, call, now).unwrap_or_else(Refusal::into_response);
@@ -146,24 +146,23 @@ impl GitHub {
     }
 }
 
-/// The methods of the API.
 impl State {
     fn refuses(&mut self, method: &str, call: &Incoming, now: Timestamp) -> Option<Refusal> {
         const VERSIONS: [&str; 2] = ["2022-11-28", "2026-03-10"];
         if self.outage {
-            let words = "No server is currently available to service your request.";
-            return Some(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, words));
+            let message = "No server is currently available to service your request.";
+            return Some(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message));
         }
         if call.header("user-agent").is_none_or(str::is_empty) {
-            let words = "Request forbidden by administrative rules. Please make sure your request has a \
+            let message = "Request forbidden by administrative rules. Please make sure your request has a \
                          User-Agent header.";
-            return Some(Refusal::new(StatusCode::FORBIDDEN, words));
+            return Some(Refusal::new(StatusCode::FORBIDDEN, message));
         }
         if let Some(version) =
             call.header("x-github-api-version").filter(|version| !VERSIONS.contains(version))
         {
-            let words = format!("\"{version}\" is not a supported version.");
-            return Some(Refusal::new(StatusCode::BAD_REQUEST, &words));
+            let message = format!("\"{version}\" is not a supported version.");
+            return Some(Refusal::new(StatusCode::BAD_REQUEST, &message));
         }
         if app::METHODS.contains(&method) {
             return self.check_app(call, now).err();
@@ -186,14 +185,14 @@ impl State {
         }
         if self.rate_limited {
             let id = self.installation_id;
-            let words = format!("API rate limit exceeded for installation ID {id}.");
-            return Some(Refusal::new(StatusCode::FORBIDDEN, words));
+            let message = format!("API rate limit exceeded for installation ID {id}.");
+            return Some(Refusal::new(StatusCode::FORBIDDEN, message));
         }
         self.used += 1;
         None
     }
 
-    fn repositories(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn repositories(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         let covered = |repo: &&Repository| repo.installed == Installed::Here;
         let repos: Vec<&Repository> = self.repos.values().filter(covered).collect();
         let page = Page::of(call, repos.len())?;
@@ -212,66 +211,66 @@ impl State {
         Ok(page.link(call, ok(&list)))
     }
 
-    fn repository(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn repository(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         let repo = self.named_repo(call).ok().filter(|repo| repo.public);
         let repo = repo.map_or_else(|| self.find_repo(call), Ok)?;
         let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
         Ok(ok(&payloads::full_repository(repo, owner, &call.base)))
     }
 
-    fn repo_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn repo_runners(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let scope = self.repo_scope(call)?;
         self.runners_page(call, now, &scope)
     }
 
-    fn org_runners(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn org_runners(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let scope = self.org_scope(call)?;
         self.runners_page(call, now, &scope)
     }
 
-    fn delete_repo_runner(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn delete_repo_runner(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let scope = self.repo_scope(call)?;
         self.delete_runner(call, now, &scope)
     }
 
-    fn delete_org_runner(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn delete_org_runner(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let scope = self.org_scope(call)?;
         self.delete_runner(call, now, &scope)
     }
 
-    /// GitHub goes by the flag that it shows: a runner whose job has only just begun can be deleted.
-    fn delete_runner(&mut self, call: &Incoming, now: Timestamp, scope: &Scope) -> Answer {
+    /// GitHub decides by the `busy` flag as shown: a runner whose job has just begun can be deleted.
+    fn delete_runner(&mut self, call: &Incoming, now: Timestamp, scope: &Scope) -> ApiResult {
         self.permitted(Permission::Registration)?;
         let id = call.param("runner").parse::<u64>().map_err(|_| not_found())?;
         let here = |runner: &&RunnerState| runner.is_listed_in(scope);
         let runner = self.runners.get(&id).filter(here).ok_or_else(not_found)?;
         if self.shows_busy(runner, now) {
             let name = &runner.spec.name;
-            let words = format!("Bad request - Runner \"{name}\" is still running a job");
-            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, words));
+            let message = format!("Bad request - Runner \"{name}\" is still running a job");
+            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, message));
         }
         self.deregister(id, now);
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 
-    fn repo_registration(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn repo_registration(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let scope = self.repo_scope(call)?;
         self.registration(scope, now)
     }
 
-    fn org_registration(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn org_registration(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let scope = self.org_scope(call)?;
         self.registration(scope, now)
     }
 
-    /// The repository of the path, whose runners the App may see.
+    /// The repository of the path, if the App may list its runners.
     fn repo_scope(&self, call: &Incoming) -> Result<Scope, Refusal> {
         let name = self.find_repo(call)?.full_name();
         self.permitted(Permission::Administration)?;
         Ok(Scope::Repository(name))
     }
 
-    /// The organization of the path, whose runners the App may see.
+    /// The organization of the path, if the App may list its runners.
     fn org_scope(&self, call: &Incoming) -> Result<Scope, Refusal> {
         let org = call.param("org");
         if !self.owner(org).is_some_and(|owner| owner.organization) {
@@ -281,7 +280,7 @@ impl State {
         Ok(Scope::Organization(org.to_owned()))
     }
 
-    fn registration(&mut self, scope: Scope, now: Timestamp) -> Answer {
+    fn registration(&mut self, scope: Scope, now: Timestamp) -> ApiResult {
         self.permitted(Permission::Registration)?;
         let token = format!("A{:016X}{:08X}", hash(&self.next().to_be_bytes()), self.count);
         let ends = now + Duration::from_secs(3600);
@@ -290,7 +289,7 @@ impl State {
         Ok(json_response(StatusCode::CREATED, &answer))
     }
 
-    fn runners_page(&self, call: &Incoming, now: Timestamp, scope: &Scope) -> Answer {
+    fn runners_page(&self, call: &Incoming, now: Timestamp, scope: &Scope) -> ApiResult {
         let name = call.query("name");
         let wanted = |(_, runner): &(&u64, &RunnerState)| {
             runner.is_listed_in(scope) && name.is_none_or(|name| runner.spec.name == name)
@@ -311,7 +310,7 @@ impl State {
         runner.stuck || (busy && !runner.glitch)
     }
 
-    fn list_runs(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn list_runs(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         const CONCLUSIONS: [&str; 8] = [
             "action_required",
             "cancelled",
@@ -341,7 +340,7 @@ impl State {
         };
         let mut runs: Vec<&Run> = self.runs.values().filter(fits).collect();
         runs.sort_by_key(|run| Reverse((run.created, run.id)));
-        // A search shows its first thousand results.
+        // A search returns at most 1000 results.
         let shown = if wanted.is_some() { runs.len().min(1000) } else { runs.len() };
         let page = Page::of(call, shown)?;
         let owner = &self.owners[&repo.owner.to_ascii_lowercase()];
@@ -353,7 +352,7 @@ impl State {
         Ok(page.link(call, ok(&list)))
     }
 
-    fn get_run(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn get_run(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         let repo = self.find_repo(call)?;
         self.permitted(Permission::Actions)?;
         let run = self.find_run(repo, call)?;
@@ -361,7 +360,7 @@ impl State {
         Ok(ok(&payloads::run(run, self.run_status(run), (repo, owner), &call.base)))
     }
 
-    fn list_jobs(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn list_jobs(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         let repo = self.find_repo(call)?;
         self.permitted(Permission::Actions)?;
         let run = self.find_run(repo, call)?;
@@ -379,7 +378,7 @@ impl State {
         Ok(page.link(call, ok(&list)))
     }
 
-    fn get_job(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn get_job(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         let repo = self.find_repo(call)?;
         self.permitted(Permission::Actions)?;
         let id = call.param("job").parse().ok().map(JobId);
@@ -388,7 +387,7 @@ impl State {
         Ok(ok(&payloads::job(job, &self.runs[&job.run], repo, &call.base)))
     }
 
-    fn rate_limit(&mut self, _: &Incoming, now: Timestamp) -> Answer {
+    fn rate_limit(&mut self, _: &Incoming, now: Timestamp) -> ApiResult {
         let limit = |limit: u32, used: u32| {
             json!({
                 "limit": limit,
@@ -405,14 +404,14 @@ impl State {
         })))
     }
 
-    /// The repository that the call names, as far as the installation sees it.
+    /// The repository of the path, if the installation can see it.
     fn find_repo(&self, call: &Incoming) -> Result<&Repository, Refusal> {
         self.named_repo(call).and_then(|repo| {
             (repo.installed == Installed::Here).then_some(repo).ok_or_else(not_found)
         })
     }
 
-    /// The repository that the call names, whoever may see it.
+    /// The repository of the path, visible or not.
     pub(super) fn named_repo(&self, call: &Incoming) -> Result<&Repository, Refusal> {
         if let Some(id) = call.params.get("repository") {
             let id = id.parse().ok();
@@ -425,7 +424,7 @@ impl State {
         let former = name.to_ascii_lowercase();
         let repo = self.repos.values().find(|repo| repo.former.contains(&former));
         let repo = repo.ok_or_else(not_found)?;
-        // What follows `/repos/owner/name`, its query included.
+        // The rest after `/repos/owner/name`, with the query.
         let rest = call.target.splitn(5, '/').nth(4).map(|rest| format!("/{rest}"));
         let query =
             || call.target.split_once('?').map_or(String::new(), |(_, query)| format!("?{query}"));
@@ -440,7 +439,7 @@ impl State {
         run.ok_or_else(not_found)
     }
 
-    /// That of the least advanced job; a run that is completed has the conclusion of its worst job.
+    /// The status of the least advanced job, and for a completed run the conclusion of its worst job.
     fn run_status(&self, run: &Run) -> (JobStatus, Option<&'static str>) {
         let jobs = || run.jobs.iter().map(|id| &self.jobs[id]);
         let status = jobs().map(|job| job.status).min().unwrap_or(JobStatus::Completed);
@@ -476,7 +475,7 @@ impl State {
         permissions
     }
 
-    /// The answer, with the headers that tell how much of the quota is left.
+    /// Adds the rate limit's headers.
     fn counted(&self, mut response: Response, now: Timestamp) -> Response {
         let remaining = if self.rate_limited { 0 } else { LIMIT.saturating_sub(self.used) };
         let fields = [
@@ -521,7 +520,7 @@ impl Page {
         &items[from..items.len().min(from + self.size)]
     }
 
-    /// Points to the other pages, if there are any.
+    /// Adds the links to other pages.
     fn link(&self, call: &Incoming, mut response: Response) -> Response {
         let last = self.total.div_ceil(self.size).max(1);
         let to = |number: usize, relation: &str| {

@@ -1,5 +1,5 @@
-//! What GitHub tells the App itself, which shows a JWT: who it is, where it is installed, and what became of its
-//! webhook's deliveries.
+//! The methods for the App itself, which authenticates with a JWT: its data, its installations, and its webhook's
+//! deliveries.
 //!
 //! <https://docs.github.com/en/rest/apps>
 
@@ -10,14 +10,16 @@ use axum::routing::MethodFilter;
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::answer::{Answer, Refusal, SUSPENDED, TOKEN_LIFETIME, not_found, ok, unprocessable};
+use super::response::{
+    ApiResult, Refusal, SUSPENDED, TOKEN_LIFETIME, not_found, ok, unprocessable,
+};
 use super::{Attempt, Delivery, GitHub, Installed, Owner, State, payloads};
 use crate::clock::Timestamp;
 use crate::emulators::accounts::claims;
 use crate::emulators::wire::{Incoming, Routes, json_response};
 use crate::emulators::{Api, hash};
 
-/// What only the App itself may ask.
+/// The methods that only the App itself may call.
 pub(super) const METHODS: [&str; 7] = [
     "apps.getAuthenticated",
     "apps.getInstallation",
@@ -28,11 +30,11 @@ pub(super) const METHODS: [&str; 7] = [
     "apps.redeliverWebhookDelivery",
 ];
 
-/// How long GitHub keeps deliveries.
-const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
+/// The time for which GitHub keeps deliveries.
+const DELIVERY_RETENTION: Duration = Duration::from_secs(3 * 24 * 3600);
 
-/// How long it waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// GitHub's timeout for a delivery.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl GitHub {
     pub(super) fn app_routes(&self, routes: Routes) -> Routes {
@@ -64,11 +66,10 @@ impl GitHub {
     }
 }
 
-/// The methods of the API.
 impl State {
-    /// A JWT of the App: who it is, and that it is neither stale nor good for too long.
+    /// Verifies a JWT of the App: its signature, its issuer and its lifetime.
     pub(super) fn check_app(&self, call: &Incoming, now: Timestamp) -> Result<(), Refusal> {
-        let refuse = |words: &str| Err(Refusal::new(StatusCode::UNAUTHORIZED, words));
+        let refuse = |message: &str| Err(Refusal::new(StatusCode::UNAUTHORIZED, message));
         let Some(token) = call.credential(&["Bearer"]) else {
             return refuse("A JSON web token could not be decoded");
         };
@@ -106,7 +107,7 @@ impl State {
         }
     }
 
-    fn app(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn app(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         let owner = self.account();
         Ok(ok(&json!({
             "id": self.app_number(),
@@ -121,18 +122,18 @@ impl State {
             "created_at": "2026-01-01T00:00:00Z",
             "updated_at": "2026-01-01T00:00:00Z",
             "permissions": self.permissions(),
-            "events": self.events,
+            "events": self.subscribed_events,
             "installations_count": 1,
         })))
     }
 
-    fn installation(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    fn installation(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         self.check_installation(call)?;
         Ok(ok(&self.installation_json(self.installation_id, &self.account(), &call.base)))
     }
 
     /// The installation that covers the repository.
-    pub(super) fn repo_installation(&mut self, call: &Incoming, _: Timestamp) -> Answer {
+    pub(super) fn repo_installation(&mut self, call: &Incoming, _: Timestamp) -> ApiResult {
         let repo = self.named_repo(call)?;
         let id = match repo.installed {
             Installed::Here => self.installation_id,
@@ -156,7 +157,7 @@ impl State {
             "target_id": owner.id,
             "target_type": if owner.organization { "Organization" } else { "User" },
             "permissions": self.permissions(),
-            "events": self.events,
+            "events": self.subscribed_events,
             "created_at": "2026-01-01T00:00:00Z",
             "updated_at": "2026-01-01T00:00:00Z",
             "single_file_name": null,
@@ -167,7 +168,7 @@ impl State {
         })
     }
 
-    fn access_token(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn access_token(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         self.check_installation(call)?;
         if self.suspended.is_some() {
             return Err(Refusal::new(StatusCode::FORBIDDEN, SUSPENDED));
@@ -178,7 +179,7 @@ impl State {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "Problems parsing JSON"));
         }
         let count = self.next();
-        // Tokens are opaque, and lately long: a client that cuts or checks them must fail.
+        // Tokens are opaque, and new ones are long: a client that truncates or parses them has to fail.
         let mut token = format!("ghs_{}_eyJhbGciOiJFUzI1NiJ9.", self.app_id);
         for index in 0..12 {
             let part = hash(&[count.to_be_bytes(), u64::to_be_bytes(index)].concat());
@@ -195,7 +196,7 @@ impl State {
         Ok(json_response(StatusCode::CREATED, &answer))
     }
 
-    fn hook_config(&mut self, _: &Incoming, _: Timestamp) -> Answer {
+    fn hook_config(&mut self, _: &Incoming, _: Timestamp) -> ApiResult {
         let mut config = json!({ "content_type": "form", "insecure_ssl": "0" });
         if let Some(hook) = &self.hook {
             config["url"] = json!(hook.url);
@@ -207,8 +208,8 @@ impl State {
         Ok(ok(&config))
     }
 
-    /// Every attempt that is over, the newest first.
-    fn list_deliveries(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    /// Lists the attempts that have ended, newest first.
+    fn list_deliveries(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let size = match call.query("per_page").map(str::parse::<usize>) {
             None => 30,
             Some(Ok(size @ 1..)) => size.min(100),
@@ -226,7 +227,8 @@ impl State {
             Some("failure") => 400..=599,
             Some(other) => return Err(unprocessable(&format!("status: {other} is not known"))),
         };
-        let kept = |attempt: &&Attempt| now.since(attempt.at) <= KEPT && attempt.id <= from;
+        let kept =
+            |attempt: &&Attempt| now.since(attempt.at) <= DELIVERY_RETENTION && attempt.id <= from;
         let mut found: Vec<(u64, Value)> = self
             .deliveries
             .values()
@@ -244,9 +246,11 @@ impl State {
         Ok(next_page(call, next, ok(&json!(page))))
     }
 
-    fn redeliver(&mut self, call: &Incoming, now: Timestamp) -> Answer {
+    fn redeliver(&mut self, call: &Incoming, now: Timestamp) -> ApiResult {
         let id = call.param("delivery").parse::<u64>().ok();
-        let made = |attempt: &Attempt| Some(attempt.id) == id && now.since(attempt.at) <= KEPT;
+        let made = |attempt: &Attempt| {
+            Some(attempt.id) == id && now.since(attempt.at) <= DELIVERY_RETENTION
+        };
         let delivery = self.deliveries.values().find(|one| one.attempts.iter().any(made));
         let guid = delivery.ok_or_else(not_found)?.guid.clone();
         self.send_again(&guid, now);
@@ -258,11 +262,11 @@ impl State {
         same.then_some(()).ok_or_else(not_found)
     }
 
-    /// Who installed the App: the owner of the first repository.
+    /// The account on which the App is installed: the owner of the first repository.
     fn account(&self) -> Owner {
         let first = self.repos.values().next().and_then(|repo| self.owner(&repo.owner));
-        let nobody = || Owner { login: "example".to_owned(), id: 90_000_000, organization: true };
-        first.cloned().unwrap_or_else(nobody)
+        let example = || Owner { login: "example".to_owned(), id: 90_000_000, organization: true };
+        first.cloned().unwrap_or_else(example)
     }
 
     fn app_number(&self) -> u64 {
@@ -270,7 +274,7 @@ impl State {
     }
 }
 
-/// Points to the page that begins with this attempt, if there is one.
+/// Adds the link to the page that begins with this attempt.
 fn next_page(call: &Incoming, next: Option<u64>, mut response: Response) -> Response {
     let Some(next) = next else { return response };
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -284,7 +288,7 @@ fn next_page(call: &Incoming, next: Option<u64>, mut response: Response) -> Resp
 }
 
 impl Delivery {
-    /// An attempt as the list shows it, once it is over.
+    /// An attempt as in the list; `None` while it is in flight.
     fn item(&self, attempt: &Attempt) -> Option<Value> {
         let (end, reply) = attempt.over.as_ref()?;
         let took = end.since(attempt.at);
@@ -295,7 +299,7 @@ impl Delivery {
             Some(status) => {
                 (format!("Invalid HTTP Response: {}", status.as_u16()), status.as_u16())
             }
-            None if took >= PATIENCE => ("timed out".to_owned(), 504),
+            None if took >= DELIVERY_TIMEOUT => ("timed out".to_owned(), 504),
             None => ("failed to connect".to_owned(), 502),
         };
         let first = self.attempts.first().is_some_and(|first| first.id == attempt.id);

@@ -1,4 +1,4 @@
-//! Webhooks: what is told of a job, each attempt at it, and what becomes of those that are lost or late.
+//! Webhook deliveries, their attempts, and injected losses and delays.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use serde_json::Value;
 
 use super::{GitHub, JobId, State, payloads};
 use crate::clock::Timestamp;
-use crate::emulators::{Happening, Outgoing, Reply, Sender, Ticket, lock};
+use crate::emulators::{Event, Outgoing, Reply, Sender, Ticket, lock};
 
-/// Where deliveries go.
+/// The configuration of the App's webhook.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hook {
     /// The payload URL.
     pub url: String,
-    /// What deliveries are signed with; unsigned if empty.
+    /// The key of signatures; empty for unsigned deliveries.
     pub secret: String,
-    /// Whether the body is form-encoded, GitHub's other content type.
+    /// The body is form-encoded, GitHub's other content type.
     pub form: bool,
 }
 
@@ -29,55 +29,51 @@ impl fmt::Debug for Hook {
     }
 }
 
-/// A webhook delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Its GUID, as in `X-GitHub-Delivery`.
+    /// The GUID, as in `X-GitHub-Delivery`.
     pub guid: String,
-    /// As in `X-GitHub-Event`.
+    /// The event's name, as in `X-GitHub-Event`.
     pub event: String,
     /// The payload's `action`.
     pub action: String,
-    /// The job that it is about.
     pub job: JobId,
-    /// When it happened.
+    /// The time of the event.
     pub at: Timestamp,
-    /// The answer to the latest attempt; none yet, or not sent.
+    /// The reply to the latest attempt that ended.
     pub reply: Option<Reply>,
-    /// Each time that it was sent, or should have been, oldest first.
+    /// The attempts, lost ones included, oldest first.
     pub attempts: Vec<Attempt>,
-    /// The payload.
     pub payload: Value,
 }
 
 /// One attempt at a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// GitHub's number for it: every attempt has another.
+    /// GitHub's id of the attempt, not of the delivery.
     pub id: u64,
-    /// When it was made.
     pub at: Timestamp,
-    /// When it was over, and what the answer was; none while it is under way.
+    /// The end of the attempt and its reply; `None` while it is in flight.
     pub over: Option<(Timestamp, Reply)>,
 }
 
 impl GitHub {
-    /// Where deliveries go from now on; until then none are made.
+    /// Configures the webhook; without one there are no deliveries.
     pub fn webhook(&self, hook: Hook) {
         self.change(|state, _| state.hook = Some(hook));
     }
 
-    /// The next `count` deliveries are never sent.
+    /// Loses the first attempts of the next `count` deliveries.
     pub fn lose_next_webhook(&self, count: u32) {
         self.change(|state, _| state.to_lose += count);
     }
 
-    /// Loses the first attempt at each delivery of which `lost` says so. It must not use this `GitHub`.
+    /// Loses the first attempt of each delivery for which `lost` returns true. It must not use this `GitHub`.
     pub fn lose_webhooks_by(&self, lost: impl FnMut(&Delivery) -> bool + Send + 'static) {
         self.change(|state, _| state.losing = Box::new(lost));
     }
 
-    /// Sends each delivery later by what `late` says, so that they may overtake one another. It must not use this
+    /// Delays each delivery by the result of `late`, so that deliveries may arrive out of order. It must not use this
     /// `GitHub`.
     pub fn lateness_by(&self, late: impl FnMut(&Delivery) -> Duration + Send + 'static) {
         self.change(|state, _| state.lateness = Box::new(late));
@@ -90,7 +86,7 @@ impl GitHub {
         deliveries
     }
 
-    /// Sends a delivery once more, lost or not, under its old GUID.
+    /// Sends a delivery again, with the same GUID.
     pub fn redeliver(&self, guid: &str) {
         self.change(|state, now| {
             assert!(state.deliveries.contains_key(guid), "there is no delivery {guid}");
@@ -113,16 +109,16 @@ impl GitHub {
         outgoing
     }
 
-    /// What the service answered to an attempt at a delivery.
+    /// Records the reply to an attempt.
     pub(in crate::emulators) fn answered(&self, guid: &str, attempt: u64, reply: Reply) {
         let at = self.shared.clock.now();
-        let happening = {
+        let event = {
             let mut state = lock(&self.state);
             let Some(delivery) = state.deliveries.get_mut(guid) else { return };
             delivery.end(attempt, at, reply);
-            delivery.happening(at)
+            delivery.event(at)
         };
-        self.shared.tell(vec![happening]);
+        self.shared.notify(vec![event]);
     }
 }
 
@@ -159,17 +155,17 @@ impl State {
         let attempt = self.attempt(&guid, at);
         if let Some(delivery) = self.deliveries.get_mut(&guid) {
             delivery.end(attempt, at, Reply::default());
-            self.happenings.push(delivery.happening(at));
+            self.events.push(delivery.event(at));
         }
     }
 
-    /// Another attempt at a delivery, under its old GUID.
+    /// Schedules another attempt at a delivery.
     pub(super) fn send_again(&mut self, guid: &str, now: Timestamp) {
         let order = self.next();
         self.outbox.insert((now, order, guid.to_owned()));
     }
 
-    /// Notes an attempt that is made now, and returns its id.
+    /// Records the start of an attempt, and returns its id.
     fn attempt(&mut self, guid: &str, at: Timestamp) -> u64 {
         self.attempts += 1;
         let id = 160_000_000_000 + self.attempts;
@@ -211,7 +207,7 @@ impl State {
         Outgoing {
             request: request
                 .body(Full::new(Bytes::from(body)))
-                .expect("the hook's URL is one, and all headers are plain text"),
+                .expect("the hook's URL is valid, and all headers are plain text"),
             limit: Duration::from_secs(10),
             ticket: Ticket(Sender::Webhook { delivery: delivery.guid.clone(), attempt }),
         }
@@ -226,8 +222,8 @@ impl Delivery {
         self.reply = Some(reply);
     }
 
-    fn happening(&self, at: Timestamp) -> Happening {
-        Happening::Webhook {
+    fn event(&self, at: Timestamp) -> Event {
+        Event::Webhook {
             at,
             event: self.event.clone(),
             action: self.action.clone(),

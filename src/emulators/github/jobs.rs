@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use super::{GitHub, State};
 use crate::clock::Timestamp;
-use crate::emulators::Happening;
+use crate::emulators::Event;
 
-/// A workflow job's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct JobId(pub u64);
 
@@ -17,9 +16,8 @@ impl fmt::Display for JobId {
     }
 }
 
-/// What a job, or a run, can be; the least advanced first.
+/// The status of a job or a run; the least advanced first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "GitHub's own words")]
 pub enum JobStatus {
     Requested,
     Waiting,
@@ -30,7 +28,7 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    /// As GitHub writes it.
+    /// The status as the API spells it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Requested => "requested",
@@ -49,32 +47,27 @@ impl fmt::Display for JobStatus {
     }
 }
 
-/// A job as a test sees it.
+/// A job, as tests see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobView {
-    /// Its id.
     pub id: JobId,
-    /// `owner/name` of its repository.
     pub repo: String,
-    /// Its run.
+    /// The id of its run.
     pub run: u64,
-    /// What `runs-on` says.
+    /// The labels of `runs-on`.
     pub labels: Vec<String>,
-    /// What it is now.
     pub status: JobStatus,
-    /// How it ended.
     pub conclusion: Option<&'static str>,
-    /// The runner that has it, had it, or lost it.
+    /// The runner that has or last had the job.
     pub runner_name: Option<String>,
-    /// When it was created.
+    /// The time of its creation.
     pub queued_at: Timestamp,
-    /// When its runner began, the last time.
+    /// The time of its last start.
     pub started_at: Option<Timestamp>,
-    /// When it ended.
     pub completed_at: Option<Timestamp>,
-    /// How often it lost its runner.
+    /// The number of times that it lost its runner.
     pub lost: u32,
-    /// Set once it stays `in_progress` for good: see [`GitHub::leave_running`].
+    /// It stays `in_progress` forever: see [`GitHub::leave_running`].
     pub stuck: bool,
 }
 
@@ -102,19 +95,19 @@ pub(super) struct Job {
     pub(super) run: u64,
     pub(super) repo: u64,
     pub(super) duration: Duration,
-    /// When it became ready for a runner.
+    /// The time at which it was queued, the last time.
     pub(super) ready_at: Timestamp,
-    /// Which runner it goes to, and when.
+    /// The assigned runner, and the time at which the job starts on it.
     pub(super) pickup: Option<(Timestamp, u64)>,
-    /// When its runner went away.
+    /// The time at which its runner was lost.
     pub(super) lost_at: Option<Timestamp>,
     pub(super) lost: u32,
-    /// It does not end of its own accord.
+    /// It ends only if it is cancelled.
     pub(super) stuck: bool,
 }
 
 impl GitHub {
-    /// A run with one job, which takes `duration` once a runner has it.
+    /// Adds a run with one queued job that takes `duration` on a runner.
     pub fn queue_job<L: Into<String>>(
         &self,
         repo: &str,
@@ -124,7 +117,7 @@ impl GitHub {
         self.queue_job_as(repo, labels, duration, JobStatus::Queued)
     }
 
-    /// A run with one job that waits for a deployment review, until [`GitHub::approve`].
+    /// Adds a run with one job that waits for a deployment review, until [`GitHub::approve`].
     pub fn queue_waiting_job<L: Into<String>>(
         &self,
         repo: &str,
@@ -134,8 +127,8 @@ impl GitHub {
         self.queue_job_as(repo, labels, duration, JobStatus::Waiting)
     }
 
-    /// A run with one job that is `status` at first. `waiting` and `queued` send a webhook `queued`, the
-    /// former a webhook `waiting` too; the others, such as `pending` for a concurrency group, send nothing.
+    /// Adds a run with one job of this status. `waiting` and `queued` send a webhook `queued`, and `waiting` also a webhook
+    /// `waiting`; other statuses, such as `pending` for a concurrency group, send none.
     pub fn queue_job_as<L: Into<String>>(
         &self,
         repo: &str,
@@ -147,17 +140,17 @@ impl GitHub {
         self.change(|state, now| state.queue(repo, vec![(labels, duration)], status, now)[0])
     }
 
-    /// One run with several jobs, such as a matrix.
+    /// Adds one run with several jobs, such as a matrix.
     pub fn queue_run(&self, repo: &str, jobs: Vec<(Vec<String>, Duration)>) -> Vec<JobId> {
         self.change(|state, now| state.queue(repo, jobs, JobStatus::Queued, now))
     }
 
-    /// Lets a job that waits, is pending or requested into the queue, with a webhook `queued`.
+    /// Queues a job that is waiting, pending or requested, with a webhook `queued`.
     pub fn approve(&self, job: JobId) {
         self.change(|state, now| state.release(job, true, now));
     }
 
-    /// As [`GitHub::approve`], without a webhook.
+    /// Queues a job like [`GitHub::approve`], without a webhook.
     pub fn approve_silently(&self, job: JobId) {
         self.change(|state, now| state.release(job, false, now));
     }
@@ -167,13 +160,13 @@ impl GitHub {
         self.change(|state, now| state.complete(job, "cancelled", now));
     }
 
-    /// Leaves a running job `in_progress` for good, as GitHub does with jobs whose runner died: its runner is free, and
-    /// no `completed` is sent unless it is cancelled. A job that is not running stays as it is.
+    /// Leaves a running job `in_progress` forever, as GitHub does with some jobs whose runner died. Its runner is free, and
+    /// no `completed` is sent unless the job is cancelled. Has no effect on a job that is not running.
     pub fn leave_running(&self, job: JobId) {
         self.change(|state, _| state.leave_running(job));
     }
 
-    /// Adds a run whose one job is `in_progress` since `started_at` and stays so, without a webhook.
+    /// Adds a run whose one job has been `in_progress` since `started_at` and stays so. No webhook is sent.
     pub fn stuck_job<L: Into<String>>(
         &self,
         repo: &str,
@@ -192,12 +185,11 @@ impl GitHub {
         })
     }
 
-    /// The job as it is now.
     pub fn job(&self, job: JobId) -> JobView {
         self.change(|state, _| state.job_view(&state.jobs[&job]))
     }
 
-    /// All jobs, in the order in which they were added.
+    /// All jobs, in the order of their creation.
     pub fn jobs(&self) -> Vec<JobView> {
         self.change(|state, _| state.jobs.values().map(|job| state.job_view(job)).collect())
     }
@@ -232,7 +224,7 @@ impl State {
         for id in &ids {
             match status {
                 JobStatus::Queued => self.announce(*id, Some("queued"), now),
-                // GitHub sends a `queued` whose job already says `waiting`, and a `waiting`.
+                // GitHub sends a `queued` whose job has the status `waiting`, and a `waiting`.
                 JobStatus::Waiting => {
                     self.announce(*id, Some("queued"), now);
                     self.deliver(*id, "waiting", now);
@@ -287,12 +279,12 @@ impl State {
         ids
     }
 
-    pub(super) fn release(&mut self, id: JobId, told: bool, now: Timestamp) {
+    pub(super) fn release(&mut self, id: JobId, webhook: bool, now: Timestamp) {
         let job = self.job_mut(id);
         if job.status < JobStatus::Queued {
             job.status = JobStatus::Queued;
             job.ready_at = now;
-            self.announce(id, told.then_some("queued"), now);
+            self.announce(id, webhook.then_some("queued"), now);
         }
     }
 
@@ -334,7 +326,7 @@ impl State {
         }
     }
 
-    /// A job whose runner went away is queued again, and no webhook tells.
+    /// Queues a job again whose runner was lost. GitHub sends no webhook for it.
     pub(super) fn requeue(&mut self, id: JobId, at: Timestamp) {
         let job = self.job_mut(id);
         job.status = JobStatus::Queued;
@@ -349,7 +341,7 @@ impl State {
         self.jobs.get_mut(&id).unwrap_or_else(|| panic!("there is no job {id}"))
     }
 
-    /// Tells of a job's new status, by a webhook too if GitHub sends one.
+    /// Reports a job's new status as an event, and as a webhook if GitHub sends one.
     pub(super) fn announce(&mut self, id: JobId, action: Option<&str>, at: Timestamp) {
         let job = &self.jobs[&id];
         let (status, runner) = (job.status, job.runner.as_ref().map(|(_, name)| name.clone()));
@@ -357,7 +349,7 @@ impl State {
         if let Some(run) = self.runs.get_mut(&job.run) {
             run.updated = at;
         }
-        self.happenings.push(Happening::Job { at, id, repo, status, runner });
+        self.events.push(Event::Job { at, id, repo, status, runner });
         if let Some(action) = action {
             self.deliver(id, action, at);
         }

@@ -1,7 +1,7 @@
-//! GitHub's objects as JSON, as its REST API and its webhooks write them.
+//! GitHub's objects as JSON, as in its REST API and its webhooks.
 //!
-//! Real clients read fields that our service does not, and follow the URLs in them, so objects are whole and
-//! `base` is where the client found us.
+//! Other clients read more fields than the service, and follow URLs in them. So objects are complete, and `base` is the
+//! URL at which the client reached the emulator.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::{Job, JobStatus, Owner, Repository, Run, RunnerState};
 use crate::clock::Timestamp;
 use crate::emulators::hash;
 
-/// The API's public address, for payloads that no request asked for.
+/// The API's public URL, for webhooks.
 pub(super) const PUBLIC: &str = "https://api.github.com";
 
 pub(super) fn node_id(kind: &str, id: u64) -> String {
@@ -17,7 +17,7 @@ pub(super) fn node_id(kind: &str, id: u64) -> String {
     format!("{kind}_{}", BASE64_URL_SAFE_NO_PAD.encode(id.to_be_bytes()))
 }
 
-/// Forty hex digits that look like a commit's.
+/// A commit hash: forty hex digits.
 fn sha(id: u64) -> String {
     let (a, b) = (hash(&id.to_be_bytes()), hash(&id.to_le_bytes()));
     format!("{a:016x}{b:016x}{:08x}", a >> 32)
@@ -27,7 +27,7 @@ fn time(time: Option<Timestamp>) -> Value {
     time.map_or(Value::Null, |time| json!(seconds(time)))
 }
 
-/// GitHub writes whole seconds.
+/// A time in whole seconds, as GitHub writes it.
 pub(super) fn seconds(time: Timestamp) -> String {
     Timestamp::from_unix_seconds(time.unix_seconds()).rfc3339()
 }
@@ -76,13 +76,13 @@ fn organization(owner: &Owner, base: &str) -> Value {
     })
 }
 
-/// Somebody who pushed.
+/// The user who triggered the event.
 fn sender(base: &str) -> Value {
     let monalisa = Owner { login: "mona-example".to_owned(), id: 21_000_001, organization: false };
     account(&monalisa, base)
 }
 
-/// The repository, less what only the full form has.
+/// The repository in its short form.
 pub(super) fn repository(repo: &Repository, owner: &Owner, base: &str) -> Value {
     let full_name = repo.full_name();
     let url = format!("{base}/repos/{full_name}");
@@ -149,7 +149,7 @@ pub(super) fn repository(repo: &Repository, owner: &Owner, base: &str) -> Value 
     json
 }
 
-/// The repository as a webhook and its own endpoint show it.
+/// The repository in its full form, as in webhooks and at its own endpoint.
 pub(super) fn full_repository(repo: &Repository, owner: &Owner, base: &str) -> Value {
     let full_name = repo.full_name();
     let mut json = repository(repo, owner, base);
@@ -214,7 +214,7 @@ pub(super) fn runner(id: u64, runner: &RunnerState, busy: bool) -> Value {
     })
 }
 
-/// A job as the REST API shows it.
+/// A job as in the REST API.
 pub(super) fn job(job: &Job, run: &Run, repo: &Repository, base: &str) -> Value {
     let (id, url) = (job.id.0, format!("{base}/repos/{}", repo.full_name()));
     let html = format!("https://github.com/{}", repo.full_name());
@@ -233,7 +233,7 @@ pub(super) fn job(job: &Job, run: &Run, repo: &Repository, base: &str) -> Value 
         "status": job.status.as_str(),
         "conclusion": job.conclusion,
         "created_at": seconds(job.queued_at),
-        // A job that has not started shows when it came to wait for a runner, the last time.
+        // For a job that has not started, the time at which it was last queued.
         "started_at": seconds(job.started_at.unwrap_or(job.ready_at)),
         "completed_at": time(job.completed_at),
         "name": job.name,
@@ -267,7 +267,7 @@ fn steps(job: &Job) -> Vec<Value> {
     vec![first, step(2, "Run make", true), step(3, "Complete job", true)]
 }
 
-/// A run as the REST API shows it; `status` is that of its jobs together.
+/// A run as in the REST API; `status` is the combined one of its jobs.
 pub(super) fn run(
     run: &Run,
     (status, conclusion): (JobStatus, Option<&str>),

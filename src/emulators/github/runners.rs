@@ -1,39 +1,38 @@
-//! Self-hosted runners: where they are registered, when they are connected, and who gets which job.
+//! Self-hosted runners: registration, connection, and the assignment of jobs.
 
 use std::time::Duration;
 
 use super::{GitHub, Job, JobId, JobStatus, State};
 use crate::clock::Timestamp;
-use crate::emulators::Happening;
+use crate::emulators::Event;
 
-/// Where a runner is registered.
+/// The scope of a runner's registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// `owner/name`.
+    /// The full name, `owner/name`.
     Repository(String),
     /// An organization's login.
     Organization(String),
 }
 
-/// A self-hosted runner to be registered.
+/// The specification of a runner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runner {
-    /// Its name; the same one may be registered in several places.
+    /// Unique within its scope.
     pub name: String,
-    /// Where it is registered.
     pub scope: Scope,
-    /// Its labels, `self-hosted` among them.
+    /// All labels, `self-hosted` included.
     pub labels: Vec<String>,
-    /// The instance that it lives on; one without is online as [`GitHub::set_online`] says.
+    /// The instance that it runs on. A runner without one is connected by [`GitHub::set_online`].
     pub instance: Option<String>,
-    /// Whether it is connected at once, if it lives on no instance.
+    /// The initial connection of a runner without an instance.
     pub online: bool,
-    /// Whether it updates its software when it connects.
+    /// It updates its software when it connects.
     pub updates: bool,
 }
 
 impl Runner {
-    /// A runner that lives on the instance of its name.
+    /// A runner on the instance of its name.
     pub fn new<L: Into<String>>(
         name: &str,
         scope: Scope,
@@ -49,30 +48,26 @@ impl Runner {
         }
     }
 
-    /// The same runner, on this instance.
+    /// The runner, moved to this instance.
     pub fn on(self, instance: &str) -> Self {
         Self { instance: Some(instance.to_owned()), ..self }
     }
 }
 
-/// How long a runner that does not connect stays registered.
-pub(super) const FORGOTTEN: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// The time after which GitHub removes a runner that does not connect.
+pub(super) const REMOVAL_AGE: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
-/// How long a runner gets jobs whose software is not the newest.
-const OUTDATED: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// The time after which a runner without software updates gets no jobs.
+const MAX_SOFTWARE_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// A runner as a test sees it.
+/// A runner, as tests see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunnerView {
-    /// Its id.
     pub id: u64,
-    /// Its name.
     pub name: String,
-    /// Where it is registered.
     pub scope: Scope,
-    /// Whether it is connected.
     pub online: bool,
-    /// The job that it runs, whatever `busy` shows.
+    /// The job that it runs, even if `busy` is false.
     pub job: Option<JobId>,
 }
 
@@ -80,18 +75,18 @@ pub struct RunnerView {
 pub(super) struct RunnerState {
     pub(super) spec: Runner,
     pub(super) online: bool,
-    /// Since when the instance is up that it connected from.
+    /// The start of the instance at its last connection.
     pub(super) up: Option<Timestamp>,
-    /// The job that it runs or is about to.
+    /// The job that it runs or was assigned.
     pub(super) job: Option<JobId>,
     pub(super) glitch: bool,
     /// It shows as offline and busy.
     pub(super) stuck: bool,
-    /// It is not registered any more, but connected until its job ends.
+    /// It was deleted, but stays connected until its job ends.
     pub(super) deregistered: bool,
-    /// When it was last connected, or registered.
+    /// The time of its last connection, or else of its registration.
     pub(super) seen: Timestamp,
-    /// When its software was last the newest.
+    /// The time of its last software update.
     pub(super) updated: Timestamp,
 }
 
@@ -123,7 +118,7 @@ impl GitHub {
         })
     }
 
-    /// Takes every runner of this name out of the lists.
+    /// Removes all runners of this name.
     pub fn remove_runner(&self, name: &str) {
         self.change(|state, now| {
             for id in state.runners_named(name) {
@@ -133,7 +128,8 @@ impl GitHub {
         });
     }
 
-    /// Registers a runner with a registration token, in place of one of the same name; whether the token was good.
+    /// Registers a runner with a registration token, in place of one of the same name. Returns false if the token is
+    /// invalid.
     pub fn register(&self, token: &str, runner: impl FnOnce(Scope) -> Runner) -> bool {
         let scope = self.change(|state, now| {
             state.registrations.get(token).filter(|(_, ends)| now < *ends).map(|it| it.0.clone())
@@ -147,7 +143,7 @@ impl GitHub {
         true
     }
 
-    /// Whether a runner that lives on this instance is registered anywhere.
+    /// A runner on this instance is registered in some scope.
     pub fn has_runner_on(&self, instance: &str) -> bool {
         self.change(|state, _| {
             let mut runners = state.runners.values().filter(|runner| !runner.deregistered);
@@ -155,7 +151,7 @@ impl GitHub {
         })
     }
 
-    /// Connects or disconnects the runners of this name that live on no instance.
+    /// Connects or disconnects the runners of this name that have no instance.
     pub fn set_online(&self, name: &str, online: bool) {
         self.change(|state, now| {
             for id in state.runners_named(name) {
@@ -166,7 +162,7 @@ impl GitHub {
         });
     }
 
-    /// Whether `busy` of the runners of this name shows false whatever they do.
+    /// Makes `busy` of the runners of this name show false even while they run a job, or shows it correctly again.
     pub fn busy_glitch(&self, name: &str, glitch: bool) {
         self.change(|state, _| {
             for id in state.runners_named(name) {
@@ -177,7 +173,7 @@ impl GitHub {
         });
     }
 
-    /// Shows the runners of this name as offline and busy, whatever they do, as long as they are `stuck`.
+    /// Makes the runners of this name show as offline and busy regardless of their state, or shows it correctly again.
     pub fn stuck_busy(&self, name: &str, stuck: bool) {
         self.change(|state, _| {
             for id in state.runners_named(name) {
@@ -188,7 +184,6 @@ impl GitHub {
         });
     }
 
-    /// All runners.
     pub fn runners(&self) -> Vec<RunnerView> {
         self.change(|state, _| {
             let running = |job: &JobId| state.jobs[job].status == JobStatus::InProgress;
@@ -225,7 +220,7 @@ impl State {
         ids
     }
 
-    /// The id of a runner of this name; a new one if there is none any more.
+    /// The id of a runner of this name, or a new id.
     pub(super) fn runner_id(&mut self, name: &str) -> u64 {
         let known = self.runners.iter().find(|(_, runner)| runner.spec.name == name);
         known.map(|(id, _)| *id).unwrap_or_else(|| 20 + self.next())
@@ -240,7 +235,7 @@ impl State {
                 runner.updated = at;
             }
             let name = runner.spec.name.clone();
-            self.happenings.push(Happening::Runner { at, name, online: true });
+            self.events.push(Event::Runner { at, name, online: true });
         }
     }
 
@@ -249,7 +244,7 @@ impl State {
         runner.online = false;
         runner.seen = at;
         let (name, job) = (runner.spec.name.clone(), runner.job.take());
-        self.happenings.push(Happening::Runner { at, name, online: false });
+        self.events.push(Event::Runner { at, name, online: false });
         if let Some(job) = job.and_then(|job| self.jobs.get_mut(&job)) {
             job.pickup = None;
             if job.status == JobStatus::InProgress {
@@ -259,7 +254,7 @@ impl State {
         }
     }
 
-    /// Takes a runner out of the lists. A job that it was given goes on, on credentials of its own.
+    /// Removes a runner. A job that was assigned to it continues with the job's own credentials.
     pub(super) fn deregister(&mut self, id: u64, now: Timestamp) {
         if let Some(runner) = self.runners.get_mut(&id) {
             runner.deregistered = true;
@@ -269,9 +264,9 @@ impl State {
         }
     }
 
-    /// Gives each job that is ready, oldest first, an idle runner that has its labels.
+    /// Assigns each queued job, oldest first, to an idle runner that has its labels.
     pub(super) fn assign(&mut self, now: Timestamp) {
-        // The last job of a deregistered runner is over.
+        // Deleted runners disappear when their last job ends.
         self.runners.retain(|_, runner| !runner.deregistered || runner.job.is_some());
         let ready = |job: &&Job| job.status == JobStatus::Queued && job.pickup.is_none();
         let waiting = self.active.iter().map(|id| &self.jobs[id]).filter(ready);
@@ -281,7 +276,7 @@ impl State {
         for (_, id) in waiting {
             let job = &self.jobs[&id];
             let idle = |(_, runner): &(&u64, &RunnerState)| {
-                let current = now.since(runner.updated) < OUTDATED;
+                let current = now.since(runner.updated) < MAX_SOFTWARE_AGE;
                 runner.online && current && runner.job.is_none() && self.fits(runner, job)
             };
             let Some((runner, _)) = self.runners.iter().find(idle) else { continue };

@@ -2,7 +2,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 
 use super::detail;
-use crate::stand::Log;
+use crate::harness::Log;
 use crate::world::{Answer, SECRET, World, minutes, sign};
 
 const QUEUED: &str = include_str!("../../fixtures/workflow_job.queued.json");

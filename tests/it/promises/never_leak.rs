@@ -8,7 +8,7 @@ use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::{self, JobId, Permission};
 use runner_manager::emulators::{ErrorBody, Fault};
 
-use crate::stand::Log;
+use crate::harness::Log;
 use crate::world::{Answer, World, ZONE, minutes, runner, seconds};
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use runner_manager::emulators::compute::{Instance, Status, Timings};
 use runner_manager::emulators::github::{Permission, Runner, TokenRefusal};
 use runner_manager::emulators::{CallInfo, ErrorBody, Fault};
 
-use crate::stand::Log;
+use crate::harness::Log;
 use crate::world::{World, ZONE, fleet, minutes, runner, seconds};
 
 /// One job on a VM that is in this status when the job is queued.

@@ -3,7 +3,7 @@
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::Permission;
 
-use crate::stand::Log;
+use crate::harness::Log;
 use crate::world::{World, minutes, seconds};
 
 #[tokio::test(start_paused = true)]

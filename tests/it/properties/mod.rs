@@ -1,21 +1,21 @@
-//! What is true of every request and every RUNNER_CONFIG, whatever bytes they are.
+//! Properties of every request and every RUNNER_CONFIG, valid or not.
 //!
-//! The cases here are drawn near the real ones: a field is missing, or of an odd type, the body breaks off. The
-//! fuzz targets in `fuzz/` try whatever leads to a new path; what they kept is tried here as well.
+//! The cases here resemble valid ones: a field is missing or of a wrong type, or the body is truncated. The fuzz targets in
+//! `fuzz/` search for inputs that reach new code; their corpora are tried here too.
 
-pub(crate) mod harness;
+pub(crate) mod target;
 
 use std::path::Path;
 
-use harness::CANARY;
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 use serde_json::{Value, json};
+use target::CANARY;
 
 const QUEUED: &str = include_str!("../../fixtures/workflow_job.queued.json");
 const COMPLETED: &str = include_str!("../../fixtures/workflow_job.completed.json");
 
-/// The same cases every time, or a failure would come and go; `PROPTEST_CASES=10000` tries more of them.
+/// Tries cases from a fixed seed, so that failures are reproducible; `PROPTEST_CASES=10000` tries more.
 fn for_all<S: Strategy>(strategy: &S, holds: impl Fn(S::Value)) {
     let config = ProptestConfig {
         rng_seed: RngSeed::Fixed(4711),
@@ -31,7 +31,7 @@ fn for_all<S: Strategy>(strategy: &S, holds: impl Fn(S::Value)) {
     }
 }
 
-/// Any JSON, and more often than that a value that one has seen go wrong.
+/// Arbitrary JSON, biased towards values that have caused errors before.
 fn odd() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -62,7 +62,7 @@ fn odd() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A change to one value of a document, by its JSON pointer: gone, or something odd.
+/// The document with the value at one of these JSON pointers removed or replaced.
 fn with_one_changed(document: Value, pointers: Vec<&'static str>) -> impl Strategy<Value = Value> {
     (prop::sample::select(pointers), prop::option::of(odd())).prop_map(move |(pointer, value)| {
         let mut document = document.clone();
@@ -83,7 +83,7 @@ fn with_one_changed(document: Value, pointers: Vec<&'static str>) -> impl Strate
     })
 }
 
-/// The body as it is, as GitHub's form, or broken off somewhere.
+/// The document as a body: as JSON, as GitHub's form, or truncated.
 fn sent(document: impl Strategy<Value = Value>) -> impl Strategy<Value = (Vec<u8>, &'static str)> {
     (document, 0..4_u8, any::<prop::sample::Index>()).prop_map(|(document, way, cut)| {
         let text = document.to_string();
@@ -104,19 +104,19 @@ fn request(head: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), b"\n\n", body].concat()
 }
 
-/// Or the properties would hold for nothing.
+/// Without this the properties could hold for trivial reasons.
 #[test]
-fn one_vm_works_and_the_other_is_idle() {
+fn one_vm_is_busy_and_the_other_idle() {
     for (vm, status) in [("gpu-1", "busy"), ("runner-1", "stopping")] {
         let body = format!(r#"{{"vm_instance_name": "{vm}", "unmarked": true}}"#);
         let head = "POST /runner/stop\nX-Runner-Secret: right\nX-CloudTasks-TaskName: 0123abcd";
-        let answer = harness::request_holds(&request(head, body.as_bytes())).unwrap();
-        assert!(answer.contains(&format!(r#""status":"{status}""#)), "{vm}: {answer}");
+        let response = target::request_holds(&request(head, body.as_bytes())).unwrap();
+        assert!(response.contains(&format!(r#""status":"{status}""#)), "{vm}: {response}");
     }
 }
 
 #[test]
-fn every_delivery_is_answered_and_only_a_signed_one_moves_anything() {
+fn every_delivery_gets_a_response_and_only_a_signed_one_has_effects() {
     let fields = vec![
         "/action",
         "/workflow_job",
@@ -142,12 +142,12 @@ fn every_delivery_is_answered_and_only_a_signed_one_moves_anything() {
         let head = format!(
             "POST /github/webhook\nX-Hub-Signature-256: {signature}\nX-GitHub-Event: {event}\nContent-Type: {kind}"
         );
-        _ = harness::request_holds(&request(&head, &body));
+        _ = target::request_holds(&request(&head, &body));
     });
 }
 
 #[test]
-fn no_callback_stops_a_vm_that_works_or_puts_the_next_look_off() {
+fn no_callback_stops_a_busy_vm_or_delays_the_next_pass() {
     let documents = [
         json!({ "vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "idle_since": 0, "due": 0,
             "looks": 3, "confirmed": 1, "stops": 2, "unmarked": false, "forbidden_since": 1, "unconfigured_since": 1,
@@ -187,12 +187,12 @@ fn no_callback_stops_a_vm_that_works_or_puts_the_next_look_off() {
 
     for_all(&(body, path, secret, task), |((body, _), path, secret, task)| {
         let head = format!("POST /runner/{path}\nX-Runner-Secret: {secret}\n{task}");
-        _ = harness::request_holds(&request(&head, &body));
+        _ = target::request_holds(&request(&head, &body));
     });
 }
 
 #[test]
-fn every_runner_config_is_taken_or_refused_with_places_and_reasons() {
+fn every_runner_config_is_accepted_or_its_problems_are_named() {
     let entry = json!({ "repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1",
         "vm_instance_zone": "asia-northeast1-a", "runner_names": ["gpu-1", "gpu-1-*"], "runner_labels": ["self-hosted", "gpu"],
         "discard_local_ssd": false, "register": "repository" });
@@ -215,24 +215,24 @@ fn every_runner_config_is_taken_or_refused_with_places_and_reasons() {
     let other = json!({ "repo": "Acme/App", "labels": ["Self-Hosted"], "vm_instance_name": "runner-1",
         "vm_instance_zone": "asia-northeast1-a" });
     for_all(&sent(with_one_changed(json!([entry.clone(), entry, other]), fields)), |(body, _)| {
-        harness::runner_config_holds(&String::from_utf8_lossy(&body))
+        target::runner_config_holds(&String::from_utf8_lossy(&body))
     });
 }
 
-/// Inputs that led the fuzzer to a new path, and those that it broke something with.
+/// The inputs in the corpora reached new code, or caused a failure once.
 #[test]
-fn what_the_fuzzer_kept_still_holds() {
+fn the_corpora_of_the_fuzz_targets_still_hold() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut tried = 0;
     for of in ["webhook", "callback", "runner_config"] {
         for file in std::fs::read_dir(corpus.join(of)).unwrap() {
             let input = std::fs::read(file.unwrap().path()).unwrap();
             match of {
-                "runner_config" => harness::runner_config_holds(&String::from_utf8_lossy(&input)),
-                _ => _ = harness::request_holds(&input),
+                "runner_config" => target::runner_config_holds(&String::from_utf8_lossy(&input)),
+                _ => _ = target::request_holds(&input),
             }
             tried += 1;
         }
     }
-    assert!(tried > 3, "the corpora are not there");
+    assert!(tried > 3, "the corpora are missing");
 }

@@ -8,7 +8,7 @@ use http::StatusCode;
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::{JobId, JobStatus};
-use runner_manager::emulators::{Api, Happening, Reply};
+use runner_manager::emulators::{Api, Event, Reply};
 
 use super::day::{Day, Profile};
 use crate::world::{SECRET, World, minutes, seconds};
@@ -149,14 +149,14 @@ pub(super) const MISTYPED: &str = "runner-l";
 
 /// When each job's `queued` was first answered 2xx. For a VM that does not exist the answer is 502, but for the
 /// moments in which Compute Engine cannot be asked.
-pub(super) fn accepted(history: &[Happening]) -> BTreeMap<JobId, Timestamp> {
+pub(super) fn accepted(history: &[Event]) -> BTreeMap<JobId, Timestamp> {
     let exists = |reply: &Reply| {
         let outcome = reply.headers.get("x-runner-manager-outcome");
         outcome.is_none_or(|outcome| !outcome.as_bytes().starts_with(MISTYPED.as_bytes()))
     };
     let mut accepted = BTreeMap::new();
     for happening in history {
-        if let Happening::Webhook { at, action, job, reply, .. } = happening
+        if let Event::Webhook { at, action, job, reply, .. } = happening
             && action == "queued"
             && reply.status.is_some_and(|status| status.is_success())
             && exists(reply)
@@ -281,13 +281,13 @@ fn vm_of_runner(name: &str) -> &'static str {
     if name == "gpu-1" { "gpu-1" } else { "runner-1" }
 }
 
-fn time_of(happening: &Happening) -> Timestamp {
+fn time_of(happening: &Event) -> Timestamp {
     match happening {
-        Happening::Instance { at, .. }
-        | Happening::Webhook { at, .. }
-        | Happening::Callback { at, .. }
-        | Happening::Job { at, .. }
-        | Happening::Runner { at, .. } => *at,
+        Event::Instance { at, .. }
+        | Event::Webhook { at, .. }
+        | Event::Callback { at, .. }
+        | Event::Job { at, .. }
+        | Event::Runner { at, .. } => *at,
     }
 }
 
@@ -352,16 +352,16 @@ impl Review<'_> {
         self.vms.get_mut(name).unwrap_or_else(|| panic!("no VM {name}"))
     }
 
-    fn see(&mut self, happening: &Happening) {
+    fn see(&mut self, happening: &Event) {
         match happening {
-            Happening::Instance { at, vm, status, cause } => {
+            Event::Instance { at, vm, status, cause } => {
                 if *status == Status::Stopping && cause == "stop" {
                     self.figures.stops += 1;
                     self.judge_stop(*at, vm);
                 }
                 self.vm(vm).status = Some(*status);
             }
-            Happening::Job { at, id, status, runner, .. } => {
+            Event::Job { at, id, status, runner, .. } => {
                 let routed = self.route[id];
                 for vm in self.vms.values_mut() {
                     vm.waiting.remove(id);
@@ -382,7 +382,7 @@ impl Review<'_> {
                     _ => {}
                 }
             }
-            Happening::Webhook { at, action, job, reply, .. } => {
+            Event::Webhook { at, action, job, reply, .. } => {
                 self.answered(*at, reply.status, &format!("webhook {action}"), &reply.body);
                 if action == "completed" && reply.status.is_some_and(|status| status.is_success()) {
                     // A job may run on another VM's runner, if that has its labels too.
@@ -396,10 +396,10 @@ impl Review<'_> {
                     }
                 }
             }
-            Happening::Callback { at, path, reply, .. } => {
+            Event::Callback { at, path, reply, .. } => {
                 self.answered(*at, reply.status, path, &reply.body)
             }
-            Happening::Runner { .. } => {}
+            Event::Runner { .. } => {}
         }
     }
 

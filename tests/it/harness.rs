@@ -1,4 +1,4 @@
-//! The service and the embedded cloud in one process, connected: what stories, properties and fuzz targets stand on.
+//! The service and the embedded cloud, connected in one process: the harness of tests and fuzz targets.
 
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -20,18 +20,17 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 use tracing_subscriber::layer::SubscriberExt;
 
-/// The shared secret of every service.
 pub(crate) const SECRET: &str = "It's a Secret to Everybody";
 
-/// Where all VMs are.
+/// The zone of all VMs.
 pub(crate) const ZONE: &str = "asia-northeast1-a";
 
-/// A clock that stands still unless somebody sleeps, on a morning in November.
+/// A clock that starts on a morning in November, and advances only while all tasks sleep.
 pub(crate) fn clock() -> Clock {
     Clock::paced(Timestamp::parse("2026-11-24T09:00:07Z").unwrap(), 1)
 }
 
-/// A cloud with a queue, and nothing else.
+/// A cloud with a queue and without VMs, repositories and runners.
 pub(crate) fn cloud(clock: &Clock) -> Cloud {
     let setup = Setup {
         project: "my-project".into(),
@@ -44,12 +43,12 @@ pub(crate) fn cloud(clock: &Clock) -> Cloud {
     Cloud::new(setup, clock.clone())
 }
 
-/// The service, as production builds it, on that cloud.
+/// The service as in production, connected to this cloud.
 pub(crate) fn service(runner_config: &str, cloud: &Cloud, clock: &Clock) -> Router {
     service_inactive_for(3, runner_config, cloud, clock)
 }
 
-/// The same with another `VM_INACTIVE_MINUTES`.
+/// The service with this `VM_INACTIVE_MINUTES`.
 pub(crate) fn service_inactive_for(
     minutes: u64,
     runner_config: &str,
@@ -59,19 +58,19 @@ pub(crate) fn service_inactive_for(
     routes::router(app_inactive_for(minutes, runner_config, cloud, clock))
 }
 
-/// The service's state: its clients, on that cloud.
+/// The service's state, with clients of this cloud.
 pub(crate) fn app(runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
     app_inactive_for(3, runner_config, cloud, clock)
 }
 
 fn app_inactive_for(minutes: u64, runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
-    keep_ears_open();
+    install_subscriber();
     let inactive = ("VM_INACTIVE_MINUTES".into(), minutes.to_string().into());
     let config = Config::from_vars(vars(runner_config).chain([inactive])).unwrap();
     AppState::new(config, in_process(cloud.router()), credentials(cloud, clock), clock.clone())
 }
 
-/// Who the service is to that cloud.
+/// The service's credentials, which this cloud accepts.
 pub(crate) fn credentials(cloud: &Cloud, clock: &Clock) -> Credentials {
     Credentials::new(Arc::new(HourlyTokens::new(cloud, clock)))
 }
@@ -96,25 +95,26 @@ pub(crate) fn vars(runner_config: &str) -> impl Iterator<Item = (OsString, OsStr
     vars.map(|(name, value)| (name.into(), value.into())).into_iter()
 }
 
-/// Carries requests to a Router in this process.
+/// A transport that calls a router in this process.
 pub(crate) fn in_process(router: Router) -> HttpService {
     BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
         let router = router.clone();
         async move {
-            let answer = router.oneshot(request.map(axum::body::Body::new)).await?;
-            let (head, body) = answer.into_parts();
+            let response = router.oneshot(request.map(axum::body::Body::new)).await?;
+            let (head, body) = response.into_parts();
             Ok(http::Response::from_parts(head, body.collect().await?.to_bytes()))
         }
     }))
 }
 
-/// Made once: a key takes a while, and nothing depends on which it is.
+/// Generated once per process, since that is slow.
 pub(crate) fn keys() -> Arc<Keys> {
     static KEYS: OnceLock<Arc<Keys>> = OnceLock::new();
     Arc::clone(KEYS.get_or_init(|| Arc::new(Keys::generate())))
 }
 
-/// Tokens that expire. gcp_auth has its own HTTP client, which a paused clock would run away from.
+/// Access tokens that expire. gcp_auth cannot be used here: its own HTTP client waits for real sockets, while the paused
+/// clock advances.
 struct HourlyTokens {
     cloud: Cloud,
     clock: Clock,
@@ -132,7 +132,7 @@ impl TokenProvider for HourlyTokens {
     async fn token(&self, _scopes: &[&str]) -> Result<Arc<Token>, gcp_auth::Error> {
         let now = self.clock.now();
         let mut current = self.current.lock().unwrap();
-        // Renewed in time, as gcp_auth does.
+        // Renewed before it expires, as gcp_auth does.
         if let Some((_, token)) =
             current.as_ref().filter(|(expiry, _)| *expiry > now + Duration::from_secs(60))
         {
@@ -153,25 +153,28 @@ impl TokenProvider for HourlyTokens {
     }
 }
 
-/// tracing remembers for each place in the code whether anybody listens to it. While there is a single listener it asks
-/// the thread that comes to the place first, which may have none, and then nobody hears of it any more. Where there are
-/// several it asks them all, so two are always there, which hear everything and do nothing.
-fn keep_ears_open() {
-    static EARS: OnceLock<[tracing::Dispatch; 2]> = OnceLock::new();
-    EARS.get_or_init(|| {
-        let ear = || tracing_subscriber::registry().with(tracing::level_filters::LevelFilter::INFO);
-        [tracing::Dispatch::new(ear()), tracing::Dispatch::new(ear())]
+/// Installs two subscribers that do nothing, so that [`Log`] misses no line.
+///
+/// tracing caches for each callsite if a subscriber is interested. As long as only one exists, it asks the subscriber of
+/// the thread that reaches the callsite first. That thread may have none, and the callsite would be disabled for all
+/// threads. With several subscribers tracing asks all of them.
+fn install_subscriber() {
+    static IDLE: OnceLock<[tracing::Dispatch; 2]> = OnceLock::new();
+    IDLE.get_or_init(|| {
+        let idle =
+            || tracing_subscriber::registry().with(tracing::level_filters::LevelFilter::INFO);
+        [tracing::Dispatch::new(idle()), tracing::Dispatch::new(idle())]
     });
 }
 
-/// What the service logs from now on, on this thread.
+/// The log lines of this thread.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Listens as long as the guard lives.
+    /// Records lines until the guard is dropped.
     pub(crate) fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
-        keep_ears_open();
+        install_subscriber();
         let log = Self::default();
         let to = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -182,10 +185,10 @@ impl Log {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    /// The lines of this level that hold these words.
-    pub(crate) fn count(&self, level: &str, words: &str) -> usize {
+    /// The number of lines of this level that contain this text.
+    pub(crate) fn count(&self, level: &str, text: &str) -> usize {
         let all = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        all.lines().filter(|line| line.contains(level) && line.contains(words)).count()
+        all.lines().filter(|line| line.contains(level) && line.contains(text)).count()
     }
 }
 
@@ -200,7 +203,7 @@ impl std::io::Write for Log {
     }
 }
 
-/// The header that GitHub signs a body with.
+/// GitHub's signature of a body, as the value of its header.
 pub(crate) fn sign(secret: &str, body: &[u8]) -> String {
     use hmac::{Hmac, KeyInit, Mac};
     let mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap().chain_update(body);

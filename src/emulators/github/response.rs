@@ -1,4 +1,4 @@
-//! Answers in GitHub's shape, and its refusals.
+//! Responses and refusals in GitHub's form.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 use crate::clock::Timestamp;
 use crate::emulators::wire::json_response;
 
-/// An answer, or a refusal.
-pub(super) type Answer = Result<Response, Refusal>;
+pub(super) type ApiResult = Result<Response, Refusal>;
 
+/// The rate limit, in requests per hour.
 pub(super) const LIMIT: u32 = 5000;
 
-/// How long an installation token is good.
+/// The lifetime of an installation token.
 pub(super) const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
 pub(super) const SUSPENDED: &str = "This installation has been suspended";
 
-/// The end of the hour.
+/// The time at which the rate limit is reset: the end of the hour.
 pub(super) fn reset(now: Timestamp) -> u64 {
     (now.unix_seconds() / 3600 + 1) * 3600
 }
@@ -28,12 +28,12 @@ pub(super) fn ok(value: &Value) -> Response {
     json_response(StatusCode::OK, value)
 }
 
-/// What GitHub says in place of an answer.
+/// An error response.
 #[derive(Clone, Debug)]
 pub(in crate::emulators) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) message: String,
-    /// Where a renamed repository is found.
+    /// The URL of a renamed repository.
     pub(super) location: Option<String>,
 }
 

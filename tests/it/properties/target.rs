@@ -1,8 +1,8 @@
-//! The service as a target for whatever bytes there are: used by the quick cases here and by `fuzz/`.
+//! The service as a target for arbitrary bytes, for the properties here and for `fuzz/`.
 //!
-//! A request is written as text, as in HTTP: `POST /path`, headers, an empty line, the body. Two values stand for
-//! what a stranger cannot know: `X-Hub-Signature-256: right` and `X-Runner-Secret: right`. Behind the service is the
-//! embedded cloud: a job runs on `gpu-1`, `runner-1` is up and idle, and nothing fails.
+//! A request is text, as in HTTP: `POST /path`, headers, an empty line, the body. `X-Hub-Signature-256: right` and
+//! `X-Runner-Secret: right` are replaced by valid values, which an attacker cannot guess. The service uses the embedded
+//! cloud: a job runs on `gpu-1`, `runner-1` is up and idle, and no call fails.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -20,27 +20,25 @@ use runner_manager::fleet::Label;
 use tokio::runtime::Runtime;
 use tower::ServiceExt;
 
-use crate::stand::{self, SECRET, ZONE, in_process, sign};
+use crate::harness::{self, SECRET, ZONE, in_process, sign};
 
 const FLEET: &str = r#"[
     {"repo": "acme/app", "labels": ["self-hosted", "gpu"], "vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"},
     {"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"}
 ]"#;
 
-/// Later than this after now, nobody asks for the next look: an hour's delay, and what rounding and a clock's
-/// difference add to it.
-const FARTHEST_LOOK: Duration = Duration::from_secs(70 * 60);
+/// The longest time until the next pass: an hour, plus rounding and the difference between clocks.
+const MAX_PASS_DELAY: Duration = Duration::from_secs(70 * 60);
 
-/// What is true of every answer to every request, and of the cloud behind it. The answer's body; none to what HTTP's
-/// own parser would refuse.
+/// Asserts the properties of every response, and of the cloud after it. Returns the response's body; `None` if an HTTP
+/// parser would reject the request.
 pub(crate) fn request_holds(request: &[u8]) -> Option<String> {
     thread_local! {
         static TARGET: RefCell<Target> = RefCell::new(Target::new());
     }
-    TARGET.with_borrow_mut(|target| target.holds_for(request))
+    TARGET.with_borrow_mut(|target| target.assert_holds(request))
 }
 
-/// The service and its cloud, on a clock of their own.
 struct Target {
     runtime: Runtime,
     cloud: Cloud,
@@ -48,18 +46,17 @@ struct Target {
     service: Router,
 }
 
-/// What came back.
-struct Answer {
+struct Response {
     status: StatusCode,
     body: Bytes,
     outcome: Option<HeaderValue>,
 }
 
-/// A request as text.
+/// A parsed request.
 struct Message<'a> {
     path: &'a str,
     headers: Vec<(HeaderName, HeaderValue)>,
-    is_right: bool,
+    is_authentic: bool,
     body: &'a [u8],
 }
 
@@ -70,16 +67,16 @@ impl Target {
             .start_paused(true)
             .build()
             .unwrap();
-        let clock = runtime.block_on(async { stand::clock() });
-        let cloud = furnished(&clock);
-        let service = stand::service(FLEET, &cloud, &clock);
+        let clock = runtime.block_on(async { harness::clock() });
+        let cloud = populated_cloud(&clock);
+        let service = harness::service(FLEET, &cloud, &clock);
         let target = Self { runtime, cloud, clock, service };
-        target.give_it_work();
+        target.queue_long_job();
         target
     }
 
-    /// A job runs on `gpu-1` for longer than anybody looks.
-    fn give_it_work(&self) {
+    /// Starts a job on `gpu-1` that runs longer than any test.
+    fn queue_long_job(&self) {
         let labels = ["self-hosted", "gpu"];
         let job =
             self.cloud.github.queue_job("acme/app", labels, Duration::from_secs(5 * 24 * 3600));
@@ -91,56 +88,56 @@ impl Target {
         assert_eq!(self.cloud.github.job(job).status, JobStatus::InProgress);
     }
 
-    fn holds_for(&mut self, request: &[u8]) -> Option<String> {
+    fn assert_holds(&mut self, request: &[u8]) -> Option<String> {
         self.cloud.tasks.purge();
         self.cloud.clear_calls();
         self.cloud.compute.set_status("runner-1", Status::Running);
-        // A mark that an earlier request left would supersede most callbacks.
+        // The label of an earlier request would supersede most callbacks.
         for vm in ["gpu-1", "runner-1"] {
             self.cloud.compute.label_by_hand(vm, "runner-manager-idle-since", None);
         }
         let message = Message::parse(request)?;
-        let is_right = message.is_right;
+        let is_authentic = message.is_authentic;
         let knows_the_secret =
             request.windows(SECRET.len()).any(|bytes| bytes == SECRET.as_bytes());
         let is_command = message.is_command();
         let scheduled = message.headers.iter().any(|(name, _)| name == "x-cloudtasks-taskname");
-        let answer = self.ask(message);
+        let response = self.send(message);
 
-        let text = String::from_utf8(answer.body.to_vec()).expect("answers are UTF-8");
-        let body: serde_json::Value = serde_json::from_str(&text).expect("answers are JSON");
-        assert!(answer.status.as_u16() < 500, "nothing fails, but: {} {text}", answer.status);
-        if !is_right && !knows_the_secret {
-            assert!(answer.status.is_client_error(), "{} {text}", answer.status);
-            assert!(!is_command || answer.status == StatusCode::UNAUTHORIZED, "{text}");
+        let text = String::from_utf8(response.body.to_vec()).expect("responses are UTF-8");
+        let body: serde_json::Value = serde_json::from_str(&text).expect("responses are JSON");
+        assert!(response.status.as_u16() < 500, "no call fails, but: {} {text}", response.status);
+        if !is_authentic && !knows_the_secret {
+            assert!(response.status.is_client_error(), "{} {text}", response.status);
+            assert!(!is_command || response.status == StatusCode::UNAUTHORIZED, "{text}");
         }
-        if !answer.status.is_success() {
+        if !response.status.is_success() {
             assert!(body["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{text}");
         }
-        let outcome = answer.outcome.as_ref().map(|value| value.to_str().expect("visible ASCII"));
+        let outcome = response.outcome.as_ref().map(|value| value.to_str().expect("visible ASCII"));
         if !knows_the_secret {
             assert!(!text.contains(SECRET) && !outcome.unwrap_or_default().contains(SECRET));
         }
 
-        // Whoever cannot prove that he may ask moves nothing.
-        if answer.status.is_client_error() {
+        // A request that is refused has no effects.
+        if response.status.is_client_error() {
             assert!(
                 self.cloud.calls().is_empty(),
                 "{} after {:?}",
-                answer.status,
+                response.status,
                 self.cloud.calls()
             );
         }
-        // A job runs on it: no callback may stop it, whatever it carries. An operator may insist.
+        // No callback may stop the busy VM, whatever its body; an operator may force it.
         if self.cloud.compute.status("gpu-1") != Status::Running {
-            assert!(is_command && is_right && !scheduled, "{text}");
+            assert!(is_command && is_authentic && !scheduled, "{text}");
             *self = Self::new();
             return Some(text);
         }
         for task in self.cloud.tasks.pending() {
             assert!(
-                task.due <= self.clock.now() + FARTHEST_LOOK,
-                "{}: nobody looks before {}",
+                task.due <= self.clock.now() + MAX_PASS_DELAY,
+                "{}: no pass before {}",
                 text,
                 task.due
             );
@@ -148,7 +145,7 @@ impl Target {
         Some(text)
     }
 
-    fn ask(&self, message: Message<'_>) -> Answer {
+    fn send(&self, message: Message<'_>) -> Response {
         let mut request =
             Request::new(axum::body::Body::from(Bytes::copy_from_slice(message.body)));
         *request.method_mut() = Method::POST;
@@ -157,9 +154,9 @@ impl Target {
             request.headers_mut().append(name, value);
         }
         self.runtime.block_on(async {
-            let answer = self.service.clone().oneshot(request).await.unwrap();
-            let (head, body) = answer.into_parts();
-            Answer {
+            let response = self.service.clone().oneshot(request).await.unwrap();
+            let (head, body) = response.into_parts();
+            Response {
                 status: head.status,
                 body: body.collect().await.unwrap().to_bytes(),
                 outcome: head.headers.get("x-runner-manager-outcome").cloned(),
@@ -169,7 +166,7 @@ impl Target {
 }
 
 impl<'a> Message<'a> {
-    /// None for what HTTP's own parser would refuse.
+    /// Parses a request; `None` if an HTTP parser would reject it.
     fn parse(text: &'a [u8]) -> Option<Self> {
         let (head, body) = match text.windows(2).position(|bytes| bytes == b"\n\n") {
             Some(end) => (&text[..end], &text[end + 2..]),
@@ -178,7 +175,7 @@ impl<'a> Message<'a> {
         let mut lines = head.split(|byte| *byte == b'\n');
         let path = std::str::from_utf8(lines.next()?.strip_prefix(b"POST ")?).ok()?;
         path.parse::<http::uri::PathAndQuery>().ok().filter(|_| path.starts_with('/'))?;
-        let mut is_right = false;
+        let mut is_authentic = false;
         let mut headers = Vec::new();
         for line in lines {
             let colon = line.iter().position(|byte| *byte == b':')?;
@@ -196,13 +193,13 @@ impl<'a> Message<'a> {
             } else {
                 "x-hub-signature-256"
             };
-            // The first of a name counts.
+            // The service reads the first header of a name.
             if name == proof && !headers.iter().any(|(earlier, _)| *earlier == name) {
-                is_right = value == SECRET || value == sign(SECRET, body);
+                is_authentic = value == SECRET || value == sign(SECRET, body);
             }
             headers.push((name, value));
         }
-        Some(Self { path, headers, is_right, body })
+        Some(Self { path, headers, is_authentic, body })
     }
 
     fn is_command(&self) -> bool {
@@ -211,18 +208,17 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What is true of every RUNNER_CONFIG: it is taken, and then leads every job of every entry to a VM, or it is
-/// refused with places and reasons, none of which repeats a value.
+/// Asserts the properties of every RUNNER_CONFIG: it is accepted, and routes the jobs of each entry to a VM; or it is
+/// rejected, and its problems are named without repeating a value.
 pub(crate) fn runner_config_holds(text: &str) {
-    match Config::from_vars(stand::vars(text)) {
+    match Config::from_vars(harness::vars(text)) {
         Ok(config) => {
             let fleet = &config.fleet;
             assert!(!fleet.entries().is_empty());
             for entry in fleet.entries() {
-                assert!(!entry.labels.is_empty(), "it would match GitHub's own runners");
-                // All that its runner has, if that is told, or no more than it asks for.
-                let told = !entry.runner_labels.is_empty();
-                let job = if told { &entry.runner_labels } else { &entry.labels };
+                assert!(!entry.labels.is_empty(), "it would match jobs for GitHub-hosted runners");
+                let by_runner = !entry.runner_labels.is_empty();
+                let job = if by_runner { &entry.runner_labels } else { &entry.labels };
                 let routed = fleet.route(&entry.repo, job).expect("its own labels match");
                 let among = |some: &[Label], all: &[Label]| some.iter().all(|l| all.contains(l));
                 let first = fleet.entries().iter().find(|earlier| {
@@ -243,7 +239,7 @@ pub(crate) fn runner_config_holds(text: &str) {
             assert!(!problems.lines().is_empty());
             for line in problems.lines() {
                 assert!(line.starts_with("RUNNER_CONFIG") && line.contains(": "), "{line}");
-                // What a value may hold if a secret was put into the wrong place.
+                // A value may be a secret in the wrong place.
                 assert!(!line.contains(CANARY), "{line}");
             }
         }
@@ -253,8 +249,8 @@ pub(crate) fn runner_config_holds(text: &str) {
 /// A value that no message may repeat.
 pub(crate) const CANARY: &str = "hunter2";
 
-fn furnished(clock: &Clock) -> Cloud {
-    let cloud = stand::cloud(clock);
+fn populated_cloud(clock: &Clock) -> Cloud {
+    let cloud = harness::cloud(clock);
     cloud.github.add_repository("acme/app");
     for (vm, labels) in [("gpu-1", &["self-hosted", "gpu"][..]), ("runner-1", &["self-hosted"])] {
         cloud.compute.insert(Instance::new(vm, ZONE));
