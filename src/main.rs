@@ -18,7 +18,7 @@ use runner_manager::{routes, serve};
 #[command(
     version,
     about,
-    after_help = "The configuration is read from environment variables: see .env.example and README.md."
+    after_help = "The configuration is read from environment variables: see .env.example and docs/configuration.md."
 )]
 struct Cli {
     #[command(subcommand)]

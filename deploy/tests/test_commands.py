@@ -8,7 +8,8 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ["README.md", "docs/deploy.md", "docs/operations.md", "deploy/terraform/runner-manager/README.md"]
+PAGES = ["README.md", "docs/api.md", "docs/deploy.md", "docs/migrating.md", "docs/operations.md",
+         "deploy/terraform/runner-manager/README.md"]
 VALUES = {"$URL": "https://service.run.app", "$ACCOUNT": "runner-manager@my-project.iam.gserviceaccount.com"}
 
 

@@ -82,7 +82,7 @@ class Written(unittest.TestCase):
         entry = re.search(r"type = list\(object\(\{\n(.*?)\n  \}\)\)", text, re.S).group(1)
         fields = re.findall(r"^\s+(\w+)\s+=", entry, re.M)
         # The table of RUNNER_CONFIG's fields.
-        table = re.search(r"\| `repo` \|.*?\n\n", (ROOT / "README.md").read_text(), re.S).group(0)
+        table = re.search(r"\| `repo` \|.*?\n\n", (ROOT / "docs/configuration.md").read_text(), re.S).group(0)
         documented = re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.strip().split("\n")))
         self.assertEqual(sorted(fields), sorted(documented))
 

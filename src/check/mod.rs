@@ -48,7 +48,11 @@ pub struct Progress<'a> {
 pub fn unreadable(problems: &Problems) -> Vec<Finding> {
     let mut found = Findings::of("configuration");
     for problem in problems.lines() {
-        found.fail("variable", problem, "set it as .env.example and README.md describe");
+        found.fail(
+            "variable",
+            problem,
+            "set it as .env.example and docs/configuration.md describe",
+        );
     }
     found.done()
 }

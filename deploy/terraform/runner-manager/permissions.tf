@@ -56,7 +56,7 @@ resource "google_project_iam_custom_role" "project" {
   project     = var.project
   role_id     = "${var.role_prefix}Project"
   title       = "Runner Manager: the project"
-  description = "See why a VM went down, and which VMs carry the service's mark."
+  description = "See why a VM went down, and which VMs carry the service's label."
   permissions = [
     "compute.instances.list",
     "compute.zoneOperations.list",

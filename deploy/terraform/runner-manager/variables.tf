@@ -63,7 +63,7 @@ variable "github_app" {
 
 variable "runner_config" {
   description = <<-EOT
-    Which VM serves which jobs. README.md, RUNNER_CONFIG, says what each field means:
+    Which VM serves which jobs. docs/configuration.md says what each field means:
     repo               owner/repo
     labels             labels that a job must all have; at least one
     vm_instance_name   the VM, which has to exist

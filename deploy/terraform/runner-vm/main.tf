@@ -78,7 +78,7 @@ resource "google_compute_instance" "vm" {
   name         = var.name
   machine_type = var.machine_type
   tags         = var.network.tags
-  # Labels that are not named here, such as the service's mark, are left alone.
+  # Labels that are not named here, such as the service's own, are left alone.
   labels = var.labels
 
   allow_stopping_for_update = true
