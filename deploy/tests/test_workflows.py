@@ -90,7 +90,7 @@ class Checked(unittest.TestCase):
         job = WORKFLOWS["ci.yml"]["jobs"]["deployment"]["steps"]
         order = [step.get("uses", step.get("run", "")) for step in job]
         setup = next(i for i, each in enumerate(order) if each.startswith("hashicorp/setup-terraform@"))
-        self.assertLess(setup, order.index("deploy/check.sh"))
+        self.assertLess(setup, order.index(".ci/run deployment"))
         self.assertLess(setup, order.index("deploy/check-providers.sh"))
 
     def test_a_check_that_left_something_out_fails_where_changes_are_checked(self):
