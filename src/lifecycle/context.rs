@@ -1,4 +1,4 @@
-//! What the lifecycle works with: the clients, the fleet and the clock.
+//! The lifecycle's surroundings: the clients, the fleet and the clock.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -97,9 +97,7 @@ impl<'a> Turn<'a> {
     }
 
     /// Creates the pass, or finds an equal one: both are success.
-    ///
-    /// # Errors
-    /// If Cloud Tasks did not say that it has the task; it may have it all the same.
+    /// After an error Cloud Tasks may have the task all the same.
     pub(super) async fn schedule(&self, task: Task, due: Timestamp) -> Result<(), Error> {
         let unmarked = self.cx.label_permission.is_missing(&task.vm(), self.now);
         let task = Task { due, unmarked, ..task };

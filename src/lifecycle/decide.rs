@@ -80,7 +80,7 @@ pub(super) enum Question {
     Jobs,
 }
 
-/// What to do, and why.
+/// The result of a pass: an action, its evidence, and the next pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Decision {
     pub(super) status: Status,
@@ -96,7 +96,7 @@ pub(super) struct Decision {
     pub(super) notices: Vec<Notice>,
 }
 
-/// What is done to the VM once the next pass was accepted.
+/// The change of the VM, made once the next pass was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Nothing,
@@ -111,14 +111,14 @@ pub(super) enum Notice {
     Error(String),
 }
 
-/// How long both sources may be forbidden before the VM is stopped without either.
+/// The time after which a VM is stopped although both sources are forbidden.
 const BLIND_LIMIT: Duration = DAY;
 
-/// How long an operator's wish to start is tried.
+/// The time for which an operator's start is tried.
 const OPERATOR_LIMIT: Duration = DAY;
 
-/// How long only the job that is not queued yet is asked for while its VM is down. Passes of two such jobs may have become
-/// one, so the lists are read again then.
+/// The time for which only the job that is not queued yet is asked for while its VM is down. Passes of two such jobs may
+/// have become one, so the lists are read again after it.
 const ALONE_LIMIT: Duration = HOUR;
 
 /// The longest time between a pass that found the VM idle by one source and the pass that confirms it.
@@ -138,7 +138,7 @@ pub(super) fn stop_after(facts: &Facts<'_>) -> Timestamp {
 /// A rule's result: the rules after it apply, or it settles the next step.
 type Rule<T = ()> = Result<T, Step>;
 
-/// What the job in evidence says of the VM.
+/// The meaning of the job in evidence for the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Carried {
     /// There is none, or it does not need this VM any more.

@@ -60,7 +60,7 @@ fn with_coverage(coverage: Coverage) -> Demand {
     Demand { coverage, ..Demand::default() }
 }
 
-/// What one row of a table starts from: a VM that was last needed an hour ago, has been up for two, and its task.
+/// The beginning of each row of a table: a VM that was last needed an hour ago, has been up for two, and its task.
 #[derive(Clone)]
 struct Case {
     asker: Asker,
@@ -823,7 +823,7 @@ mod every_combination {
 
     const ASKERS: [Asker; 4] = [Asker::Task, Asker::Operator, Asker::Force, Asker::Observer];
 
-    /// What earlier passes left: nothing, that this one confirms, that the VM was at work, that a scan goes on.
+    /// The memory of earlier passes: nothing, that this one confirms, that the VM was at work, that a scan goes on.
     fn memories() -> Vec<fn(&mut Task)> {
         fn confirming(task: &mut Task) {
             task.refused = vec![Source::Job, Source::Runner, Source::Jobs];

@@ -185,7 +185,7 @@ pub(super) fn is_refusal(error: &Error) -> bool {
     error.is_forbidden() || error.is_not_found()
 }
 
-/// Where a running job runs.
+/// The place where a running job runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RunsOn {
     /// Its runner is one of the VM's.
@@ -294,7 +294,7 @@ fn job_ref(repo: &RepoName, job: &Job, now: Timestamp) -> JobRef {
     JobRef { repo: repo.clone(), id: job.id, queued_at, labels: job.labels.clone() }
 }
 
-/// How much of the lists of jobs was read.
+/// The part of the lists of jobs that was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Coverage {
     #[default]
@@ -379,7 +379,7 @@ impl Demand {
     }
 }
 
-/// How far a scan has to go.
+/// The end of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
     /// The VM is up: a job that runs on it settles the question.

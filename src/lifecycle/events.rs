@@ -24,7 +24,7 @@ pub const WEBHOOK_TIME: Duration = Duration::from_secs(8);
 /// A job is queued for the VM.
 ///
 /// # Errors
-/// If no pass could be created, or the VM does not exist: GitHub then shows a failed delivery, which can be redelivered.
+/// No pass could be created, or the VM does not exist: GitHub then shows a failed delivery, which can be redelivered.
 pub async fn job_queued(
     cx: &Context,
     vm: &Arc<ManagedVm>,

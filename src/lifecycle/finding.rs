@@ -1,4 +1,4 @@
-//! What the resync found.
+//! Findings of the resync.
 
 use std::fmt;
 

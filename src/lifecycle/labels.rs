@@ -67,7 +67,7 @@ impl Change<'_> {
 /// Writes the change, reading the VM again where another writer came first.
 ///
 /// # Errors
-/// If labels may not be set, kept changing, or Compute Engine did not answer.
+/// Labels may not be set, kept changing, or Compute Engine did not answer.
 pub(super) async fn write(
     turn: &Turn<'_>,
     read: &VmSnapshot,

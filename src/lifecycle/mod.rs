@@ -39,7 +39,7 @@
 //! Each step either settles the pass or leads to the next.
 //!
 //! 1. *The VM.* It does not exist: end. Superseded: end, unless the job in evidence still waits.
-//! 2. *Up, before `stop_after`*: wait for it. Nobody else is asked.
+//! 2. *Up, before `stop_after`*: wait for it. GitHub is not asked.
 //! 3. *On its way up or down*: look again in a minute.
 //! 4. *The job in evidence* runs here: busy. It is queued: it needs the VM. It waits for something else: keep it. It is
 //!    over, or runs elsewhere: drop it. GitHub could not be queried: start the VM.
@@ -51,7 +51,7 @@
 //! 10. *Up and idle*: if both sources agree, requeue, read the VM once more, and stop it. If one is forbidden, the other
 //!     has to say so twice. If one could not be queried, do not stop.
 //!
-//! Where no time is given, a pass requeues after 1 min, 2 min, and then at each multiple of 5 min. So a VM that is up is
+//! Without a time of its own, a pass requeues after 1 min, 2 min, and then at each multiple of 5 min. So a VM that is up is
 //! seen every five minutes, and one that vanished under its job is started again within that time.
 //!
 //! # Order

@@ -16,14 +16,14 @@ use crate::fleet::ManagedVm;
 /// Starts the VM, as a queued job does.
 ///
 /// # Errors
-/// If no pass could be created, or the VM does not exist.
+/// No pass could be created, or the VM does not exist.
 pub async fn start(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
     let turn = Turn::new(cx, vm, deadline);
     let outcome = bring_up(&turn, Evidence::Operator(turn.now)).await?;
     Ok(outcome.because_of("an operator asked for it"))
 }
 
-/// How careful an operator's stop is.
+/// The care that an operator's stop takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Care {
     /// Only if nothing needs the VM.
@@ -35,7 +35,7 @@ pub enum Care {
 /// Stops the VM: one pass, at once.
 ///
 /// # Errors
-/// If the VM could not be read or stopped, or a pass was needed and could not be created.
+/// The VM could not be read or stopped, or a pass was needed and could not be created.
 pub async fn stop(
     cx: &Context,
     vm: &ManagedVm,
@@ -88,7 +88,7 @@ pub async fn stop(
 /// Keeps passes from stopping the VM, until it is released.
 ///
 /// # Errors
-/// If the VM could not be read, or its label not set.
+/// The VM could not be read, or its label not set.
 pub async fn hold(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
     let turn = Turn::new(cx, vm, deadline);
     let read = observe(cx, &vm.vm, deadline).await?;
@@ -99,7 +99,7 @@ pub async fn hold(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Ou
 /// Lets passes decide again. One is created first: a VM that was started in the console and held has none.
 ///
 /// # Errors
-/// If the VM could not be read, the pass not created, or the label not removed.
+/// The VM could not be read, the pass not created, or the label not removed.
 pub async fn release(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
     let turn = Turn::new(cx, vm, deadline);
     let read = observe(cx, &vm.vm, deadline).await?;

@@ -34,7 +34,7 @@ const LONGEST_SINCE_READ: Duration = Duration::from_secs(10);
 /// Runs the pass of a task that is due.
 ///
 /// # Errors
-/// If the pass has to be repeated: Cloud Tasks does so.
+/// The pass has to be repeated: Cloud Tasks does so.
 pub async fn pass(
     cx: &Context,
     vm: &ManagedVm,
@@ -239,7 +239,7 @@ async fn stop_idle(turn: &Turn<'_>, facts: &Facts<'_>, deadline: Deadline) -> Ou
 /// is left alone: the secret gives power over the configured VMs only.
 ///
 /// # Errors
-/// If the next pass could not be created.
+/// The next pass could not be created.
 pub async fn pass_without_entry(
     cx: &Context,
     task: Task,

@@ -39,18 +39,18 @@ const CONCURRENT_ACTS: usize = 4;
 /// A VM that could have been stopped this long ago has lost its passes.
 const OVERDUE: Duration = Duration::from_secs(30 * 60);
 
-/// What a resync found and did.
+/// The findings of a resync, and its acts.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Every VM that an entry names, and those that none names any more.
     pub vms: Vec<VmReport>,
-    /// What concerns no VM alone.
+    /// Findings that concern no VM alone.
     pub findings: Vec<Finding>,
-    /// What could not be asked, and what to do about it.
+    /// Questions without an answer, with advice.
     pub not_asked: Vec<String>,
 }
 
-/// What was found of a VM.
+/// The findings about one VM.
 #[derive(Debug, Serialize)]
 pub struct VmReport {
     #[serde(skip)]
@@ -139,7 +139,7 @@ fn beside_the_loop(due: Timestamp) -> Timestamp {
     if due == next_interval(due - Duration::from_secs(1)) { next_bucket(due) } else { due }
 }
 
-/// One VM, and what the resync makes of it.
+/// One VM in the snapshot, with the findings about it.
 struct View<'a>(VmView<'a>);
 
 impl View<'_> {

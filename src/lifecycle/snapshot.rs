@@ -34,7 +34,7 @@ pub(super) async fn observe_all(
     stream::iter(reads).buffered(CONCURRENT_VMS).collect().await
 }
 
-/// What GitHub said of the fleet.
+/// GitHub's answers about the fleet.
 #[derive(Clone, Debug)]
 pub(super) struct FleetSnapshot {
     pub(super) at: Timestamp,
@@ -53,7 +53,7 @@ struct OpenJobs {
     calls: u32,
 }
 
-/// How much of the fleet is asked for.
+/// The extent of a snapshot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Depth {
     pub(super) runners: Runners,
@@ -245,7 +245,7 @@ impl<'a> VmView<'a> {
         self.github.is_some() && self.runner_lists().iter().all(|(_, list)| list.is_ok())
     }
 
-    /// What GitHub did not answer, and what to do about it.
+    /// Questions that GitHub did not answer, with advice.
     pub(super) fn unanswered(&self) -> Vec<String> {
         if self.github.is_none() {
             return vec!["GitHub: another request is asking it: ask again".to_owned()];

@@ -1,4 +1,4 @@
-//! What each event leads to, in words: `explain` tells it. The times come from where the code takes them.
+//! The consequences of each event in words, for `explain`. The times are the constants that the code uses.
 
 use std::time::Duration;
 
