@@ -27,7 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve requests of GitHub, Cloud Tasks and operators (the default)
+    /// Serve requests from GitHub, Cloud Tasks and operators (the default)
     Serve,
     /// Check the configuration of this service, Google Cloud and GitHub, without changing anything
     Check(check::Options),

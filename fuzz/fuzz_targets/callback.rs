@@ -3,6 +3,7 @@
 #![no_main]
 
 #[path = "../../tests/it/harness.rs"]
+#[allow(dead_code, reason = "each target uses a part of it")]
 mod harness;
 #[path = "../../tests/it/properties/target.rs"]
 #[allow(dead_code, reason = "each target uses a part of it")]

@@ -63,7 +63,7 @@ pub(super) fn judge(
 const WRONG_URL: &str = "set CLOUD_RUN_SERVICE_URL to the service's own URL: gcloud run services describe NAME --region REGION \
      --format 'value(status.url)'";
 
-const NOT_PUBLIC: &str = "allow requests of GitHub and Cloud Tasks: deploy with --allow-unauthenticated, or \
+const NOT_PUBLIC: &str = "allow requests from GitHub and Cloud Tasks: deploy with --allow-unauthenticated, or \
                         --no-invoker-iam-check where a policy forbids that";
 
 fn as_shown(entry: &Entry) -> RunnerConfig {
@@ -119,7 +119,7 @@ mod tests {
         );
         judged(
             &health(answered(403)),
-            &["✗ /health: a.call: 403 Forbidden: no\n    -> allow requests of GitHub"],
+            &["✗ /health: a.call: 403 Forbidden: no\n    -> allow requests from GitHub"],
         );
         let page = Error::Unreadable { call: "GET /health", why: "Syntax error".into() };
         judged(&health(page), &["✗ /health: GET /health: the answer cannot be read"]);
