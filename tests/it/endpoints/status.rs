@@ -9,7 +9,7 @@ use crate::world::{World, ZONE, minutes, runner, seconds};
 
 const GPU: &str = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"}"#;
 
-/// What is said of this VM.
+/// The status of this VM.
 #[track_caller]
 fn of<'a>(status: &'a Value, vm: &str) -> &'a Value {
     let vms = status["vms"].as_array().unwrap();
@@ -163,7 +163,7 @@ async fn why_a_vm_is_up_is_said_in_words() {
     ] {
         assert_eq!(because(&World::new().vm("gpu-1", status).look().await), why);
     }
-    // Somebody started it in the console.
+    // An operator started it in the console.
     let world = World::new();
     world.cloud.compute.delete("gpu-1");
     world

@@ -72,7 +72,7 @@ async fn a_mark_only_grows_and_survives_other_writers() {
     world.settle().await;
 }
 
-/// A delivery as GitHub sends it, down to the fields that are read.
+/// A delivery in GitHub's format, with only the fields that are read.
 fn completed(repo: &str, job: u64, runner: &str) -> String {
     format!(
         r#"{{"action": "completed", "workflow_job": {{"id": {job}, "status": "completed", "labels": ["self-hosted"],
@@ -96,7 +96,7 @@ async fn a_completion_counts_for_the_vm_whose_runner_ran_the_job() {
 async fn the_mark_of_an_event_that_comes_late_gives_way_to_a_newer_one() {
     let mut world = World::new().vm("runner-1", Status::Running);
     world.pass(seconds(21)).await;
-    // The first one's write arrives when the second, of the next half minute, has written its own.
+    // The first job's write arrives when the second, of the next half minute, has written its own.
     world.cloud.faults.next("instances.setLabels", Fault::Delay(seconds(3)));
     let (first, second) =
         (completed("acme/app", 4711, "runner-1"), completed("acme/app", 4712, "runner-1"));

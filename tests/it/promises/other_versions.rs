@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::world::{World, minutes, seconds};
 
-/// A job waits for `gpu-1`, which is down, and only a task of the version before tells of it.
+/// A world in which a job waits for `gpu-1`, which is down, and only a task of the previous version knows of it.
 fn a_job_waits_for_gpu_1() -> (World, u64) {
     let world = World::new();
     world.cloud.github.lose_next_webhook(1);
@@ -67,7 +67,7 @@ async fn a_stop_check_of_the_version_before_stops_an_idle_vm_and_starts_one_that
     world.settle().await;
 }
 
-/// The version before reads these fields of a stop check, and would end without its VM, or a value that a label can
+/// The previous version reads these fields of a stop check, and would end without its VM, or a value that a label can
 /// supersede: after a rollback a pass is a stop check that goes on from there.
 #[tokio::test(start_paused = true)]
 async fn a_pass_is_a_stop_check_to_the_version_before() {

@@ -1,4 +1,4 @@
-//! What is left of the promises where a permission is missing.
+//! The promises that hold while a permission is missing.
 
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::Permission;
