@@ -180,8 +180,12 @@ async fn deliveries_of_two_half_minutes_share_nothing() {
     let (first, second) = tokio::join!(deliver(&world, &first), later);
     is_accepted(&first, 1);
     is_accepted(&second, 2);
-    let mark = (world.clock.now().unix_seconds() + 1).next_multiple_of(30);
-    assert_eq!(world.mark("runner-1"), Some(mark), "the later half minute's mark is not written");
+    let idle_since = (world.clock.now().unix_seconds() + 1).next_multiple_of(30);
+    assert_eq!(
+        world.idle_since("runner-1"),
+        Some(idle_since),
+        "the later half minute's label is not written"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,7 +303,7 @@ async fn a_superseded_pass_is_one_call_and_with_a_job_in_evidence_two() {
     let job = world.queue_job("acme/app", "self-hosted gpu", seconds(1));
     world.cloud.github.cancel_job(job);
     world.pass(seconds(1)).await;
-    let label = world.mark("gpu-1").unwrap();
+    let label = world.idle_since("gpu-1").unwrap();
     assert!(label > 30);
     world.cloud.clear_calls();
     let body = format!(

@@ -175,7 +175,7 @@ impl World {
     }
 
     /// The `idle_since` label of the VM.
-    pub(crate) fn mark(&self, vm: &str) -> Option<u64> {
+    pub(crate) fn idle_since(&self, vm: &str) -> Option<u64> {
         self.cloud
             .compute
             .labels(vm)
@@ -325,7 +325,7 @@ impl World {
     }
 
     /// The fleet's status, as an operator sees it.
-    pub(crate) async fn look(&self) -> serde_json::Value {
+    pub(crate) async fn report(&self) -> serde_json::Value {
         let secret = [("X-Runner-Secret", SECRET)];
         let answer = self.send(Method::GET, "/runner/status", &secret, "").await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");

@@ -127,7 +127,7 @@ async fn what_a_stop_by_hand_schedules_gives_way_to_newer_work() {
     says(&world.command("/runner/stop", GPU).await, "busy");
     let tasks = world.cloud.tasks.pending();
     let new = tasks.iter().find(|task| before.iter().all(|old| old.id != task.id)).unwrap();
-    assert_eq!(new.body["idle_since"], world.mark("gpu-1").unwrap());
+    assert_eq!(new.body["idle_since"], world.idle_since("gpu-1").unwrap());
     assert_eq!(new.body.get("unmarked"), None);
 }
 

@@ -241,14 +241,14 @@ async fn a_label_that_a_crash_kept_from_being_written_is_written_by_the_pass() {
     });
     let job = world.queue_job("acme/app", "self-hosted", seconds(20));
     world.pass(seconds(5)).await;
-    assert_eq!((world.starts("runner-1"), world.mark("runner-1")), (1, None));
+    assert_eq!((world.starts("runner-1"), world.idle_since("runner-1")), (1, None));
     world.cloud.faults.off();
     world.cloud.github.lose_next_webhook(2);
     // The pass is lost in another crash, and comes again.
     crash_at_task(&world, 1);
     world.pass_until(minutes(3), |world| world.is_completed(job)).await;
     world.pass(minutes(2)).await;
-    assert_eq!(world.mark("runner-1"), Some(1_795_510_830), "{}", world.story());
+    assert_eq!(world.idle_since("runner-1"), Some(1_795_510_830), "{}", world.story());
     world.pass_until(minutes(30), |world| world.is_stopped("runner-1")).await;
     world.settle().await;
 }
@@ -304,7 +304,7 @@ async fn a_job_for_a_vm_that_is_up_gets_a_pass() {
     let tasks = world.cloud.tasks.pending();
     assert_eq!(tasks.len(), 1);
     assert_eq!(tasks[0].body["due"], (idle_since + seconds(90)).unix_seconds());
-    assert_eq!(world.mark("runner-1"), Some(idle_since.unix_seconds()));
+    assert_eq!(world.idle_since("runner-1"), Some(idle_since.unix_seconds()));
     world.cloud.github.lose_next_webhook(2);
     world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
     world.settle().await;

@@ -458,7 +458,7 @@ async fn a_scan_that_was_settled_begins_anew_the_next_time() {
     world.pass_until(minutes(3), |world| world.is_started(job)).await;
     world.pass(minutes(5)).await;
     world.cloud.tasks.purge();
-    let idle_since = world.mark("runner-1").unwrap();
+    let idle_since = world.idle_since("runner-1").unwrap();
     let body = format!(
         r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}",
             "idle_since": {idle_since}, "job": {{"repo": "acme/app", "id": {job}, "queued_at": {}}},
@@ -478,7 +478,7 @@ async fn a_pass_whose_job_is_over_goes_on_for_the_one_that_runs() {
     world.pass_until(minutes(3), |world| world.is_started(runs)).await;
     world.pass(minutes(5)).await;
     world.cloud.tasks.purge();
-    let idle_since = world.mark("runner-1").unwrap();
+    let idle_since = world.idle_since("runner-1").unwrap();
     let now = world.clock.now().unix_seconds();
     let body = format!(
         r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unconfigured_since": 1,

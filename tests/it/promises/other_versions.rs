@@ -25,7 +25,7 @@ async fn a_start_check_of_the_version_before_starts_the_vm_for_its_job() {
     let next = world.cloud.tasks.pending().remove(0);
     assert_eq!((next.path.as_str(), &next.body["job"]["id"]), ("/runner/stop", &json!(job)));
     assert_eq!(
-        world.mark("gpu-1"),
+        world.idle_since("gpu-1"),
         Some(1_795_510_830),
         "the label that a crash kept from being written"
     );

@@ -45,11 +45,11 @@ pub(super) struct Bounds {
     /// `VM_INACTIVE_MINUTES`.
     pub(super) inactive: Duration,
     /// Labels are written in time, so no older pass counts.
-    pub(super) marks_hold: bool,
+    pub(super) labels_hold: bool,
     /// No faults, so no response may be an error.
     pub(super) nothing_fails: bool,
     /// Both sources can be read, so no stop comes while an accepted job waits.
-    pub(super) both_witnesses: bool,
+    pub(super) both_sources: bool,
     /// There are resyncs, so a job is promised its VM even if its webhook was not accepted.
     pub(super) swept: bool,
 }
@@ -81,9 +81,9 @@ impl Bounds {
             idling,
             inactive,
             // If a label could not be written in time, an older pass may count.
-            marks_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
+            labels_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
             nothing_fails: matches!(profile, Profile::None | Profile::Stale),
-            both_witnesses: profile != Profile::Permission,
+            both_sources: profile != Profile::Permission,
             swept: profile == Profile::Swept,
         }
     }
@@ -337,7 +337,7 @@ impl Review<'_> {
             Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
             Excuse::StoppedByHand(vm) => {
                 let now = self.now;
-                let blind = !self.bounds.both_witnesses;
+                let blind = !self.bounds.both_sources;
                 let vm = self.vm(vm);
                 vm.stopped_by_hand = Some(now);
                 // Without the permission to read waiting jobs, the service cannot start the VM again for them.
@@ -429,7 +429,7 @@ impl Review<'_> {
             }
         }
         // Without a permission, one source may show less than both.
-        for (job, since) in vm.waiting.iter().filter(|_| bounds.both_witnesses) {
+        for (job, since) in vm.waiting.iter().filter(|_| bounds.both_sources) {
             // A job accepted while it waited for a review waits for a runner only since it was approved.
             if accepted.get(job).is_some_and(|accepted| at.since(*accepted.max(since)) > WINDOW) {
                 broken.push(format!("never kill: {at}: {name} was stopped while job {job} waited"));
@@ -438,7 +438,7 @@ impl Review<'_> {
         let by_hand = vm.stopped_by_hand.is_some_and(|asked| at.since(asked) <= WINDOW);
         let in_view = |last: &Timestamp| at.since(*last) > WINDOW;
         if let Some(last) =
-            vm.last_completed.filter(in_view).filter(|_| bounds.marks_hold && !by_hand)
+            vm.last_completed.filter(in_view).filter(|_| bounds.labels_hold && !by_hand)
             && at.since(last) < bounds.inactive
         {
             broken.push(format!(

@@ -143,7 +143,7 @@ async fn play(choices: &Choices, first_from: &[i64], trouble: Trouble) -> (Play,
     let job = world.queue_job("acme/app", "self-hosted", seconds(20));
     world.pass_until(minutes(10), |world| world.is_completed(job)).await;
     world.pass(seconds(2)).await;
-    let due = stop_check_due(&world);
+    let due = pass_due(&world);
 
     let first = choices.pick(first_from);
     let second = first + choices.pick(&[3, 130]);
@@ -201,7 +201,7 @@ async fn play(choices: &Choices, first_from: &[i64], trouble: Trouble) -> (Play,
     (play, world, most_tasks)
 }
 
-fn stop_check_due(world: &World) -> Timestamp {
+fn pass_due(world: &World) -> Timestamp {
     let tasks = world.cloud.tasks.pending();
     let stops = tasks.iter().filter(|task| task.path == "/runner/stop");
     stops.map(|task| task.due).min().expect("a completed job has its stop check")
@@ -252,9 +252,9 @@ fn bounds(play: &Play) -> Bounds {
         idling: INACTIVE + minutes(10),
         inactive: INACTIVE,
         // The call that broke may have written the label.
-        marks_hold: !call_broke,
+        labels_hold: !call_broke,
         nothing_fails: !call_broke && play.trouble != Trouble::NoCompleted,
-        both_witnesses: true,
+        both_sources: true,
         swept: false,
     }
 }
