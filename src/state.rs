@@ -1,4 +1,4 @@
-//! What every route needs.
+//! The state that all routes share.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::lifecycle::status::StatusCache;
 use crate::lifecycle::{Context, LabelPermission, Parts};
 use crate::secret::SharedSecret;
 
-/// The state behind all routes; cheap to clone, and clones share it.
+/// The state of the service; cheap to clone, and clones share it.
 #[derive(Clone, Debug)]
 pub struct AppState(Arc<Shared>);
 
 #[derive(Debug)]
 pub struct Shared {
     pub cx: Context,
-    /// The service's identity at Google.
+    /// The service's credentials for Google's APIs.
     pub google: Credentials,
     pub secret: SharedSecret,
     pub registrations: RegistrationTokenCache,
@@ -34,7 +34,7 @@ pub struct Shared {
     pub draining: Draining,
 }
 
-/// Set once, when the service is told to stop: from then on it begins nothing new.
+/// A flag that is set when the service is told to stop. From then on it begins nothing new.
 #[derive(Clone, Debug, Default)]
 pub struct Draining(Arc<AtomicBool>);
 
@@ -98,11 +98,11 @@ impl AppState {
         }))
     }
 
-    /// Fetches the tokens that the first event will need. Runs beside the listener: a failure is a warning, and the
+    /// Fetches the tokens that the first event will need, while the listener is open. A failure is a warning, and the
     /// first call that needs the token tries again.
     pub async fn prefetch_tokens(&self) {
         let deadline = Deadline::after(WEBHOOK_TIME);
-        // Each signs first, which takes a while on the one thread: requests are answered in between.
+        // Each fetch signs first, which blocks the one thread for a while: requests are answered in between.
         let google = async {
             tokio::task::yield_now().await;
             self.google.header("prefetch", deadline).await

@@ -1,4 +1,4 @@
-//! Cloud Tasks: have this service called back later.
+//! Cloud Tasks: calls of this service at a later time.
 //! <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues.tasks>
 
 use std::collections::BTreeMap;
@@ -14,38 +14,38 @@ use super::transport::{Outgoing, Transport, read};
 use crate::clock::{Deadline, Timestamp};
 use crate::secret::Secret;
 
-/// A call of this service that is due at a certain time.
+/// A call of this service at a certain time.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// Names the task within its queue: `[A-Za-z0-9_-]{1,500}`. Equal ids are one task.
+    /// The task's name within its queue: `[A-Za-z0-9_-]{1,500}`. Tasks with equal ids are one task.
     pub id: String,
-    /// Which endpoint is called, such as `/runner/stop`.
+    /// The path of the endpoint, such as `/runner/stop`.
     pub path: &'static str,
-    /// What it is called with: JSON.
+    /// The JSON body.
     pub body: Vec<u8>,
-    /// When; at most 30 days ahead.
+    /// The time of the call; at most 30 days ahead.
     pub due: Timestamp,
 }
 
-/// Both are success: the task will be, or was, called.
+/// The result of a creation. In both cases the task will be, or was, called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
     /// The task is new.
     New,
-    /// One of that id is pending, or was lately executed.
+    /// A task of that id is pending, or was executed lately.
     Already,
 }
 
-/// What a queue is doing.
+/// The state of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueueState {
-    /// It dispatches tasks.
+    /// Tasks are dispatched.
     Running,
-    /// It takes tasks, and dispatches none.
+    /// Tasks are accepted, but not dispatched.
     Paused,
-    /// It was switched off by a queue.yaml, or has not been used for a month.
+    /// The queue was disabled by a queue.yaml, or has not been used for a month.
     Disabled,
-    /// One that the reference did not have when this was written.
+    /// A state that this version of the service does not know.
     Unknown(String),
 }
 
@@ -72,7 +72,7 @@ pub struct CloudTasks {
     secret: Secret,
 }
 
-/// Where tasks wait and whom they call.
+/// The queue, and the service that its tasks call.
 #[derive(Clone, Debug)]
 pub struct Queue<'a> {
     /// The queue's project.
@@ -83,7 +83,7 @@ pub struct Queue<'a> {
     pub id: &'a str,
     /// This service's own URL.
     pub service_url: &'a str,
-    /// What each task carries as `X-Runner-Secret`. Whoever may list the queue's tasks can read it.
+    /// The secret that each task carries as `X-Runner-Secret`. A principal that may list the queue's tasks can read it.
     pub secret: &'a Secret,
 }
 
@@ -106,11 +106,11 @@ impl CloudTasks {
         }
     }
 
-    /// Creates the task, or finds an equal one: its id comes from what it is for, so both are success.
+    /// Creates the task. An equal one that exists is a success too: the id is made from the task's purpose.
     /// <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues.tasks/create>
     ///
     /// # Errors
-    /// If Cloud Tasks did not say that it has the task; it may have it all the same.
+    /// If Cloud Tasks did not confirm the task. It may have been created all the same.
     pub async fn create(&self, task: &Task, deadline: Deadline) -> Result<Created, Error> {
         let call = "tasks.create";
         let token = self.credentials.header(call, deadline).await?;
@@ -119,7 +119,7 @@ impl CloudTasks {
             .json(&wire::CreateTask { task: self.wire_task(task) })?;
         match self.transport.send(&request, deadline).await {
             Ok(_) => Ok(Created::New),
-            // Other conflicts, such as ABORTED, leave no task behind.
+            // Other conflicts, such as ABORTED, create no task.
             Err(Error::Status { status: StatusCode::CONFLICT, reason, .. })
                 if reason == "ALREADY_EXISTS" =>
             {
@@ -129,11 +129,11 @@ impl CloudTasks {
         }
     }
 
-    /// What the queue is doing.
+    /// The state of the queue.
     /// <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues/get>
     ///
     /// # Errors
-    /// 404 if there is no such queue; else as [`Error`] says.
+    /// 404 if there is no such queue.
     pub async fn queue_state(&self, deadline: Deadline) -> Result<QueueState, Error> {
         let call = "queues.get";
         let token = self.credentials.header(call, deadline).await?;
@@ -142,11 +142,8 @@ impl CloudTasks {
         read::<wire::Queue>(call, &answer).map(|queue| QueueState::from(queue.state.as_str()))
     }
 
-    /// Those of these IAM permissions that the service has on the queue: none on one that does not exist.
+    /// The IAM permissions, of those given, that the service has on the queue: none if it does not exist.
     /// <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues/testIamPermissions>
-    ///
-    /// # Errors
-    /// As [`Error`] says.
     pub async fn test_permissions(
         &self,
         permissions: &[&str],
@@ -178,14 +175,14 @@ impl CloudTasks {
             retry_config: wire::RetryConfig {
                 max_attempts: -1,
                 min_backoff: "2s",
-                // After an outage a VM is seen again within five minutes, not within an hour.
+                // After an outage a VM's next pass comes within five minutes, not within an hour.
                 max_backoff: "300s",
             },
         }
     }
 }
 
-/// What goes over the wire.
+/// The wire format.
 mod wire {
     use super::{BTreeMap, Deserialize, Serialize};
 
@@ -220,11 +217,11 @@ mod wire {
         pub(super) body: String,
     }
 
-    /// The task's own, so that the queue's settings do not matter.
+    /// The task's own settings, so that those of the queue do not matter.
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     pub(super) struct RetryConfig<'a> {
-        /// -1: until it succeeds, or Cloud Tasks lets it go after 31 days.
+        /// -1: repeated until it succeeds, or Cloud Tasks drops it after 31 days.
         pub(super) max_attempts: i32,
         pub(super) min_backoff: &'a str,
         pub(super) max_backoff: &'a str,

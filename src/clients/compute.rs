@@ -14,11 +14,11 @@ use super::transport::{Outgoing, Transport, read};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::Vm;
 
-/// The fields that an [`Instance`] is made of: the whole resource is ten times as long.
+/// The fields of an instance that the service reads. The whole resource is ten times as long.
 const FIELDS: &str = "id,status,labels,labelFingerprint,lastStartTimestamp,lastStopTimestamp,lastSuspendedTimestamp,\
                       disks(type)";
 
-/// What an instance is doing, by the names of the API's reference.
+/// The status of an instance, by the names in the API's reference.
 /// <https://cloud.google.com/compute/docs/instances/instance-lifecycle>
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the reference says what each means")]
@@ -35,7 +35,7 @@ pub enum Status {
     Suspended,
     Suspending,
     Terminated,
-    /// One that the reference did not have when this was written.
+    /// A status that this version of the service does not know.
     Unknown(String),
 }
 
@@ -82,51 +82,51 @@ impl fmt::Display for Status {
 /// The labels of an instance, by key.
 pub type Labels = BTreeMap<String, String>;
 
-/// An instance, as far as the service needs to know it.
+/// The part of an instance that the service reads.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// Compute Engine's own number for it, by which operations name their target.
+    /// Compute Engine's number for the instance. Operations name their target by it.
     pub id: String,
-    /// What it is doing.
+    /// Its status.
     pub status: Status,
     /// Its labels.
     pub labels: Labels,
-    /// Which version of the labels these are: a write names it and fails if it is not the newest.
+    /// The version of the labels. A write names it, and fails if the labels have changed since.
     pub label_fingerprint: String,
-    /// When it was last started, if ever.
+    /// The time of the last start, if any.
     pub last_start: Option<Timestamp>,
-    /// When it was last stopped, if ever.
+    /// The time of the last stop, if any.
     pub last_stop: Option<Timestamp>,
-    /// When it was last suspended, if ever.
+    /// The time of the last suspension, if any.
     pub last_suspend: Option<Timestamp>,
-    /// Whether a stop would lose a local SSD's data.
+    /// The instance has a local SSD, whose data a stop would lose.
     pub has_local_ssd: bool,
 }
 
-/// An instance that carries a label, found by it.
+/// An instance found by one of its labels.
 #[derive(Clone, Debug)]
 pub struct Labelled {
-    /// Which one.
+    /// Its name and zone.
     pub vm: Vm,
-    /// What it is doing.
+    /// Its status.
     pub status: Status,
 }
 
-/// Something that Compute Engine does, or did, in a zone.
+/// An operation of Compute Engine in a zone: pending, running or done.
 /// <https://cloud.google.com/compute/docs/reference/rest/v1/zoneOperations>
 #[derive(Clone, Debug)]
 pub struct Operation {
     /// Its name, such as `operation-1764…`.
     pub name: String,
-    /// What it does, such as `start` or `compute.instances.preempted`.
+    /// Its type, such as `start` or `compute.instances.preempted`.
     pub kind: String,
-    /// When it was asked for, if told.
+    /// The time of the request, if given.
     pub at: Option<Timestamp>,
-    /// Why it failed, code and message, if it did.
+    /// The code and the message of its failure, if it failed.
     pub error: Option<String>,
 }
 
-/// Pages of a list that are read before the rest is given up; each has up to 500 instances.
+/// The most pages of a list that are read. Each has up to 500 instances.
 const MOST_PAGES: usize = 10;
 
 /// Compute Engine in one project; cheap to clone.
@@ -152,7 +152,7 @@ impl Compute {
     /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/get>
     ///
     /// # Errors
-    /// 404 if there is no such instance; else as [`Error`] says.
+    /// 404 if there is no such instance.
     pub async fn get(&self, vm: &Vm, deadline: Deadline) -> Result<Instance, Error> {
         let call = "instances.get";
         let request = Outgoing::get(call, self.url(vm, "")).query([("fields", FIELDS)]);
@@ -160,11 +160,11 @@ impl Compute {
         read::<wire::Instance>(call, &answer).map(Instance::from)
     }
 
-    /// Starts a stopped instance; on a running one it does nothing.
+    /// Starts a stopped instance. A running one stays as it is.
     /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/start>
     ///
     /// # Errors
-    /// Stale if the instance is in a state from which it cannot be started; else as [`Error`] says.
+    /// Stale if the instance is in a state from which it cannot be started.
     pub async fn start(&self, vm: &Vm, deadline: Deadline) -> Result<Operation, Error> {
         self.command("instances.start", vm, "/start", &[], deadline).await
     }
@@ -194,7 +194,7 @@ impl Compute {
         } else {
             &[("noGracefulShutdown", "true")]
         };
-        // A repetition would come later after the last read than the first attempt.
+        // Not repeated: a second attempt would be based on a read that is older still.
         let call = "instances.stop";
         let token = self.credentials.header(call, deadline).await?;
         let request = self.command_request(call, vm, "/stop", parameters).bearer(&token);
@@ -202,11 +202,11 @@ impl Compute {
         Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
     }
 
-    /// Replaces the labels, if `fingerprint` still is that of the present ones.
+    /// Replaces the labels, if `fingerprint` is still that of the current ones.
     /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/setLabels>
     ///
     /// # Errors
-    /// 412 if the labels changed since they were read; else as [`Error`] says.
+    /// 412 if the labels changed since they were read.
     pub async fn set_labels(
         &self,
         vm: &Vm,
@@ -223,11 +223,8 @@ impl Compute {
         self.send(request, call, deadline).await.map(drop)
     }
 
-    /// The instance's latest operations, newest first, ten at most.
+    /// The ten latest operations of the instance, newest first.
     /// <https://cloud.google.com/compute/docs/reference/rest/v1/zoneOperations/list>
-    ///
-    /// # Errors
-    /// As [`Error`] says.
     pub async fn operations(
         &self,
         vm: &Vm,
@@ -247,11 +244,8 @@ impl Compute {
         Ok(list.items.into_iter().map(Operation::from).collect())
     }
 
-    /// The project's instances that carry this label, in all zones.
+    /// The project's instances that carry the label, in all zones.
     /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/aggregatedList>
-    ///
-    /// # Errors
-    /// As [`Error`] says.
     pub async fn labelled(&self, label: &str, deadline: Deadline) -> Result<Vec<Labelled>, Error> {
         let call = "instances.aggregatedList";
         let filter = format!("labels.{label}:*");
@@ -277,11 +271,11 @@ impl Compute {
         Ok(all)
     }
 
-    /// Those of these IAM permissions that the service has on the instance.
+    /// The IAM permissions, of those given, that the service has on the instance.
     /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/testIamPermissions>
     ///
     /// # Errors
-    /// 404 if there is no such instance; else as [`Error`] says.
+    /// 404 if there is no such instance.
     pub async fn test_permissions(
         &self,
         vm: &Vm,
@@ -295,7 +289,7 @@ impl Compute {
         read::<Held>(call, &answer).map(|held| held.permissions)
     }
 
-    /// A command with a fresh request id: however often it is repeated, it takes effect once.
+    /// Sends a command with a new request id, so that a repetition has no further effect.
     async fn command(
         &self,
         call: &'static str,
@@ -306,7 +300,7 @@ impl Compute {
     ) -> Result<Operation, Error> {
         let request = self.command_request(call, vm, verb, parameters);
         let answer = self.send(request, call, deadline).await?;
-        // The command was accepted, whatever the answer's body looks like.
+        // A 2xx means that the command was accepted, even if the body cannot be read.
         Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
     }
 
@@ -337,7 +331,7 @@ impl Compute {
     }
 }
 
-/// What goes over the wire: only what is read is required, and little of that.
+/// The wire format: the fields that are read, few of them required.
 mod wire {
     use super::{BTreeMap, Deserialize, Labels, Serialize, Status, Timestamp, Vm};
 
@@ -406,7 +400,7 @@ mod wire {
     #[derive(Deserialize)]
     pub(super) struct Listed {
         name: String,
-        /// Its URL.
+        /// A URL.
         zone: String,
         #[serde(default)]
         status: String,

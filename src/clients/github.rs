@@ -1,7 +1,7 @@
-//! GitHub, as the App's installation: which runners there are, and which jobs wait or run. What the App is told of
-//! itself is in [`app`].
+//! GitHub's REST API, as an installation of the App: runners, workflow runs and jobs. Calls about the App itself are
+//! in [`app`].
 //!
-//! The App signs a short-lived token with its key and gets an installation token for it, which is kept until
+//! The App signs a short-lived token with its key and exchanges it for an installation token, which is cached until
 //! shortly before it expires. A token is opaque text of any length.
 //! <https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app>
 
@@ -25,28 +25,28 @@ use crate::config::GitHubApp;
 use crate::fleet::{Label, RepoName};
 use crate::secret::Secret;
 
-/// What a list gives at most at a time.
+/// The largest page size of GitHub's lists.
 const PER_PAGE: usize = 100;
 
-/// Pages of one list that are read before the rest is given up: a list of runs ends at 1,000 anyway.
+/// The most pages of one list that are read. A list of runs ends at 1,000 anyway.
 const MOST_PAGES: usize = 100;
 
-/// A new installation token is refused with 401 or 403 for up to this long, until GitHub has replicated it.
+/// The time for which GitHub may refuse a new installation token with 401 or 403, until it is replicated.
 /// <https://github.com/octokit/auth-app.js/issues/65>
 const TOKEN_REPLICATION: Duration = Duration::from_secs(5);
 
 /// The pause before a call with a new token is repeated.
 const REPLICATION_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long before its end a token is no longer used.
+/// The time before its expiry from which a token is no longer used.
 const TOKEN_MARGIN: Duration = Duration::from_secs(5 * 60);
 
-/// Where a runner can be registered.
+/// The scope of a runner's registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunnerScope {
-    /// In one repository.
+    /// One repository.
     Repository(RepoName),
-    /// In an organization, for some or all of its repositories.
+    /// An organization, for some or all of its repositories.
     Organization(String),
 }
 
@@ -64,17 +64,17 @@ impl fmt::Display for RunnerScope {
 pub struct Runner {
     /// Its name, by default its host's.
     pub name: String,
-    /// Whether GitHub believes that it runs a job. Seen to lag by a minute, and to flicker in mid-job.
+    /// GitHub's flag for a runner with a job. It may lag by a minute, and flicker during a job.
     pub busy: bool,
-    /// Whether it is connected.
+    /// The runner is connected to GitHub.
     pub online: bool,
-    /// The version of its software, if told: GitHub gives no jobs to one that is too old.
+    /// The version of its software, if given. GitHub assigns no jobs to a version that is too old.
     pub version: Option<String>,
-    /// All labels that it has.
+    /// All its labels.
     pub labels: Vec<Label>,
 }
 
-/// How far a job, or a run, has come.
+/// The status of a job or of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "GitHub's own names")]
@@ -85,13 +85,13 @@ pub enum JobStatus {
     Queued,
     InProgress,
     Completed,
-    /// One that the reference did not have when this was written.
+    /// A status that this version of the service does not know.
     #[serde(other)]
     Unknown,
 }
 
 impl JobStatus {
-    /// GitHub's own name for it.
+    /// GitHub's name for the status.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Requested => "requested",
@@ -108,40 +108,40 @@ impl JobStatus {
 /// A workflow job.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Job {
-    /// GitHub's number for it.
+    /// Its id.
     pub id: u64,
-    /// How far it has come.
+    /// Its status.
     pub status: JobStatus,
     /// Its `runs-on`.
     #[serde(default)]
     pub labels: Vec<Label>,
-    /// Who runs it, once somebody does.
+    /// The name of its runner, once it has one.
     pub runner_name: Option<String>,
-    /// What its workflow calls it.
+    /// Its name in the workflow.
     pub name: Option<String>,
-    /// Its page, for a person.
+    /// The URL of its page.
     pub html_url: Option<String>,
-    /// When it came to be, RFC 3339.
+    /// The time of its creation, RFC 3339.
     created_at: Option<String>,
-    /// When it began to run or, before that, to wait for a runner, RFC 3339.
+    /// The start of its run or, before that, of its wait for a runner, RFC 3339.
     started_at: Option<String>,
-    /// When it ended, RFC 3339.
+    /// The time of its end, RFC 3339.
     completed_at: Option<String>,
 }
 
 impl Job {
-    /// When it came to wait for a runner, as far as is told: a job may have waited for a review before.
+    /// The start of its wait for a runner, as far as GitHub says: a job may have waited for a review before.
     pub fn queued_since(&self) -> Option<Timestamp> {
         let times = [&self.created_at, &self.started_at];
         times.into_iter().flatten().filter_map(|time| Timestamp::parse(time)).max()
     }
 
-    /// The time at which a running job began, if GitHub tells.
+    /// The time at which a running job began, if GitHub gives it.
     pub fn running_since(&self) -> Option<Timestamp> {
         self.started_at.as_deref().and_then(Timestamp::parse)
     }
 
-    /// The time at which a completed job ended, if GitHub tells.
+    /// The time at which a completed job ended, if GitHub gives it.
     pub fn completed_at(&self) -> Option<Timestamp> {
         self.completed_at.as_deref().and_then(Timestamp::parse)
     }
@@ -158,48 +158,48 @@ pub struct Run {
 }
 
 impl Run {
-    /// The time at which the run was created, if GitHub tells.
+    /// The time at which the run was created, if GitHub gives it.
     pub fn created_at(&self) -> Option<Timestamp> {
         self.created_at.as_deref().and_then(Timestamp::parse)
     }
 }
 
-/// A repository, as far as it is read.
+/// The part of a repository that the service reads.
 /// <https://docs.github.com/en/rest/repos/repos#get-a-repository>
 #[derive(Clone, Debug, Deserialize)]
 pub struct Repository {
-    /// Its name now: one that was renamed answers to its old name too.
+    /// Its current name: a renamed repository still answers to its old name.
     pub full_name: RepoName,
-    /// Whether only its members see it.
+    /// Only its members can see it.
     pub private: bool,
 }
 
-/// What a runner is registered with, once or several times, for an hour.
+/// A token with which runners can be registered for an hour.
 #[derive(Clone, Debug)]
 pub struct RegistrationToken {
     /// The token itself.
     pub token: Secret,
-    /// When it ends, RFC 3339.
+    /// Its expiry, RFC 3339.
     pub expires_at: String,
 }
 
-/// A page of a list, and whether there are more.
+/// A page of a list.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
-    /// What it lists.
+    /// The items on this page.
     pub items: Vec<T>,
-    /// Whether another page follows.
+    /// Another page follows.
     pub more: bool,
 }
 
-/// GitHub, as one installation of the App; cheap to clone, and clones share the token.
+/// GitHub's API, as one installation of the App; cheap to clone, and clones share the token.
 #[derive(Clone, Debug)]
 pub struct GitHub {
     transport: Transport,
     root: String,
     app: Arc<GitHubApp>,
     clock: Clock,
-    /// Held while a token is fetched, so that callers who wait find it.
+    /// Locked while a token is fetched, so that callers that wait use it.
     token: Arc<Mutex<Option<InstallationToken>>>,
 }
 
@@ -222,19 +222,16 @@ impl GitHub {
         Self { transport, root: root.to_owned(), app: Arc::new(app), clock, token: Arc::default() }
     }
 
-    /// Sees to it that there is a token, so that whoever needs one first need not wait for it.
-    ///
-    /// # Errors
-    /// As [`Error`] says.
+    /// Fetches a token if there is none, so that the first call need not wait for it.
     pub async fn prefetch_token(&self, deadline: Deadline) -> Result<(), Error> {
         self.installation_token(None, deadline).await.map(drop)
     }
 
-    /// The runners registered in `place`, of any name or of this one.
+    /// The runners registered in `place`: all, or those of one name.
     /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
     ///
     /// # Errors
-    /// As [`Error`] says; 404 also for an organization that is a user, or that the App may not read.
+    /// 404 also for an organization that is a user, or that the App may not read.
     pub async fn runners(
         &self,
         place: &RunnerScope,
@@ -263,12 +260,12 @@ impl GitHub {
         Ok(all)
     }
 
-    /// Makes a token with which a runner can be registered in `place`.
+    /// Creates a token with which a runner can be registered in `place`.
     /// <https://docs.github.com/en/rest/actions/self-hosted-runners#create-a-registration-token-for-a-repository>
     ///
     /// # Errors
-    /// 403 or 404 if the installation may not: it needs *Administration: write*, or for an organization *Self-hosted
-    /// runners: write*; else as [`Error`] says.
+    /// 403 or 404 if the installation lacks the permission: *Administration: write*, or for an organization
+    /// *Self-hosted runners: write*.
     pub async fn registration_token(
         &self,
         place: &RunnerScope,
@@ -288,7 +285,7 @@ impl GitHub {
         Ok(RegistrationToken { token: Secret::new(token.token), expires_at: token.expires_at })
     }
 
-    /// The page of `place`, as a person or a runner opens it.
+    /// The URL of `place`, for a browser or a runner.
     pub fn page_url(&self, place: &RunnerScope) -> String {
         let host = match self.root.strip_suffix("/api/v3") {
             Some(enterprise_server) => enterprise_server.to_owned(),
@@ -304,7 +301,7 @@ impl GitHub {
     /// <https://docs.github.com/en/rest/repos/repos#get-a-repository>
     ///
     /// # Errors
-    /// 404 if there is no such repository, or the installation does not cover it; else as [`Error`] says.
+    /// 404 if there is no such repository, or the installation does not cover it.
     pub async fn repository(
         &self,
         repo: &RepoName,
@@ -317,13 +314,13 @@ impl GitHub {
     /// <https://docs.github.com/en/rest/actions/workflow-jobs#get-a-job-for-a-workflow-run>
     ///
     /// # Errors
-    /// 404 if there is no such job, or the App may not read it; else as [`Error`] says.
+    /// 404 if there is no such job, or the App may not read it.
     pub async fn job(&self, repo: &RepoName, id: u64, deadline: Deadline) -> Result<Job, Error> {
         self.get("get a job", &format!("/repos/{repo}/actions/jobs/{id}"), &[], deadline).await
     }
 
-    /// The repository's runs of this status, or of any, newest first, a page at a time from 1. Lists by status come from
-    /// a search index that was empty for hours at times; the list of any status does not.
+    /// The repository's runs of this status, or of any, newest first. Pages count from 1. GitHub lists runs by status
+    /// from a search index, which was empty for hours at times; the list of any status does not use it.
     /// <https://docs.github.com/en/rest/actions/workflow-runs#list-workflow-runs-for-a-repository>
     pub async fn runs(
         &self,
@@ -343,9 +340,6 @@ impl GitHub {
 
     /// All jobs of a run's latest attempt.
     /// <https://docs.github.com/en/rest/actions/workflow-jobs#list-jobs-for-a-workflow-run>
-    ///
-    /// # Errors
-    /// As [`Error`] says.
     pub async fn jobs(
         &self,
         repo: &RepoName,
@@ -395,7 +389,7 @@ impl GitHub {
         self.send(call, request, deadline).await
     }
 
-    /// Sends what the installation may ask, if need be with another token.
+    /// Sends a request as the installation, again with a new token if the first is refused.
     async fn send<T: DeserializeOwned>(
         &self,
         call: &'static str,
@@ -413,7 +407,7 @@ impl GitHub {
             answer = self.transport.send(&request(&token.header), deadline).await;
         }
         if answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED)) {
-            // Revoked before its time.
+            // The token was revoked before its expiry.
             let fresh = self.installation_token(Some(&token.header), deadline).await?;
             answer = self.transport.send(&request(&fresh.header), deadline).await;
             if is_refused(&answer) && deadline.remaining() > 2 * REPLICATION_PAUSE {
@@ -428,14 +422,14 @@ impl GitHub {
         self.clock.now().since(token.fetched) < TOKEN_REPLICATION
     }
 
-    /// A token that is good for a while, from the cache unless it is `refused`.
+    /// A valid token, from the cache unless that one is `refused`.
     async fn installation_token(
         &self,
         refused: Option<&HeaderValue>,
         deadline: Deadline,
     ) -> Result<InstallationToken, Error> {
         let call = "create an installation access token";
-        // Whoever holds it is fetching one, perhaps slowly.
+        // Another call may hold the lock while it fetches a token.
         let mut cached = tokio::time::timeout(deadline.remaining() / 2, self.token.lock())
             .await
             .map_err(|_| Error::Unanswered { call, why: "out of time".into() })?;
@@ -460,12 +454,12 @@ impl GitHub {
         Ok(InstallationToken {
             header: bearer(call, &token.token)?,
             fetched: self.clock.now(),
-            // If it does not say, an hour is what GitHub documents.
+            // The lifetime that GitHub documents.
             expires: expires.unwrap_or_else(|| self.clock.now() + Duration::from_secs(3600)),
         })
     }
 
-    /// Sends what only the App itself may ask.
+    /// Sends a request as the App itself.
     async fn send_as_app(
         &self,
         call: &'static str,
@@ -476,7 +470,7 @@ impl GitHub {
         self.transport.send(&versioned(request).bearer(&jwt), deadline).await
     }
 
-    /// The App's own token. GitHub's clock may be behind ours, so it is dated back a minute.
+    /// A token signed with the App's key. GitHub's clock may be behind ours, so it is dated back a minute.
     fn app_token(&self, call: &'static str) -> Result<String, Error> {
         let now = self.clock.now().unix_seconds();
         let claims =
@@ -492,7 +486,7 @@ fn is_refused<T>(answer: &Result<T, Error>) -> bool {
     })
 }
 
-/// The version that both github.com and Enterprise Server know.
+/// Sets the API version: one that both github.com and Enterprise Server support.
 fn versioned(request: Outgoing) -> Outgoing {
     request
         .header(
@@ -502,7 +496,7 @@ fn versioned(request: Outgoing) -> Outgoing {
         .header(header::ACCEPT, HeaderValue::from_static("application/vnd.github+json"))
 }
 
-/// What goes over the wire: only what is read is required.
+/// The wire format. Only fields that are read are required.
 mod wire {
     use super::{Deserialize, Job, Label, Run, Serialize};
 

@@ -1,4 +1,4 @@
-//! What Compute Engine and Cloud Tasks share: how the service shows Google who it is.
+//! Credentials for Google's APIs, shared by the clients of Compute Engine and Cloud Tasks.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::clock::Deadline;
 
 const SCOPES: [&str; 1] = ["https://www.googleapis.com/auth/cloud-platform"];
 
-/// What to do where no credentials are found.
+/// The advice if no credentials are found.
 const NOWHERE: &str = "no credentials found: on Cloud Run give the service an account, elsewhere set \
                        GOOGLE_APPLICATION_CREDENTIALS";
 
@@ -22,12 +22,12 @@ const NOWHERE: &str = "no credentials found: on Cloud Run give the service an ac
 #[derive(Clone)]
 pub struct Credentials {
     provider: Arc<dyn TokenProvider>,
-    /// The header of the last token. Held while a token is fetched: gcp_auth has everybody who comes meanwhile
-    /// fetch another, one after the other.
+    /// The header of the last token. Locked while a token is fetched: otherwise gcp_auth lets each caller that comes
+    /// meanwhile fetch another one, one after the other.
     last: Arc<Mutex<Option<Header>>>,
 }
 
-/// A token, and the header that says it.
+/// A token, and its `Authorization` header.
 type Header = (Arc<Token>, HeaderValue);
 
 impl std::fmt::Debug for Credentials {
@@ -37,13 +37,13 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Takes tokens from `provider`, which caches them until they expire.
+    /// Uses tokens of `provider`, which caches them until they expire.
     pub fn new(provider: Arc<dyn TokenProvider>) -> Self {
         Self { provider, last: Arc::default() }
     }
 
-    /// The usual chain: the file that GOOGLE_APPLICATION_CREDENTIALS names, gcloud's own, the metadata server.
-    /// It is searched when the first token is needed, not at start-up, which must not wait for a network.
+    /// Application Default Credentials: the file named by GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, the metadata
+    /// server. They are searched for when the first token is needed, since start-up must not wait for a network.
     pub fn from_environment() -> Self {
         Self::new(Arc::new(Ambient(OnceCell::new())))
     }
@@ -51,7 +51,7 @@ impl Credentials {
     /// The `Authorization` header for `call`. gcp_auth sets no time limit of its own.
     ///
     /// # Errors
-    /// If no token can be had in time.
+    /// If no token could be fetched in time.
     pub async fn header(
         &self,
         call: &'static str,
@@ -62,9 +62,9 @@ impl Credentials {
             let mut last = self.last.lock().await;
             let token = self.provider.token(&SCOPES).await.map_err(|error| match error {
                 gcp_auth::Error::NoAuthMethod(..) => no_token(NOWHERE.into()),
-                // The parser's own words may quote a key file.
+                // The parser's message may quote a key file.
                 gcp_auth::Error::Json(what, _) => no_token(what.into()),
-                // Nobody was there to refuse it.
+                // The token endpoint did not answer.
                 unanswered @ (gcp_auth::Error::Http(..)
                 | gcp_auth::Error::Other("HTTP request failed", _)) => Error::Unanswered {
                     call,
@@ -85,20 +85,20 @@ impl Credentials {
     }
 }
 
-/// The IAM permissions that are asked about.
+/// The body of `testIamPermissions`.
 #[derive(Serialize)]
 pub(super) struct Permissions<'a> {
     pub(super) permissions: &'a [&'a str],
 }
 
-/// Those of them that the caller has. Where that is none, Google leaves the list out.
+/// The permissions that the caller has. Google omits an empty list.
 #[derive(Deserialize)]
 pub(super) struct Held {
     #[serde(default)]
     pub(super) permissions: Vec<String>,
 }
 
-/// The credentials that the environment holds, found at first use.
+/// The credentials of the environment, searched for at first use.
 struct Ambient(OnceCell<Arc<dyn TokenProvider>>);
 
 impl Ambient {

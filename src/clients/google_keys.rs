@@ -1,5 +1,5 @@
-//! The keys with which Google signs identity tokens, by their ids. They change every week or so, the next one listed
-//! a while before it is used.
+//! Google's public keys for identity tokens, by key id. They change about once a week, and a new key is listed before
+//! it is used.
 //! <https://cloud.google.com/compute/docs/instances/verifying-instance-identity#verify_signature>
 
 use std::collections::BTreeMap;
@@ -16,13 +16,13 @@ use super::Error;
 use super::transport::{Outgoing, Transport, read};
 use crate::clock::{Clock, Deadline, Timestamp};
 
-/// How often keys are fetched at most, whoever names one that is not known, and whether that succeeds or not.
+/// The shortest time between two fetches, successful or not: a caller can name any key id.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// Without a word on how long they are good for.
+/// The lifetime of keys whose response has no `max-age`.
 const DEFAULT_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// How long known keys are good for while no newer ones can be had.
+/// The age up to which known keys are used while newer ones cannot be fetched.
 const OLDEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Google's keys; cheap to clone, and clones share them.
@@ -31,7 +31,7 @@ pub struct GoogleKeys {
     transport: Transport,
     url: String,
     clock: Clock,
-    /// Held while keys are fetched, so that callers who wait find them.
+    /// Locked while keys are fetched, so that callers that wait use them.
     known: Arc<Mutex<Known>>,
 }
 
@@ -40,7 +40,7 @@ struct Known {
     keys: BTreeMap<String, DecodingKey>,
     fetched: Option<Timestamp>,
     fresh_until: Option<Timestamp>,
-    /// The last attempt that failed, and why.
+    /// The time and the error of the last attempt, if it failed.
     failed: Option<(Timestamp, Error)>,
 }
 
@@ -59,10 +59,10 @@ impl GoogleKeys {
     /// The key of this id; `None` if Google publishes no such key.
     ///
     /// # Errors
-    /// If it is not known, and keys could not be fetched.
+    /// If the key is not known and the keys could not be fetched.
     pub async fn key(&self, id: &str, deadline: Deadline) -> Result<Option<DecodingKey>, Error> {
         let call = "get Google's public keys";
-        // Whoever holds them is fetching, perhaps slowly.
+        // Another request may hold the lock while it fetches the keys.
         let mut known = tokio::time::timeout(deadline.remaining() / 2, self.known.lock())
             .await
             .map_err(|_| Error::Unanswered { call, why: "out of time".into() })?;
@@ -87,7 +87,7 @@ impl GoogleKeys {
                 }
             },
         };
-        // They were Google's a while ago.
+        // Known keys stay usable for a while if newer ones cannot be fetched.
         let usable = known.fetched.is_some_and(|at| now.since(at) < OLDEST);
         key.filter(|_| usable).map(Some).ok_or(error)
     }
@@ -113,7 +113,7 @@ impl GoogleKeys {
     }
 }
 
-/// How long the answer says that it is good for, a day at most.
+/// The lifetime in the response's headers, a day at most.
 fn max_age(answer: &Response<Bytes>) -> Duration {
     let control = answer.headers().get(header::CACHE_CONTROL).and_then(|value| value.to_str().ok());
     let told = control.and_then(|control| {

@@ -1,8 +1,8 @@
 //! The REST clients: Compute Engine, Cloud Tasks and the GitHub App, over one transport.
 //!
-//! They speak of what the APIs speak of and know nothing of the protocol. Every call is safe to repeat: reads
-//! are, a task has a name, Compute Engine's commands carry a request id and labels a fingerprint, and a token
-//! too many does no harm. So the transport repeats any of them once.
+//! They use the terms of the APIs and know nothing of the lifecycle. Every call is safe to repeat: reads change
+//! nothing, a task has a name, Compute Engine's commands carry a request id and labels a fingerprint, and an unused
+//! token does no harm. So the transport repeats any of them once.
 
 pub mod cloud_tasks;
 pub mod compute;
@@ -16,46 +16,45 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
 use serde::Deserialize;
 
-/// What became of a call that did not succeed. The texts hold no secrets: neither the request's headers nor
-/// its body are part of them.
+/// The failure of a call. The texts hold no secrets: they quote neither headers nor body of the request.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// No answer arrived, or not in time: the call may have taken effect or not.
+    /// No response arrived in time: the call may have taken effect or not.
     #[error("{call}: no answer: {why}")]
     Unanswered {
         /// The method, as the API's reference names it.
         call: &'static str,
-        /// What the connection said.
+        /// The connection's error.
         why: String,
     },
-    /// The API answered, with something else than success.
+    /// The API answered with a status other than 2xx.
     #[error("{call}: {status}{}{}", text(": ", .reason), text(": ", .message))]
     Status {
         /// The method, as the API's reference names it.
         call: &'static str,
-        /// The answer's status.
+        /// The status of the response.
         status: StatusCode,
         /// Google's reason or status word, such as `conditionNotMet` or `ALREADY_EXISTS`; empty from GitHub.
         reason: String,
-        /// What the API says of it.
+        /// The API's message.
         message: String,
-        /// Too much was asked: it says nothing about permissions, and passes.
+        /// A rate limit: the response says nothing about permissions, and the limit passes.
         limited: bool,
     },
-    /// The API answered 2xx with something that is not what its reference says.
+    /// The API answered 2xx with a body that is not as documented.
     #[error("{call}: the answer cannot be read: {why}")]
     Unreadable {
         /// The method, as the API's reference names it.
         call: &'static str,
-        /// What the parser said.
+        /// The parser's message.
         why: String,
     },
-    /// No access token could be had to make the call with.
+    /// No access token could be fetched for the call.
     #[error("{call}: no access token: {why}")]
     NoToken {
         /// The method, as the API's reference names it.
         call: &'static str,
-        /// What Google's token endpoint, or the search for credentials, said.
+        /// The error of Google's token endpoint, or of the search for credentials.
         why: String,
     },
 }
@@ -65,7 +64,7 @@ fn text(before: &str, text: &str) -> String {
 }
 
 impl Error {
-    /// The status that was answered, if there was one.
+    /// The status of the response, if there was one.
     pub fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Status { status, .. } => Some(*status),
@@ -73,22 +72,22 @@ impl Error {
         }
     }
 
-    /// The API refused the call: a 403 that is not a rate limit's. A 401 says nothing about permissions: the token was
-    /// revoked, or GitHub has not replicated it yet.
+    /// True for a 403 that is not a rate limit's. A 401 says nothing about permissions: the token was revoked, or
+    /// GitHub has not replicated it yet.
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Status { status: StatusCode::FORBIDDEN, limited: false, .. })
     }
 
-    /// The API named a missing permission. A suspended installation, an IP allow list or an API that is turned off is
-    /// refused with 403 too, and granting something does not help there.
+    /// True if the API named a missing permission. A suspended installation, an IP allow list or a disabled API gives a
+    /// 403 too, and no permission helps there.
     pub fn lacks_permission(&self) -> bool {
         self.is_forbidden()
             && matches!(self, Self::Status { reason, message, .. }
                 if reason == "forbidden" || message.contains("Resource not accessible by integration"))
     }
 
-    /// The resource does not exist, or is hidden from the caller. Compute Engine answers 400 where the zone does not
-    /// exist, mostly because a region stands in its place.
+    /// True if the resource does not exist, or is hidden from the caller. Compute Engine answers 400 if the zone does
+    /// not exist, mostly because a region was given instead.
     pub fn is_not_found(&self) -> bool {
         match self {
             Self::Status { status: StatusCode::NOT_FOUND, .. } => true,
@@ -99,8 +98,7 @@ impl Error {
         }
     }
 
-    /// It says nothing about what was asked: nobody answered, or the API has trouble of its own, or was asked too
-    /// much. Another time the answer may be another.
+    /// True for a failure that may be temporary: no response, an error of the API's own, or a rate limit.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Unanswered { .. } => true,
@@ -109,7 +107,7 @@ impl Error {
         }
     }
 
-    /// The resource's state changed between a read and the call: Compute Engine says so in several ways.
+    /// True if the resource changed between a read and the call. Compute Engine reports this in several ways.
     pub fn is_stale(&self) -> bool {
         matches!(
             self.status(),
@@ -117,7 +115,7 @@ impl Error {
         )
     }
 
-    /// From an answer other than 2xx.
+    /// The error of a response other than 2xx.
     fn from_answer(call: &'static str, answer: &Response<Bytes>) -> Self {
         let said: ErrorBody = serde_json::from_slice(answer.body()).unwrap_or_default();
         let reason = said
@@ -140,8 +138,8 @@ impl Error {
     }
 }
 
-/// Google answers 403 for exhausted rate quotas, GitHub for both of its rate limits, in words that have changed over the
-/// years, and not always with a header.
+/// True for an exhausted rate limit. Google answers 403 for it, GitHub too, in words that have changed over the years
+/// and not always with a header.
 /// <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api>
 fn is_limit(
     status: StatusCode,
@@ -164,12 +162,12 @@ fn is_limit(
             && (exhausted || google || github || headers.contains_key(header::RETRY_AFTER)))
 }
 
-/// One line of at most 200 characters, whatever an API sends.
+/// The text as one line of at most 200 characters.
 fn tidy(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Both shapes of an error: Google's `{"error": {…}}` and GitHub's `{"message": …}`.
+/// Both formats of an error: Google's `{"error": {…}}` and GitHub's `{"message": …}`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ErrorBody {

@@ -1,4 +1,4 @@
-//! The service itself, as anybody sees it at its own URL.
+//! The service itself, at its own URL.
 
 use serde::Deserialize;
 
@@ -7,7 +7,7 @@ use super::transport::{Outgoing, Transport, read};
 use crate::clock::Deadline;
 use crate::fleet::{Label, RepoName};
 
-/// The service at its URL; cheap to clone.
+/// A client of the service; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Service {
     transport: Transport,
@@ -26,15 +26,15 @@ pub struct Health {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Info {
-    /// What it calls itself.
+    /// The service's name.
     pub service: String,
     /// VM_INACTIVE_MINUTES.
     pub inactive_minutes: u64,
-    /// RUNNER_CONFIG, as far as it is shown.
+    /// The public part of RUNNER_CONFIG.
     pub runner_configs: Vec<RunnerConfig>,
 }
 
-/// An entry, as far as it is shown.
+/// The public part of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct RunnerConfig {
     /// The repository.
@@ -53,20 +53,14 @@ impl Service {
         Self { transport, url: url.to_owned() }
     }
 
-    /// Whether it is up.
-    ///
-    /// # Errors
-    /// As [`Error`] says.
+    /// Reads `/health`.
     pub async fn health(&self, deadline: Deadline) -> Result<Health, Error> {
         let call = "GET /health";
         let request = Outgoing::get(call, format!("{}/health", self.url));
         read(call, &self.transport.send(&request, deadline).await?)
     }
 
-    /// What it is.
-    ///
-    /// # Errors
-    /// As [`Error`] says.
+    /// Reads `/`.
     pub async fn info(&self, deadline: Deadline) -> Result<Info, Error> {
         let call = "GET /";
         let request = Outgoing::get(call, format!("{}/", self.url));

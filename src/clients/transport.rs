@@ -1,8 +1,8 @@
 //! One request in, one response out.
 //!
-//! The seam between the service and the world: in production [`over_tls`], in a simulation the emulators'
-//! Routers called in process. Above it sits what every call needs wherever it goes: redirects (a renamed
-//! repository answers with one), a time limit, and one more attempt.
+//! The seam between the service and the network: in production [`over_tls`], in a simulation the emulators' Routers,
+//! called in process. On top come redirects (a renamed repository answers with one), a time limit, and a second
+//! attempt.
 
 use std::time::Duration;
 
@@ -19,20 +19,20 @@ use tower_http::follow_redirect::FollowRedirectLayer;
 use super::Error;
 use crate::clock::Deadline;
 
-/// Whatever carries a request out and brings its response back.
+/// A service that sends a request and returns its response.
 pub type HttpService = BoxCloneSyncService<Request<Full<Bytes>>, Response<Bytes>, BoxError>;
 
-/// What a connection can fail with.
+/// The error of a connection.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Far above any answer that we ask for: a page of a hundred jobs has half a megabyte.
+/// The largest response body. A page of a hundred jobs has half a megabyte.
 const LARGEST_ANSWER: usize = 16 << 20;
 
-/// How long to wait before the second attempt, unless the answer says.
+/// The pause before the second attempt, unless the response sets one.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The HTTP service of production: HTTP/1.1 or 2, rustls, with the roots compiled in, so that an image needs
-/// no certificates and no start reads them.
+/// The HTTP service of production: HTTP/1.1 or 2, with rustls. The root certificates are compiled in, so the image
+/// needs none.
 ///
 /// # Errors
 /// If the TLS library refuses its own defaults.
@@ -80,8 +80,7 @@ async fn exchange(
 #[derive(Clone)]
 pub struct Transport {
     http: HttpService,
-    /// Asked only where an answer points elsewhere: it has to copy each request that it sends, and few of them
-    /// are ever redirected.
+    /// Used only for a redirected request: it has to copy each request that it sends, and few are redirected.
     following: HttpService,
 }
 
@@ -92,14 +91,14 @@ impl std::fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// Sends through `http`, following redirects; credentials stay with the host that they were meant for.
+    /// Sends through `http` and follows redirects. Credentials are sent only to the original host.
     pub fn new(http: HttpService) -> Self {
         let following =
             ServiceBuilder::new().layer(FollowRedirectLayer::new()).service(http.clone());
         Self { http, following: BoxCloneSyncService::new(following) }
     }
 
-    /// The answer to one attempt, wherever it comes from.
+    /// Makes one attempt, following redirects.
     async fn exchange(&self, request: &Outgoing) -> Result<Response<Bytes>, BoxError> {
         let answer = self.http.clone().oneshot(request.to_http()).await?;
         if answer.status().is_redirection() {
@@ -108,11 +107,11 @@ impl Transport {
         Ok(answer)
     }
 
-    /// Sends the request and returns a 2xx answer. What fails in a way that may pass is sent once more, if
-    /// the time allows; an attempt gets at most half of what is left, so that something always is.
+    /// Sends the request and returns a 2xx response. A failure that may be temporary is repeated once, if the time
+    /// allows. An attempt gets at most half of the remaining time.
     ///
     /// # Errors
-    /// If the last attempt brought no answer, or one other than 2xx.
+    /// If the last attempt got no response, or one other than 2xx.
     pub async fn send(
         &self,
         request: &Outgoing,
@@ -130,10 +129,7 @@ impl Transport {
         self.attempt(request, deadline).await.map_err(|failed| failed.error)
     }
 
-    /// Sends the request and does not repeat it.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
+    /// Sends the request once.
     pub async fn send_once(
         &self,
         request: &Outgoing,
@@ -164,13 +160,13 @@ impl Transport {
     }
 }
 
-/// An attempt that failed, and when another may do better.
+/// A failed attempt, and the pause before another that may succeed.
 struct Failed {
     error: Error,
     again_after: Option<Duration>,
 }
 
-/// `Retry-After` where there is one; else only a fault of the server's own is worth another attempt.
+/// `Retry-After` if given; otherwise a pause for an error of the server's own only.
 fn pause_before_repeating(answer: &Response<Bytes>) -> Option<Duration> {
     let told =
         answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -179,14 +175,13 @@ fn pause_before_repeating(answer: &Response<Bytes>) -> Option<Duration> {
     told.map(Duration::from_secs).or(passing.then_some(PAUSE))
 }
 
-/// reqwest says "error sending request" and keeps the reason at the end of the chain. The request's URL is in
-/// neither: it can hold nothing secret, but says nothing either.
+/// The innermost cause. reqwest's own message is only "error sending request". The URL is in neither.
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.last().map(|error| super::tidy(&error.to_string())).unwrap_or_default()
 }
 
-/// A request to one of the APIs, ready to be sent more than once.
+/// A request to one of the APIs. It can be sent more than once.
 pub struct Outgoing {
     call: &'static str,
     method: Method,
@@ -195,7 +190,7 @@ pub struct Outgoing {
     body: Bytes,
 }
 
-/// The body may hold the shared secret.
+/// Without the body, which may hold the shared secret.
 impl std::fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Outgoing {{ {}: {} {} }}", self.call, self.method, self.url)
@@ -208,7 +203,7 @@ impl Outgoing {
         Self { call, method: Method::GET, url, headers: Vec::new(), body: Bytes::new() }
     }
 
-    /// A POST to `url`, with an empty body until [`json`](Self::json) gives it one.
+    /// A POST to `url`, with an empty body unless [`json`](Self::json) sets one.
     pub fn post(call: &'static str, url: String) -> Self {
         Self { method: Method::POST, ..Self::get(call, url) }
     }
@@ -231,13 +226,13 @@ impl Outgoing {
         self
     }
 
-    /// Says who asks.
+    /// Sets the `Authorization` header.
     #[must_use]
     pub fn bearer(self, token: &HeaderValue) -> Self {
         self.header(AUTHORIZATION, token.clone())
     }
 
-    /// Gives it a JSON body.
+    /// Sets a JSON body.
     ///
     /// # Errors
     /// If `body` cannot be written as JSON.
@@ -259,7 +254,7 @@ impl Outgoing {
             HeaderValue::from_static(concat!("runner-manager/", env!("CARGO_PKG_VERSION"))),
         );
         headers.extend(self.headers.iter().cloned());
-        // An empty POST has to say that it is empty: over HTTP/1.1 nothing else does, and Google answers 411.
+        // Over HTTP/1.1 an empty POST needs its length, or Google answers 411.
         if self.method == Method::POST {
             headers.insert(CONTENT_LENGTH, self.body.len().into());
         }
@@ -267,7 +262,7 @@ impl Outgoing {
     }
 }
 
-/// `Bearer` and the token, marked so that no `Debug` shows it.
+/// `Bearer` and the token, flagged so that no `Debug` shows it.
 pub(super) fn bearer(call: &'static str, token: &str) -> Result<HeaderValue, Error> {
     let mut value = HeaderValue::try_from(format!("Bearer {token}"))
         .map_err(|_| Error::NoToken { call, why: "the token is not visible ASCII".into() })?;
@@ -275,7 +270,7 @@ pub(super) fn bearer(call: &'static str, token: &str) -> Result<HeaderValue, Err
     Ok(value)
 }
 
-/// Reads a 2xx answer's body.
+/// Parses the body of a 2xx response.
 ///
 /// # Errors
 /// If it is not the JSON that `T` needs.
@@ -283,7 +278,7 @@ pub(super) fn read<T: DeserializeOwned>(
     call: &'static str,
     answer: &Response<Bytes>,
 ) -> Result<T, Error> {
-    // The parser's own words may quote what was sent, and that may be a token.
+    // The parser's message may quote the body, which may hold a token.
     serde_json::from_slice(answer.body()).map_err(|error| {
         let (what, line, column) = (error.classify(), error.line(), error.column());
         Error::Unreadable { call, why: format!("{what:?} error at line {line}, column {column}") }
@@ -312,7 +307,7 @@ mod tests {
         pauses(429, None, None);
         pauses(404, None, None);
         pauses(501, None, None);
-        // A date is not understood, and the server's own fault passes soon.
+        // A date is not parsed, and a fault of the server's own passes soon.
         let soon =
             Response::builder().status(503).header(RETRY_AFTER, "Fri, 31 Dec 1999 23:59:59 GMT");
         let soon = pause_before_repeating(&soon.body(Bytes::new()).unwrap());

@@ -1,8 +1,8 @@
-//! Deliveries that nobody took. GitHub sends each once, and again only if somebody asks within three days.
+//! Redelivery of lost deliveries. GitHub sends each delivery once, and again only on request within three days.
 //!
-//! Only the GitHub App's own webhook can be asked about, and only where it leads to this service. Jobs that still wait
-//! are found by the [sweep](super::reconcile) anyhow, and completions by the stop checks that are there already; a
-//! delivery tells the same sooner, and where jobs may not be read it is the only word there is.
+//! GitHub lists the deliveries of the App's own webhook only, and they matter only if it leads to this service. Jobs
+//! that still wait are found by the [resync](super::resync) anyway, and completions by the scheduled passes. A delivery
+//! tells the same sooner, and without the permission to read jobs it is the only source.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,25 +16,25 @@ use crate::clients::Error;
 use crate::clients::github::app::{Delivery, DeliveryFilter};
 use crate::clock::{Deadline, Timestamp};
 
-/// How long GitHub keeps a delivery.
+/// The time for which GitHub keeps a delivery.
 const KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
-/// How long a job waits before GitHub drops it: an older `queued` would only start its VM for nothing.
+/// The time after which GitHub drops a waiting job. An older `queued` would only start its VM for nothing.
 const QUEUED: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Pages of 100 attempts that are read at most, newest first: enough to see what became of those that failed.
+/// The most pages of 100 attempts that are read, newest first: enough to find the later attempts of failed deliveries.
 const MOST_PAGES: usize = 20;
 
-/// Deliveries that are asked for in one sweep at most; the others are there for the next one.
+/// The most deliveries that are requested in one resync. The next one requests the others.
 const MOST: usize = 50;
 
-/// GitHub asks for no more than a few requests at a time.
+/// The most requests at a time. GitHub asks for no more than a few.
 const AT_A_TIME: usize = 4;
 
-/// Asks for those that no attempt has delivered, and tells what came of it.
+/// Requests every delivery again that no attempt has brought here, and reports the result.
 ///
 /// # Errors
-/// If GitHub could not be asked which there are.
+/// If GitHub could not list the deliveries.
 pub(super) async fn ask_again(cx: &Context, deadline: Deadline) -> Result<Vec<Finding>, Error> {
     let hook = cx.github.hook_config(deadline).await?;
     let here = format!("{}/github/webhook", cx.service_url);
@@ -57,7 +57,7 @@ pub(super) async fn ask_again(cx: &Context, deadline: Deadline) -> Result<Vec<Fi
     let due: Vec<&Lost> = lost.iter().filter(|lost| lost.is_due(now)).take(MOST).collect();
     let asked = due.iter().map(|lost| cx.github.redeliver(lost.attempt, deadline));
     let asked: Vec<_> = stream::iter(asked.collect::<Vec<_>>()).buffered(AT_A_TIME).collect().await;
-    // GitHub may have dropped one since it listed it.
+    // GitHub may have dropped a delivery since it listed it.
     let sent = asked.iter().filter(|asked| asked.is_ok()).count();
     let error = asked.into_iter().filter_map(Result::err).find(|error| !error.is_not_found());
     let mut findings = vec![Finding::new(Level::Warning, found)];
@@ -75,7 +75,7 @@ fn deliveries(count: usize) -> String {
     format!("{count} deliver{}", if count == 1 { "y" } else { "ies" })
 }
 
-/// All attempts that GitHub still has, as far as they are read.
+/// All attempts that GitHub still has, up to [`MOST_PAGES`].
 async fn attempts(
     cx: &Context,
     now: Timestamp,
@@ -95,19 +95,19 @@ async fn attempts(
     Ok(all)
 }
 
-/// A delivery that no attempt has brought here.
+/// A delivery of which no attempt was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lost {
-    /// The latest attempt: its number, when it was, and what it was answered.
+    /// The latest attempt: its id, its time and the status of its response.
     attempt: u64,
     at: Timestamp,
     answered: u16,
-    /// How many there were.
+    /// The number of attempts so far.
     attempts: u32,
 }
 
 impl Lost {
-    /// The first time at once, then with growing pauses: what fails for a reason of its own fails each time.
+    /// True at once after the first attempt, then after growing pauses: a lasting cause fails each attempt.
     fn is_due(&self, now: Timestamp) -> bool {
         let pause = match self.attempts {
             0 | 1 => Duration::ZERO,
@@ -117,7 +117,7 @@ impl Lost {
     }
 }
 
-/// What matters to a VM and was not delivered, by its latest attempt, newest first.
+/// The lost deliveries that matter to a VM, by their latest attempt, newest first.
 fn undelivered(attempts: &[Delivery], now: Timestamp) -> Vec<Lost> {
     let mut by_guid = BTreeMap::<&str, Vec<&Delivery>>::new();
     for attempt in attempts {

@@ -1,8 +1,8 @@
-//! A VM asks for a token to register its runner with.
+//! Registration tokens for VMs.
 //!
-//! GitHub forgets a runner that has not connected for 14 days, which a VM that is stopped most of the time does not. Such
-//! a VM shows at its boot who it is, and gets a registration token for the one place where its entries say that it
-//! registers. With it, it can do what its runner can do anyway: register a runner there, under any name and label.
+//! GitHub removes a runner that has not connected for 14 days, as on a VM that is stopped most of the time. Such a VM
+//! proves its identity at boot, and gets a registration token for the one scope in which its entries say that it
+//! registers. The token allows what its runner could do anyway: register a runner there, under any name and label.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,64 +17,64 @@ use crate::clock::{Deadline, Timestamp};
 use crate::fleet::{Entry, Label, RegisterIn, RepoName, Vm};
 use crate::identity::{self, Untrusted};
 
-/// How long a token is given to whoever asks again: a VM that asks in a loop has GitHub make a few in an hour.
+/// The time for which a token is reused. A VM that asks in a loop then makes GitHub create only a few an hour.
 const SHARED: Duration = Duration::from_secs(10 * 60);
 
-/// A VM asks to register its runner.
+/// A VM's request to register its runner.
 #[derive(Clone, Copy, Debug)]
 pub struct RegistrationRequest<'a> {
     /// The VM's identity token, not verified yet.
     pub token: Option<&'a str>,
-    /// The repository to register in, where the VM's entries leave a choice.
+    /// The repository to register in, if the VM's entries leave a choice.
     pub repo: Option<&'a RepoName>,
 }
 
-/// What a VM needs to register its runner.
+/// The data that a VM needs to register its runner.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// What `config.sh` takes as `--url`.
+    /// The `--url` of `config.sh`.
     pub url: String,
-    /// What it takes as `--token`.
+    /// The `--token` of `config.sh`.
     pub token: RegistrationToken,
-    /// What the runner is called.
+    /// The runner's name.
     pub name: String,
-    /// The labels that it gets besides those that every runner has.
+    /// The runner's labels, besides those that every runner has.
     pub labels: Vec<Label>,
 }
 
-/// Why there is no token.
+/// The reason why there is no token.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    /// It was not shown who asks.
+    /// The caller did not prove its identity.
     #[error("{0}")]
     Untrusted(#[from] Untrusted),
-    /// It is an instance, but none that may register.
+    /// The caller is an instance that may not register.
     #[error("the instance {instance} in {zone} of project {project} {why}")]
     NotOurs {
-        /// The instance's name, as Google says.
+        /// The instance's name, according to Google.
         instance: String,
         /// Its zone.
         zone: String,
         /// Its project.
         project: String,
-        /// What it is not.
+        /// The reason.
         why: &'static str,
     },
-    /// Its entries leave a choice, and it did not make one.
+    /// The VM's entries leave a choice, and the request names no repository.
     #[error("VM {0} registers in several repositories: it has to name one as `repo` in the body")]
     Ambiguous(Vm),
-    /// No entry of any VM says that it registers.
+    /// No entry of any VM has `register`.
     #[error("no entry of RUNNER_CONFIG has \"register\"")]
     TurnedOff,
-    /// GitHub does not let the App make one.
+    /// The App lacks the permission to create a token.
     #[error("{error}: grant the GitHub App {}", write_permission(.place))]
     MayNot {
-        /// Where it was to register.
+        /// The scope of the registration.
         place: RunnerScope,
-        /// What GitHub said.
+        /// GitHub's answer.
         error: clients::Error,
     },
-    /// Google or GitHub did not answer as they should.
+    /// Google or GitHub could not be queried.
     #[error("{0}")]
     Upstream(clients::Error),
 }
@@ -86,14 +86,12 @@ fn write_permission(place: &RunnerScope) -> String {
     }
 }
 
-/// The tokens that GitHub made lately, by place. Held while one is made, so that a flood makes one.
+/// The tokens that GitHub created lately, by scope. Locked while one is created, so that a flood of requests creates
+/// one.
 #[derive(Clone, Debug, Default)]
 pub struct RegistrationTokenCache(Arc<Mutex<BTreeMap<String, (Timestamp, RegistrationToken)>>>);
 
-/// Gives the VM that this token was made for what it needs to register its runner.
-///
-/// # Errors
-/// As [`Refusal`] says.
+/// Gives a VM that proves its identity what it needs to register its runner.
 pub async fn register(
     cx: &Context,
     cache: &RegistrationTokenCache,
@@ -134,14 +132,14 @@ pub async fn register(
     })
 }
 
-/// Why there is not one place.
+/// The reason why there is no single scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
     None,
     Several,
 }
 
-/// Where the VM registers, of the repository that it names if it does, and the entries that say so.
+/// The scope of the VM's registration, for the repository that it names if any, and the entries that give it.
 fn choose<'a>(
     entries: &'a [Entry],
     vm: &Vm,
@@ -164,7 +162,7 @@ fn choose<'a>(
     found.ok_or(Choice::None)
 }
 
-/// All labels that the entries speak of, each once.
+/// All labels of the entries, each once.
 fn labels(entries: &[&Entry]) -> Vec<Label> {
     let mut all = Vec::new();
     for entry in entries {

@@ -1,8 +1,8 @@
-//! What an operator sees: each VM, why it is up, and when it may be stopped.
+//! The fleet's status for an operator: each VM, the reason why it is up, and the earliest time of a stop.
 //!
-//! The page shows the decision that a pass would come to, and does nothing. What could not be asked is part of the
-//! answer, by VM, and hides nothing else. Compute Engine is asked each time. GitHub, whose hourly limit the passes need,
-//! is asked again only after a while, or once a VM has changed; until then its last answers are shown with their time.
+//! The page shows the decision that a pass would make, and does nothing. A failed query is reported by VM, and hides
+//! nothing else. Compute Engine is queried each time. The passes need GitHub's hourly limit, so GitHub is queried again
+//! only after a while, or once a VM has changed; until then its last answers are shown with their time.
 
 use std::time::Duration;
 
@@ -21,19 +21,19 @@ use crate::clients::github::{Job, Runner, RunnerScope};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::{Label, RepoName};
 
-/// The runs of a repository whose jobs are shown. Each costs a call.
+/// The most runs of a repository whose jobs are shown. Each costs a call.
 const MAX_RUNS: usize = 50;
 
-/// For each call to GitHub that a snapshot took, it is shown for this long; the first where a VM has changed since. An
-/// operator who watches all day then leaves most of GitHub's 5,000 calls an hour to the passes.
+/// The time for which a snapshot is shown, for each call to GitHub that it took: the first if a VM has changed since.
+/// An operator who watches all day then leaves most of GitHub's 5,000 calls an hour to the passes.
 const CHANGED: Duration = Duration::from_secs(1);
 const UNCHANGED: Duration = Duration::from_secs(2);
 
-/// The fleet as it is. Times are RFC 3339, in UTC; `None` is what is not known.
+/// The fleet's status. Times are RFC 3339, in UTC; `None` means not known.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub now: String,
-    /// The time of what is shown of runners and jobs.
+    /// The time of the data about runners and jobs.
     pub github_asked_at: Option<String>,
     /// The time that a VM stays up after its last job.
     pub inactive_minutes: u64,
@@ -45,7 +45,7 @@ pub struct Report {
 pub struct VmReport {
     vm_instance_name: String,
     vm_instance_zone: String,
-    /// Compute Engine's word.
+    /// Compute Engine's status.
     status: Option<String>,
     /// The time of the last start, stop or suspension that led to this status.
     since: Option<String>,
@@ -57,7 +57,7 @@ pub struct VmReport {
     runners: Vec<RunnerReport>,
     jobs: Vec<JobReport>,
     entries: Vec<EntryReport>,
-    /// What could not be asked, and what to do about it.
+    /// The queries that failed, with advice.
     not_asked: Vec<String>,
 }
 
@@ -88,11 +88,11 @@ struct EntryReport {
     index: usize,
     repo: RepoName,
     labels: Vec<Label>,
-    /// All labels of its runner, if RUNNER_CONFIG tells: then these alone decide.
+    /// All labels of its runner, if RUNNER_CONFIG names them: then these alone decide.
     runner_labels: Vec<Label>,
 }
 
-/// A VM without the label: the resync leaves it alone.
+/// The reason for a VM without the label, which the resync leaves alone.
 const NOT_OURS: &str = "nothing needs it, but this service did not start it: it is not stopped until a job came or it \
                         was released";
 
@@ -113,16 +113,16 @@ pub async fn report(cx: &Context, cache: &StatusCache, deadline: Deadline) -> Re
     }
 }
 
-/// What of the VMs tells that GitHub has news: each event of a job writes the label, or starts the VM.
+/// The state of the VMs that changes when GitHub has news: each event of a job writes the label, or starts the VM.
 type State = Vec<Option<(compute::Status, Option<IdleSince>)>>;
 
-/// The last snapshot, and how the VMs were then. Locked while GitHub is asked, so that requests at the same time share
+/// The last snapshot, and the VMs' state at the time. Locked while GitHub is queried, so that concurrent requests share
 /// the answer.
 #[derive(Debug, Default)]
 pub struct StatusCache(Mutex<Option<(State, FleetSnapshot)>>);
 
 impl StatusCache {
-    /// None if another request is still asking when time runs out.
+    /// `None` if another request is still querying GitHub when time runs out.
     async fn snapshot(
         &self,
         cx: &Context,
@@ -203,7 +203,7 @@ fn unread(error: &Error) -> String {
     }
 }
 
-/// The beginning of the present status, as far as Compute Engine notes it: not that of a start or a stop under way.
+/// The start of the current status, if Compute Engine records it: it does not for a start or a stop in progress.
 fn since(read: &VmSnapshot) -> Option<Timestamp> {
     match read.phase {
         Phase::Up => read.instance.last_start,

@@ -1,4 +1,4 @@
-//! What a caller can be told: the one place that knows HTTP statuses, and where a failure is logged.
+//! Errors as a caller sees them: the one place that knows HTTP statuses, and where a failure is logged.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ use crate::lifecycle;
 use crate::lifecycle::registration::Refusal;
 use crate::secret::Refused;
 
-/// Every way in which a request can fail. The replies have FastAPI's shape, `{"detail": "…"}`.
+/// The failure of a request. The replies have FastAPI's format, `{"detail": "…"}`.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error(transparent)]
@@ -33,13 +33,13 @@ pub enum ApiError {
     NoSuchPath,
     #[error("Method Not Allowed")]
     NoSuchMethod,
-    /// For whoever can see that it failed, and do it again.
+    /// For an operator, or for GitHub, where a person can see the failure and repeat the request.
     #[error(transparent)]
     Lifecycle(#[from] lifecycle::Error),
-    /// For Cloud Tasks, which repeats the task by itself.
+    /// For Cloud Tasks, which repeats the task.
     #[error("{0}; Cloud Tasks repeats it")]
     Repeat(lifecycle::Error),
-    /// For a VM, which is told nothing of why: the log is.
+    /// For a VM. It is not told the reason, which is logged.
     #[error("no registration token is given for this; the service's log says why")]
     NoRegistration(Refusal),
     /// For a VM, which asks again.
@@ -65,21 +65,21 @@ impl ApiError {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Lifecycle(lifecycle::Error::WouldLoseLocalSsd(_)) => StatusCode::CONFLICT,
             Self::Lifecycle(_) => StatusCode::BAD_GATEWAY,
-            // Not 503, which would slow the whole queue down.
+            // Not 503, which would make Cloud Tasks slow the whole queue down.
             Self::Repeat(_) | Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::ShuttingDown | Self::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
 
-/// What a reply says.
+/// The body of an error reply.
 #[derive(Serialize)]
 struct Detail<'a> {
     detail: &'a str,
 }
 
-/// Anybody can be refused as often as they like, but lines in a log cost: the first ten of this instance are told, then
-/// every hundredth.
+/// Logs the first ten refusals of this instance, then every hundredth: any caller can be refused as often as it likes,
+/// and log lines cost money.
 fn warn_now_and_then(status: StatusCode, detail: &str) {
     static REFUSED: AtomicU64 = AtomicU64::new(0);
     let count = REFUSED.fetch_add(1, Ordering::Relaxed) + 1;
@@ -104,7 +104,7 @@ impl IntoResponse for ApiError {
         let status = self.status();
         let detail = self.to_string();
         match &self {
-            // Anybody can cause these, as often as they like.
+            // Any caller can cause these, as often as it likes.
             Self::NoSuchPath | Self::NoSuchMethod => tracing::debug!("{status}: {detail}"),
             Self::Refused(_) => warn_now_and_then(status, &detail),
             Self::NoRegistration(why) => {

@@ -1,5 +1,5 @@
-//! Requests that were proven: to hold one of these values is the proof. Their fields are private, and there
-//! is no other way to one.
+//! Verified requests. A value of one of these types is the proof: its fields are private, and the extractor is its only
+//! constructor.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use super::error::ApiError;
 use super::meaning::{self, Meaning};
 use crate::state::AppState;
 
-/// GitHub's own limit is 25 MB; a `workflow_job` has about 15 KB.
+/// The largest body. GitHub's own limit is 25 MB; a `workflow_job` has about 15 KB.
 pub const LARGEST_BODY: usize = 1 << 20;
 
-/// How long it may take to arrive: whoever sends it is not known yet.
+/// The longest time in which a body may arrive: its sender is not authenticated yet.
 const SLOWEST_BODY: Duration = Duration::from_secs(5);
 
-/// An event that GitHub signed with our secret.
+/// A webhook event whose signature was verified.
 pub struct SignedDelivery(Meaning);
 
 impl SignedDelivery {
@@ -35,7 +35,7 @@ impl FromRequest<AppState> for SignedDelivery {
         let (head, body) = request.into_parts();
         let signature = head.headers.get("x-hub-signature-256").map(|value| value.as_bytes());
         if signature.is_none() {
-            // Nobody needs to send a megabyte to be told so.
+            // An unsigned request is refused before its body is read.
             app.secret.verify_signature(None, b"")?;
         }
         let body = read(&head.headers, body).await?;
@@ -47,7 +47,7 @@ impl FromRequest<AppState> for SignedDelivery {
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
         if event != meaning::WORKFLOW_JOB {
-            // Whatever it carries is not looked at.
+            // The payload is not read.
             return Ok(Self(Meaning::of(&String::from_utf8_lossy(event.as_bytes()), b"")?));
         }
         let payload = meaning::payload(&body, is_form)?;
@@ -55,28 +55,28 @@ impl FromRequest<AppState> for SignedDelivery {
     }
 }
 
-/// A command by someone who knows the secret.
+/// A command whose caller knows the secret.
 pub(super) struct Authorized {
     caller: Caller,
     body: Bytes,
 }
 
-/// Who commands.
+/// The caller of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
-    /// A task that comes due.
+    /// Cloud Tasks, with a task that is due.
     CloudTasks,
-    /// Anybody else.
+    /// Any other caller.
     Operator,
 }
 
 impl Authorized {
-    /// Told by a header that Cloud Tasks adds. Who knows the secret may add it too: it opens no door.
+    /// The caller, by a header that Cloud Tasks adds. An operator could add it too, but it grants nothing more.
     pub(super) fn caller(&self) -> Caller {
         self.caller
     }
 
-    /// The command's body, which may be left out: then it is the value without any fields.
+    /// The command's body. An empty one is the default value.
     pub(super) fn body<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         body_of(&self.body)
     }
@@ -95,19 +95,19 @@ impl FromRequest<AppState> for Authorized {
     }
 }
 
-/// A request by a VM: the token that says who it is, not looked at yet, and what it says.
+/// A request by a VM: its identity token, not verified yet, and its body.
 pub(super) struct Bearer {
     token: Option<String>,
     body: Bytes,
 }
 
 impl Bearer {
-    /// What stands in `Authorization: Bearer …`.
+    /// The token in `Authorization: Bearer …`.
     pub(super) fn token(&self) -> Option<&str> {
         self.token.as_deref()
     }
 
-    /// The body, which may be left out: then it is the value without any fields.
+    /// The body. An empty one is the default value.
     pub(super) fn body<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         body_of(&self.body)
     }
@@ -131,7 +131,7 @@ fn body_of<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(meaning::json(body)?)
 }
 
-/// Reads the body, if it is not too large; where its length is announced, without reading it.
+/// Reads the body, unless it is too large. An announced length is checked before reading.
 async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());

@@ -1,4 +1,4 @@
-//! `GET /health` and `GET /`: open to everybody, and silent about everything that is not theirs to know.
+//! `GET /health` and `GET /`: open to every caller, so the replies hold nothing private.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,18 +10,18 @@ use super::page;
 use crate::fleet::{Entry, Label, RepoName};
 use crate::state::AppState;
 
-/// What it calls itself.
+/// The service's name.
 pub const SERVICE: &str = "GitHub Runner Manager";
 
-/// For Cloud Run's probes.
+/// The reply to Cloud Run's probes.
 pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "healthy" })
 }
 
-/// What this service is and which VMs it manages; for a browser, the page that shows how they are.
+/// The service's name and its VMs, as JSON. A browser gets the operator's page instead.
 pub(super) async fn root(State(app): State<AppState>, headers: HeaderMap) -> Response {
     let mut response = if page::is_preferred(&headers) { page::page() } else { service(&app) };
-    // A cache between them must not give the one for the other.
+    // A cache must not serve the page for the JSON, or the JSON for the page.
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }

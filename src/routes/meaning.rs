@@ -1,6 +1,6 @@
-//! What a delivery means before anybody is asked: a job waits, a job is over, or there is nothing to do.
+//! The meaning of a delivery, from the delivery alone: a job waits, a job is over, or there is nothing to do.
 //!
-//! The webhook's handler acts on it, and `explain` tells it: one reading, so that they always agree.
+//! The webhook's handler and `explain` share it, so that they always agree.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use serde::de::DeserializeOwned;
 
 use crate::fleet::{Fleet, Label, ManagedVm, RepoName};
 
-/// The one event that says something of jobs.
+/// The one event about jobs.
 pub const WORKFLOW_JOB: &str = "workflow_job";
 
-/// What a delivery means.
+/// The meaning of a delivery.
 #[derive(Clone, Debug)]
 pub enum Meaning {
-    /// Nothing has to be done, for this reason.
+    /// No action is needed, for this reason.
     Nothing(String),
     /// A job waits for a runner.
     Queued {
         /// The job.
         job: Job,
-        /// It may have to be approved first.
+        /// The job may have to be approved first.
         awaits_review: bool,
     },
     /// A job is over.
@@ -32,22 +32,22 @@ pub enum Meaning {
 /// A job, as a delivery describes it.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// GitHub's number for it.
+    /// Its id.
     pub id: u64,
-    /// Whose job it is.
+    /// Its repository.
     pub repo: RepoName,
     /// Its `runs-on`.
     pub labels: Vec<Label>,
-    /// Who ran it, if anybody did.
+    /// The runner that ran it, if any.
     pub runner: Option<String>,
 }
 
-/// Why a payload cannot be read. Nothing of what was sent is repeated.
+/// The error in a payload. It repeats nothing of the payload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unreadable(pub(super) String);
 
-/// A `workflow_job` event, as far as it is read.
+/// The part of a `workflow_job` event that the service reads.
 /// <https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_job>
 #[derive(Deserialize)]
 struct WorkflowJobEvent {
@@ -73,7 +73,7 @@ impl Meaning {
     /// Reads the payload of an event of this name.
     ///
     /// # Errors
-    /// If it is not what GitHub sends for a `workflow_job`. Payloads of other events are not read.
+    /// If the payload of a `workflow_job` is not in GitHub's format. Payloads of other events are not read.
     pub fn of(event: &str, payload: &[u8]) -> Result<Self, Unreadable> {
         if event != WORKFLOW_JOB {
             let name: String =
@@ -90,7 +90,7 @@ impl Meaning {
         })
     }
 
-    /// The VM that it is about.
+    /// The VM that the delivery is about.
     pub fn vm<'a>(&self, fleet: &'a Fleet) -> Option<&'a Arc<ManagedVm>> {
         match self {
             Self::Nothing(_) => None,
@@ -103,10 +103,10 @@ impl Meaning {
 }
 
 impl Job {
-    /// What is said of it if no entry matches.
+    /// The outcome if no entry matches.
     pub fn unmatched(&self) -> String {
         let labels = self.labels.iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
-        // They are anybody's text: a line break must not begin a line of the log.
+        // GitHub's users choose these texts: a line break must not begin a line of the log.
         let (labels, repo) = (labels.escape_default(), self.repo.as_str().escape_default());
         format!("job {} of {repo}: no entry of RUNNER_CONFIG matches [{labels}]", self.id)
     }
@@ -115,7 +115,7 @@ impl Job {
 /// The JSON in a body of either of GitHub's content types.
 ///
 /// # Errors
-/// If it is a form without the field that holds it.
+/// If a form has no field for it.
 pub fn payload(body: &[u8], is_form: bool) -> Result<Cow<'_, [u8]>, Unreadable> {
     // curl calls JSON a form unless it is told otherwise.
     if !is_form || body.starts_with(b"{") {
@@ -126,7 +126,7 @@ pub fn payload(body: &[u8], is_form: bool) -> Result<Cow<'_, [u8]>, Unreadable> 
     Ok(payload.into_owned().into_bytes().into())
 }
 
-/// Parses JSON; the error says where, and which field is missing, but repeats nothing of what was sent.
+/// Parses JSON. The error gives the position and the missing field, but repeats nothing of the input.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
     serde_json::from_slice(body).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());

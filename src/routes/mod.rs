@@ -28,13 +28,13 @@ pub use extract::{LARGEST_BODY, SignedDelivery};
 pub use info::SERVICE;
 pub use meaning::{Job, Meaning, Unreadable, WORKFLOW_JOB, payload};
 
-/// Where GitHub sends its deliveries.
+/// The path of GitHub's webhook.
 pub const WEBHOOK: &str = "/github/webhook";
 
-/// The header that says what was decided and why; GitHub shows it under Recent Deliveries.
+/// The header with the decision and its reason. GitHub shows it under Recent Deliveries.
 const OUTCOME: &str = "x-runner-manager-outcome";
 
-/// Every endpoint, over this state.
+/// The router with all endpoints.
 pub fn router(app: AppState) -> Router {
     Router::new()
         .route(WEBHOOK, post(webhook::receive))
@@ -54,10 +54,10 @@ pub fn router(app: AppState) -> Router {
         .with_state(app)
 }
 
-/// Answers the request so that its lines can be found together. While the service shuts down, nothing new is begun.
+/// Answers the request in a span, so that its log lines can be found together. During a shutdown requests are refused.
 async fn with_its_origin(State(app): State<AppState>, request: Request, next: Next) -> Response {
     if request.uri().path() == "/health" && !app.draining.is_set() {
-        // A probe has nothing to tell, and comes all the time.
+        // Probes are frequent, and log nothing.
         return next.run(request).await;
     }
     let origin = Origin::of(&request);
@@ -81,14 +81,14 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     ApiError::Panicked.into_response()
 }
 
-/// The outcome as a header: visible ASCII only, whatever an API may have said.
+/// The outcome as a header: visible ASCII only, although it may quote an API.
 fn outcome_header(outcome: &str) -> HeaderValue {
     let visible = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
     let text: String = outcome.chars().take(500).map(visible).collect();
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("?"))
 }
 
-/// One line that says what was decided about which VM, and on what evidence.
+/// Logs the decision about a VM and its evidence.
 fn log(vm: &crate::fleet::Vm, outcome: &Outcome) {
     tracing::info!(vm.name = %vm.name, vm.zone = %vm.zone, outcome = outcome.status.as_str(), "VM {}: {outcome}", vm.name);
 }

@@ -1,5 +1,4 @@
-//! `GET /runner/status`: the fleet as it is; `POST /runner/reconcile`: the fleet as it should be. Both for who knows
-//! the secret.
+//! `GET /runner/status`: the fleet's status; `POST /runner/reconcile`: the resync. Both need the secret.
 
 use axum::Json;
 use axum::extract::State;
@@ -24,7 +23,7 @@ pub(super) struct Status {
     report: Report,
 }
 
-/// The extractor is the proof; the request's body says nothing.
+/// Replies with the fleet's status. Only the extractor is needed: the body is not read.
 pub(super) async fn status(
     State(app): State<AppState>,
     _: Authorized,
@@ -40,7 +39,7 @@ pub(super) struct Resynced {
     report: resync::Report,
 }
 
-/// Whatever a scheduler puts into the body says nothing.
+/// Runs a resync. The body, which a scheduler may set, is not read.
 pub(super) async fn reconcile(
     State(app): State<AppState>,
     _: Authorized,

@@ -1,7 +1,7 @@
-//! The operator's page, as `GET /` answers a browser: one file, compiled in, that asks `/runner/status`.
+//! The operator's page, served to browsers at `GET /`: one file, compiled in, that reads `/runner/status`.
 //!
-//! Its policy allows the style and the script that are in the file, by their hashes, and nothing else: neither what
-//! somebody may smuggle into it nor anything from elsewhere runs. The hashes are taken from the file itself.
+//! Its Content-Security-Policy allows the style and the script of the file, by their hashes, and nothing else: neither
+//! injected scripts nor scripts from elsewhere run. The hashes are computed from the file.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page, with what a browser is told to hold it to.
+/// The page with its security headers.
 pub(super) fn page() -> Response {
     let told: [(HeaderName, HeaderValue); 4] = [
         (header::CONTENT_SECURITY_POLICY, POLICY.clone()),
@@ -36,13 +36,13 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).expect("base64 and ASCII")
 });
 
-/// The text of the one element of this name; nothing if the page has none, which then does not run.
+/// The text of the page's one element of this name; empty if there is none, and then the page does not run.
 fn inside<'a>(page: &'a str, element: &str) -> &'a str {
     let text = page.split_once(&format!("<{element}>")).map_or("", |(_, rest)| rest);
     text.split_once(&format!("</{element}>")).map_or("", |(text, _)| text)
 }
 
-/// Whether who asks would rather have HTML than JSON. A browser names HTML; curl takes anything, and gets JSON.
+/// True if the client prefers HTML to JSON. A browser names HTML; curl accepts anything, and gets JSON.
 /// <https://www.rfc-editor.org/rfc/rfc9110#name-accept>
 pub(super) fn is_preferred(headers: &HeaderMap) -> bool {
     let accepted: Vec<&str> = headers
@@ -116,7 +116,7 @@ mod tests {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "{element}");
             assert!(inside(PAGE, element).len() > 1000, "{element}");
         }
-        // What the policy would refuse, and what would go round it.
+        // Constructs that the policy would refuse, or that would bypass it.
         for never in
             [" style=", " onclick=", " src=", "@import", "url(", "innerHTML", "insertAdjacentHTML"]
         {

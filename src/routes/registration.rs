@@ -1,4 +1,4 @@
-//! `POST /runner/registration`: a VM that boots, and shows who it is, gets a token to register its runner with.
+//! `POST /runner/registration`: a VM proves its identity at boot and gets a token to register its runner with.
 
 use axum::Json;
 use axum::extract::State;
@@ -13,11 +13,11 @@ use crate::lifecycle::reconcile::PASS_TIME;
 use crate::lifecycle::registration::{Grant, RegistrationRequest, register};
 use crate::state::AppState;
 
-/// What a VM may say.
+/// The body of the request.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Wish {
-    /// Which of several repositories it registers in.
+    /// The repository to register in, if the VM's entries leave a choice.
     repo: Option<RepoName>,
 }
 

@@ -1,8 +1,8 @@
-//! `POST /runner/start` and `/runner/stop`: operators, and Cloud Tasks when a pass is due. `POST /runner/hold` and
-//! `/runner/release`: operators alone.
+//! `POST /runner/start` and `/runner/stop`: commands of operators, and callbacks of Cloud Tasks when a pass is due.
+//! `POST /runner/hold` and `/runner/release`: commands of operators.
 //!
-//! Every pass is called back at `/runner/stop`; `/runner/start` still serves the start checks of earlier versions. A
-//! callback is told by its `X-CloudTasks-TaskName` header. That opens no door: the caller had to know the secret anyway.
+//! Every pass is called back at `/runner/stop`; `/runner/start` still serves tasks of earlier versions. A callback is
+//! recognized by its `X-CloudTasks-TaskName` header, which grants nothing: the caller had to know the secret anyway.
 
 use std::sync::Arc;
 
@@ -24,13 +24,13 @@ use crate::state::AppState;
 
 type Reply = ([(&'static str, HeaderValue); 1], Json<Body>);
 
-/// An operator's command. Without a name it means the one VM that there is.
+/// An operator's command. Without a name it means the fleet's only VM.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Command {
     vm_instance_name: Option<String>,
     vm_instance_zone: Option<String>,
-    /// Stop without asking whether something needs the VM.
+    /// Stops the VM without checking for jobs.
     force: bool,
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn stop(
     }
 }
 
-/// A pass is due.
+/// Runs a pass that is due.
 async fn callback(app: &AppState, task: Task) -> Result<Reply, ApiError> {
     let deadline = Deadline::after(PASS_TIME);
     let named = Vm::new(&task.vm_instance_name, &task.vm_instance_zone);
@@ -104,7 +104,7 @@ impl Command {
     }
 }
 
-/// A task of this service names its VM; one of the FastAPI original may rely on there being just one.
+/// The VM of a task. A task of this service names it; one of the FastAPI original may rely on there being just one.
 fn callback_vm<'a>(app: &'a AppState, vm: &'a Vm) -> Result<&'a Arc<ManagedVm>, NoSuchVm> {
     let given = |text: &'a String| Some(text.as_str()).filter(|text| !text.is_empty());
     app.cx.fleet.find(given(&vm.name), given(&vm.zone))
@@ -115,7 +115,7 @@ pub(super) struct Body {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     operation: Option<String>,
-    /// The evidence, for a person.
+    /// The evidence, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -132,7 +132,7 @@ fn reply(vm: &Vm, outcome: &Outcome, detail: Option<String>) -> Reply {
     ([(OUTCOME, header)], Json(body))
 }
 
-/// The evidence where the status does not say everything. SPEC's replies to a plain start or stop have none.
+/// The evidence, if the status does not say everything. By the specification a plain start or stop has none.
 fn detail(outcome: &Outcome) -> Option<String> {
     let is_plain = match outcome.status {
         Status::Held | Status::Released => true,

@@ -1,4 +1,4 @@
-//! `POST /github/webhook`: what happens to jobs.
+//! `POST /github/webhook`: GitHub's deliveries about jobs.
 
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -13,7 +13,7 @@ use crate::lifecycle::events::{WEBHOOK_TIME, job_completed, job_queued, job_wait
 use crate::lifecycle::task::JobRef;
 use crate::state::AppState;
 
-/// The reply is the same for every event that was understood; the header tells them apart.
+/// The reply. Its body is the same for every event that was understood; the header has the outcome.
 type Reply = ([(&'static str, HeaderValue); 2], &'static str);
 
 pub(super) async fn receive(
@@ -26,7 +26,7 @@ pub(super) async fn receive(
     Ok(([json, (OUTCOME, outcome_header(&outcome))], r#"{"status":"ok"}"#))
 }
 
-/// What was done, in words.
+/// Acts on a delivery and describes the outcome.
 async fn act(app: &AppState, meaning: Meaning, deadline: Deadline) -> Result<String, ApiError> {
     let vm = meaning.vm(&app.cx.fleet);
     let (vm, outcome) = match (meaning, vm) {
@@ -38,7 +38,7 @@ async fn act(app: &AppState, meaning: Meaning, deadline: Deadline) -> Result<Str
             (vm, job_completed(&app.cx, vm, job.id, deadline).await?)
         }
         (Meaning::Queued { job, awaits_review }, Some(vm)) => {
-            // From this event on it waits for a runner, however long it waited for a review before.
+            // The job waits for a runner from this event on, however long it waited for a review before.
             let queued_at = app.cx.clock.now();
             let job = JobRef { repo: job.repo, id: job.id, queued_at, labels: job.labels };
             if awaits_review {

@@ -1,11 +1,11 @@
-//! What no compiler checks: dependencies point one way and in no circles, the tests that docs/promises.md names exist,
-//! and the image can be built from what the Dockerfile copies.
+//! Checks that the compiler does not make: dependencies point one way and in no circles, the tests that
+//! docs/promises.md names exist, and the image can be built from the files that the Dockerfile copies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files below the first must not speak of the second.
+/// Words that must not occur in files below a path.
 const FORBIDDEN: [(&str, &[&str]); 14] = [
     ("lifecycle", &["axum", "crate::routes", "crate::emulators", "crate::state"]),
     // The rules of a pass: no I/O and no clock.
@@ -27,9 +27,9 @@ const FORBIDDEN: [(&str, &[&str]); 14] = [
     ("config.rs", &["crate::lifecycle", "crate::routes", "crate::clients"]),
     ("config", &["crate::lifecycle", "crate::routes", "crate::clients"]),
     ("check", &["axum", "crate::emulators"]),
-    // It asks nobody.
+    // It makes no calls.
     ("explain.rs", &["axum", "crate::clients", "crate::state", "crate::emulators"]),
-    // They would agree with the service's mistakes.
+    // They must not share the service's mistakes.
     (
         "emulators",
         &[
@@ -76,7 +76,7 @@ fn dependencies_point_one_way() {
     assert!(against.is_empty(), "{against:#?}");
 }
 
-/// The modules that a file imports from, as files: what `use` names, with groups taken apart.
+/// The modules that a file imports, as files: the paths of `use`, with groups taken apart.
 fn imports(file: &Path, source: &Path) -> BTreeSet<PathBuf> {
     let text = fs::read_to_string(file).unwrap();
     let code: String = text
@@ -145,8 +145,8 @@ fn no_files_import_each_other_in_a_circle() {
     let graph: BTreeMap<_, _> =
         files.iter().map(|file| (file.clone(), imports(file, &source))).collect();
     assert!(graph.values().map(BTreeSet::len).sum::<usize>() > 200, "imports are not read");
-    // What imports nothing that is left is taken away, until only circles are left. A module may re-export its parts
-    // and stand for them, so its own file is no part of a circle through them.
+    // Removes modules that import nothing left, until only circles are left. A module may re-export its parts and stand
+    // for them, so its own file is no part of a circle through them.
     let is_parent = |of: &Path, file: &Path| {
         file.with_extension("") == of.parent().unwrap() || file == of.with_file_name("mod.rs")
     };
@@ -198,7 +198,7 @@ fn the_dockerfile_makes_every_target_that_cargo_wants_to_see() {
     assert!(paths.len() >= 4, "{paths:?}");
     let lost: Vec<_> = paths.iter().filter(|path| !dockerfile.contains(*path)).collect();
     assert!(lost.is_empty(), "{lost:?}");
-    // What is copied from the project is let through to the build.
+    // .dockerignore has to let through the files that the Dockerfile copies from the project.
     let allowed = read(".dockerignore");
     for copied in ["Cargo.toml", "Cargo.lock", ".cargo/config.toml", "src"] {
         assert!(dockerfile.contains(copied) && allowed.contains(&format!("!{copied}\n")));

@@ -1,5 +1,5 @@
-//! What an event costs: calls to Google and GitHub, one after the other and in all. Each takes [`ROUND`], and they
-//! are what a delivery's time goes into.
+//! The cost of an event: calls to Google and GitHub, in sequence and in total. Each takes [`ROUND`]; they are most of a
+//! delivery's time.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::world::{Answer, World, minutes, seconds};
 
-/// What a call takes, there and back.
+/// The round-trip time of a call.
 const ROUND: Duration = Duration::from_millis(30);
 
 const QUEUED: &str = include_str!("../fixtures/workflow_job.queued.json");
@@ -28,14 +28,14 @@ fn about(fixture: &str, job: u64) -> String {
     event.to_string()
 }
 
-/// A world whose calls have their effect at once and are answered a round later.
+/// A world whose calls take effect at once and are answered a round later.
 fn world_of_rounds() -> World {
     let world = World::new();
     world.cloud.faults.on(|_| Some(Fault::Late(ROUND)));
     world
 }
 
-/// The calls since the world began or was cleared, and in which round each was made.
+/// The calls since the world began or was cleared, with the round of each.
 fn rounds(world: &World) -> Vec<(u128, &'static str)> {
     let calls = world.cloud.calls();
     let Some(first) = calls.iter().map(|call| call.at).min() else { return Vec::new() };
@@ -152,7 +152,7 @@ async fn when_all_hang_up_nothing_goes_on() {
     assert!(tokio::time::timeout(ROUND / 2, deliver(&world, &body)).await.is_err());
     tokio::time::sleep(10 * ROUND).await;
     assert_eq!((world.cloud.tasks.pending().len(), world.starts("runner-1")), (1, 0));
-    // The next finds nothing to join.
+    // The next one finds no call to share.
     is_accepted(&deliver(&world, &about(QUEUED, 2)).await, 2);
     assert_eq!(world.starts("runner-1"), 1);
 }
@@ -180,8 +180,12 @@ async fn deliveries_of_two_half_minutes_share_nothing() {
     let (first, second) = tokio::join!(deliver(&world, &first), later);
     is_accepted(&first, 1);
     is_accepted(&second, 2);
-    let mark = (world.clock.now().unix_seconds() + 1).next_multiple_of(30);
-    assert_eq!(world.mark("runner-1"), Some(mark), "the later half minute's mark is not written");
+    let idle_since = (world.clock.now().unix_seconds() + 1).next_multiple_of(30);
+    assert_eq!(
+        world.idle_since("runner-1"),
+        Some(idle_since),
+        "the later half minute's label is not written"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,7 +234,7 @@ async fn a_pass_asks_about_runs_that_are_not_over_only() {
         cost.push((world.cloud.calls().len(), world.count("actions.listJobsForWorkflowRun")));
     }
     let least = cost[0].0;
-    // Each active run is seen in its list; one that is queued is listed twice, since runs move.
+    // Each active run is in its list; a queued one is listed twice, since runs move.
     assert_eq!(cost, [(least, 0), (least, 0), (least + cost[2].1, cost[2].1)]);
     assert!(cost[2].1 <= 6, "{cost:?}");
 }
@@ -245,7 +249,7 @@ async fn github_is_asked_for_one_token_an_hour() {
         tokio::time::sleep(minutes(5)).await;
     }
     assert_eq!(world.count(method), 1);
-    // It is good for an hour, and not used in the last five minutes of that.
+    // The token is good for an hour, and not used in the last five minutes of that.
     tokio::time::sleep(minutes(1)).await;
     world.command("/runner/stop", r#"{"vm_instance_name": "runner-1"}"#).await;
     assert_eq!(world.count(method), 2);
@@ -268,11 +272,11 @@ fn calls_to_github(world: &World) -> usize {
     world.cloud.calls().iter().filter(|call| call.api == Api::GitHub).count()
 }
 
-/// `gpu-1` is up and was last needed so many minutes ago; and the pass of that time.
+/// A world in which `gpu-1` is up and was last needed so many minutes ago, and the pass of that time.
 async fn last_needed(minutes_ago: u64) -> (World, String) {
     let mut world = World::new().vm("gpu-1", Status::Running);
     world.pass(minutes(20)).await;
-    // Tokens are there.
+    // Fetches the tokens.
     world.command("/runner/stop", r#"{"vm_instance_name": "gpu-1"}"#).await;
     world.pass(minutes(3)).await;
     world.cloud.compute.set_status("gpu-1", Status::Running);
@@ -299,7 +303,7 @@ async fn a_superseded_pass_is_one_call_and_with_a_job_in_evidence_two() {
     let job = world.queue_job("acme/app", "self-hosted gpu", seconds(1));
     world.cloud.github.cancel_job(job);
     world.pass(seconds(1)).await;
-    let label = world.mark("gpu-1").unwrap();
+    let label = world.idle_since("gpu-1").unwrap();
     assert!(label > 30);
     world.cloud.clear_calls();
     let body = format!(
@@ -340,7 +344,7 @@ async fn an_hour_of_work_is_thirteen_calls_to_github() {
     world.cloud.clear_calls();
     world.pass(minutes(60)).await;
     let (all, github) = (world.cloud.calls().len(), calls_to_github(&world));
-    // Twelve passes: read, ask for the job, create the next. And a token.
+    // Twelve passes: read, query the job, create the next. And a token.
     assert_eq!((github, all), (13, 37), "{:?}", rounds(&world));
 }
 

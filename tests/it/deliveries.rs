@@ -1,4 +1,4 @@
-//! What the GitHub App sees of its webhook's deliveries, and how one that was lost is sent again.
+//! The GitHub App's deliveries, and the redelivery of a lost one.
 
 use http::StatusCode;
 use runner_manager::clients::github::app::DeliveryFilter;

@@ -1,4 +1,4 @@
-//! What the documents say of the code has to be so.
+//! Checks that the documents agree with the code.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn sources(dir: &Path, text: &mut String) {
     }
 }
 
-/// The code, with strings that go on in the next line in one piece, and quotation marks as they print.
+/// The source code, with continued string literals joined and quotation marks as printed.
 fn code() -> String {
     let mut text = String::new();
     sources(Path::new("src"), &mut text);
@@ -35,7 +35,7 @@ fn the_log_lines_to_search_for_are_written_somewhere() {
                 continue;
             }
             for part in phrase.split(['…', '[', ']']) {
-                // What follows a call's name is its status, and numbers of entries differ.
+                // A call's name is followed by its status, and numbers of entries differ.
                 let part = part.trim_matches(|c: char| c == ' ' || c == ':' || c.is_ascii_digit());
                 let written = code.contains(part);
                 assert!(written, "docs/operations.md: nobody writes `{part}` of `{phrase}`");

@@ -1,4 +1,4 @@
-//! Runner Manager from outside: what it answers, and what becomes of jobs and VMs.
+//! Runner Manager from outside: its responses, and the fate of jobs and VMs.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,9 +1,8 @@
 //! The whole system in one process: the service on the emulators, under a paused clock.
 //!
-//! The service is the real one down to its wire formats; only its connections end in the emulators' Routers.
-//! A story tells the world what happens, lets time pass, and says what an outsider must have seen. What is
-//! promised in any case is checked all along: [`World::settle`] waits until everything is over and then
-//! looks at the whole history.
+//! The service is the real one down to its wire formats; only its connections end in the emulators' Routers. A story
+//! changes the world, lets time pass, and asserts what is visible from outside. The promises are checked in every
+//! story: [`World::settle`] waits until nothing is left to happen and then checks the whole history.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,7 +23,7 @@ use tower::util::BoxCloneSyncService;
 use crate::harness::{self, in_process};
 pub(crate) use crate::harness::{SECRET, ZONE, sign};
 
-/// How long a VM stays up after its last job.
+/// The time that a VM stays up after its last job.
 pub(crate) const INACTIVE: Duration = Duration::from_secs(3 * 60);
 
 pub(crate) const fn seconds(seconds: u64) -> Duration {
@@ -35,7 +34,7 @@ pub(crate) const fn minutes(minutes: u64) -> Duration {
     Duration::from_secs(60 * minutes)
 }
 
-/// The fleet of most stories: a GPU machine for one repository, and one that two share.
+/// The fleet of most stories: a GPU machine for one repository, and a VM that two share.
 const FLEET: [(&str, &str, &str); 3] = [
     ("acme/app", r#"["self-hosted", "gpu"]"#, "gpu-1"),
     ("acme/app", r#"["self-hosted"]"#, "runner-1"),
@@ -52,7 +51,7 @@ pub(crate) fn fleet(more: &str) -> String {
     format!("[{}]", FLEET.map(entry).join(", "))
 }
 
-/// See above.
+/// The service, the emulators and the clock of a story.
 pub(crate) struct World {
     pub(crate) cloud: Cloud,
     pub(crate) clock: Clock,
@@ -61,7 +60,7 @@ pub(crate) struct World {
     history: Arc<Mutex<Vec<Event>>>,
 }
 
-/// What the service answered.
+/// The service's response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -121,7 +120,7 @@ impl World {
         self
     }
 
-    /// Lets time pass, and everything happen that is due in it.
+    /// Lets time pass, with everything that is due in it.
     pub(crate) async fn pass(&mut self, span: Duration) {
         let until = self.clock.now() + span;
         self.cloud.run_until(&mut self.driver, Some(until)).await;
@@ -144,17 +143,17 @@ impl World {
         }
     }
 
-    /// A job is queued that will run for this long.
+    /// Queues a job that will run for this long.
     pub(crate) fn queue_job(&self, repo: &str, labels: &str, runs: Duration) -> JobId {
         self.cloud.github.queue_job(repo, words(labels), runs)
     }
 
-    /// The service vanishes with whatever it is doing, and a new instance takes over.
+    /// Ends the service in the middle of its work. A new instance takes over.
     pub(crate) fn crash(&mut self) {
         self.service.vanish();
     }
 
-    /// The running service, for whoever makes it vanish or replaces it.
+    /// The running service, for a story that ends or replaces it.
     pub(crate) fn service(&self) -> Service {
         self.service.clone()
     }
@@ -175,8 +174,8 @@ impl World {
         self.cloud.github.job(job).status == JobStatus::Completed
     }
 
-    /// The mark that the VM carries.
-    pub(crate) fn mark(&self, vm: &str) -> Option<u64> {
+    /// The `idle_since` label of the VM.
+    pub(crate) fn idle_since(&self, vm: &str) -> Option<u64> {
         self.cloud
             .compute
             .labels(vm)
@@ -184,19 +183,19 @@ impl World {
             .and_then(|mark| mark.parse().ok())
     }
 
-    /// When the VM last came to this status.
+    /// The time at which the VM last came to this status.
     pub(crate) fn last(&self, vm: &str, status: Status) -> Option<Timestamp> {
         let history = self.cloud.compute.history(vm);
         history.iter().rev().find(|(_, then, _)| *then == status).map(|(at, ..)| *at)
     }
 
-    /// How often the VM was started.
+    /// The number of starts of the VM.
     pub(crate) fn starts(&self, vm: &str) -> usize {
         let history = self.cloud.compute.history(vm);
         history.iter().filter(|(_, status, _)| *status == Status::Provisioning).count()
     }
 
-    /// How many API calls of this method there were.
+    /// The number of API calls of this method.
     pub(crate) fn count(&self, method: &str) -> usize {
         self.cloud.calls().iter().filter(|call| call.method == method).count()
     }
@@ -216,12 +215,12 @@ impl World {
         self.history.lock().unwrap().iter().filter_map(answered).collect()
     }
 
-    /// Whether some answer so far said this.
+    /// True if an answer so far said this.
     pub(crate) fn was_told(&self, words: &str) -> bool {
         self.outcomes().iter().any(|(_, outcome)| outcome.contains(words))
     }
 
-    /// Waits until nothing is left to happen, then holds the whole history against what is promised.
+    /// Waits until nothing is left to happen, then checks the whole history against the promises.
     #[track_caller]
     pub(crate) fn settle(&mut self) -> impl Future<Output = ()> + '_ {
         let place = std::panic::Location::caller();
@@ -236,12 +235,12 @@ impl World {
         }
     }
 
-    /// Everything that has happened so far.
+    /// The events so far.
     pub(crate) fn history(&self) -> Vec<Event> {
         self.history.lock().unwrap().clone()
     }
 
-    /// Nothing runs, nothing is due.
+    /// True if no job runs and no task is due.
     pub(crate) fn is_quiet(&self) -> bool {
         let vms = self.cloud.compute.instances();
         self.cloud.tasks.pending().is_empty()
@@ -251,7 +250,7 @@ impl World {
                 .all(|vm| matches!(self.status(vm), Status::Terminated | Status::Suspended))
     }
 
-    /// What the history shows that must never happen.
+    /// The violations of promises in the history.
     fn broken_promises(&self) -> Vec<String> {
         let mut broken = Vec::new();
         for job in self.cloud.github.jobs() {
@@ -279,7 +278,7 @@ impl World {
         broken
     }
 
-    /// The history, for a person to see what went wrong.
+    /// The history in words, for the message of a failed test.
     pub(crate) fn story(&self) -> String {
         self.history
             .lock()
@@ -316,7 +315,7 @@ impl World {
         }
     }
 
-    /// Sends the service a request, and returns the whole answer.
+    /// Sends the service a request, and returns the whole response.
     pub(crate) async fn exchange(
         &self,
         request: Request<axum::body::Body>,
@@ -325,15 +324,15 @@ impl World {
         http::Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     }
 
-    /// The fleet, as an operator sees it.
-    pub(crate) async fn look(&self) -> serde_json::Value {
+    /// The fleet's status, as an operator sees it.
+    pub(crate) async fn report(&self) -> serde_json::Value {
         let secret = [("X-Runner-Secret", SECRET)];
         let answer = self.send(Method::GET, "/runner/status", &secret, "").await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         answer.body
     }
 
-    /// What a sweep found and did.
+    /// The findings of a resync.
     pub(crate) async fn sweep(&self) -> serde_json::Value {
         let answer = self.command("/runner/reconcile", "{}").await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
@@ -395,24 +394,24 @@ impl Service {
         self.0.current.lock().unwrap().get_or_insert_with(build).clone()
     }
 
-    /// What it works on is dropped where it stands, and all that it remembers is gone.
+    /// Drops the work in progress and everything in memory.
     pub(crate) fn vanish(&self) {
         self.replace();
         self.0.vanished.notify_waiters();
     }
 
-    /// The next request goes to a revision with this RUNNER_CONFIG.
+    /// Sends the next request to a revision with this RUNNER_CONFIG.
     pub(crate) fn deploy(&self, config: String) {
         *self.0.config.lock().unwrap() = config;
         self.replace();
     }
 
-    /// The next request goes to a new instance; the old one finishes what it works on.
+    /// Sends the next request to a new instance. The old one finishes its work.
     pub(crate) fn replace(&self) {
         *self.0.current.lock().unwrap() = None;
     }
 
-    /// A sweep, as a scheduler would ask for it; its answer, unless the instance vanishes.
+    /// A resync, as a scheduler requests it, and its response, unless the instance vanishes.
     pub(crate) async fn sweep(&self) -> Option<(StatusCode, Bytes)> {
         let request = Request::post("http://service.example/runner/reconcile")
             .header("X-Runner-Secret", SECRET)
@@ -423,7 +422,7 @@ impl Service {
         Some((head.status, body))
     }
 
-    /// How it is reached.
+    /// The service as a transport.
     pub(crate) fn http(&self) -> HttpService {
         let service = self.clone();
         BoxCloneSyncService::new(tower::service_fn(move |request: Request<Full<Bytes>>| {

@@ -1,8 +1,6 @@
-//! What GitHub tells the App itself: who it is, which installation covers a repository, where its webhook goes, and
-//! what became of the deliveries.
+//! GitHub's REST API, as the App itself: its settings, its installations, its webhook and the webhook's deliveries.
 //!
-//! GitHub sends a delivery once. One that was not answered 2xx stays lost, unless somebody asks for it again within
-//! three days.
+//! GitHub sends a delivery once. One that was not answered 2xx is sent again only on request, within three days.
 //! <https://docs.github.com/en/rest/apps/webhooks>
 
 use std::collections::BTreeMap;
@@ -17,43 +15,43 @@ use crate::clients::transport::{Outgoing, read};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::RepoName;
 
-/// What the App, or an installation of it, may do: `read` or `write`, by the permission's name, such as `actions`.
+/// Permissions of the App or of an installation: `read` or `write`, by name, such as `actions`.
 pub type Permissions = BTreeMap<String, String>;
 
-/// The App, as its owner set it up.
+/// The App's settings.
 #[derive(Clone, Debug, Deserialize)]
 pub struct App {
-    /// Its number.
+    /// Its id.
     pub id: u64,
-    /// Its name, for a person.
+    /// Its display name.
     #[serde(default)]
     pub name: String,
-    /// What it asks for. An installation may not have granted all of it yet.
+    /// The permissions that it requests. An installation may not have granted all of them yet.
     #[serde(default)]
     pub permissions: Permissions,
-    /// The events that its webhook is sent.
+    /// The events that it subscribes to.
     #[serde(default)]
     pub events: Vec<String>,
 }
 
-/// An installation of the App: what it may do on which account's repositories.
+/// An installation of the App on an account.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Installation {
-    /// Its number.
+    /// Its id.
     pub id: u64,
-    /// What was granted.
+    /// The permissions that were granted.
     #[serde(default)]
     pub permissions: Permissions,
-    /// The events that the App is sent from here.
+    /// The events that the App receives from it.
     #[serde(default)]
     pub events: Vec<String>,
-    /// Since when it is suspended, if it is, RFC 3339.
+    /// The time of its suspension, if it is suspended, RFC 3339.
     pub suspended_at: Option<String>,
-    /// Its page, for a person.
+    /// The URL of its page.
     pub html_url: Option<String>,
 }
 
-/// Where the App's webhook goes.
+/// The settings of the App's webhook.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct HookConfig {
@@ -65,42 +63,42 @@ pub struct HookConfig {
     pub secret: Option<String>,
 }
 
-/// Which deliveries are listed.
+/// The filter of a list of deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryFilter {
-    /// All of them.
+    /// All deliveries.
     All,
-    /// Those that were answered 4xx or 5xx, or not at all. A server that does not know the filter lists all.
+    /// Deliveries answered 4xx or 5xx, or not at all. A server that does not know the filter lists all of them.
     Failed,
 }
 
 /// One attempt to deliver an event.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Delivery {
-    /// The attempt's number, by which another can be asked for.
+    /// The attempt's id, with which a redelivery is requested.
     pub id: u64,
-    /// The event's own id, which all attempts share: `X-GitHub-Delivery`.
+    /// The event's own id, shared by all its attempts: `X-GitHub-Delivery`.
     pub guid: String,
-    /// As in `X-GitHub-Event`.
+    /// The event's name, as in `X-GitHub-Event`.
     pub event: String,
     /// The payload's `action`, if the event has one.
     pub action: Option<String>,
-    /// What became of it, in words.
+    /// The attempt's result, in words.
     #[serde(default)]
     pub status: String,
-    /// What it was answered, or what GitHub puts in its place where there was no answer.
+    /// The status of the response, or GitHub's code for a missing one.
     #[serde(default)]
     pub status_code: u16,
-    /// When it was made.
+    /// The time of the attempt.
     #[serde(deserialize_with = "timestamp")]
     pub delivered_at: Timestamp,
-    /// Whether the event was delivered before.
+    /// The attempt was made on request, after an earlier one.
     #[serde(default)]
     pub redelivery: bool,
 }
 
 impl Delivery {
-    /// Whether the receiver took it.
+    /// True if the receiver accepted the delivery.
     pub fn was_accepted(&self) -> bool {
         (200..400).contains(&self.status_code)
     }
@@ -109,9 +107,9 @@ impl Delivery {
 /// A page of deliveries, the newest first.
 #[derive(Clone, Debug)]
 pub struct Deliveries {
-    /// The attempts.
+    /// The attempts on this page.
     pub items: Vec<Delivery>,
-    /// Where the next page begins, if there is one.
+    /// The cursor of the next page, if there is one.
     pub next: Option<String>,
 }
 
@@ -120,33 +118,33 @@ impl GitHub {
     /// <https://docs.github.com/en/rest/apps/apps#get-the-authenticated-app>
     ///
     /// # Errors
-    /// 401 if the key is not the App's, 404 if there is no such App; else as [`Error`] says.
+    /// 401 if the key is not the App's, 404 if there is no such App.
     pub async fn app(&self, deadline: Deadline) -> Result<App, Error> {
         let call = "get the authenticated app";
         read(call, &self.get_as_app(call, "/app", &[], deadline).await?)
     }
 
-    /// The installation that the service works as.
+    /// The id of the service's own installation.
     pub fn installation_id(&self) -> u64 {
         self.app.installation_id
     }
 
-    /// The installation that the service works as, by its number.
+    /// The service's own installation.
     /// <https://docs.github.com/en/rest/apps/apps#get-an-installation-for-the-authenticated-app>
     ///
     /// # Errors
-    /// 404 if the App has no such installation; else as [`Error`] says.
+    /// 404 if the App has no such installation.
     pub async fn installation(&self, deadline: Deadline) -> Result<Installation, Error> {
         let call = "get an installation";
         let path = format!("/app/installations/{}", self.app.installation_id);
         read(call, &self.get_as_app(call, &path, &[], deadline).await?)
     }
 
-    /// The installation that covers a repository, whichever it is.
+    /// The installation that covers a repository.
     /// <https://docs.github.com/en/rest/apps/apps#get-a-repository-installation-for-the-authenticated-app>
     ///
     /// # Errors
-    /// 404 if none does; else as [`Error`] says.
+    /// 404 if none does.
     pub async fn repo_installation(
         &self,
         repo: &RepoName,
@@ -157,21 +155,15 @@ impl GitHub {
         read(call, &self.get_as_app(call, &path, &[], deadline).await?)
     }
 
-    /// Where the App's webhook goes.
+    /// The settings of the App's webhook.
     /// <https://docs.github.com/en/rest/apps/webhooks#get-a-webhook-configuration-for-an-app>
-    ///
-    /// # Errors
-    /// As [`Error`] says.
     pub async fn hook_config(&self, deadline: Deadline) -> Result<HookConfig, Error> {
         let call = "get the app's webhook configuration";
         read(call, &self.get_as_app(call, "/app/hook/config", &[], deadline).await?)
     }
 
-    /// A page of the deliveries of the App's webhook, from `cursor` on, which an earlier page named.
+    /// A page of deliveries of the App's webhook, from `cursor` on, as given by an earlier page.
     /// <https://docs.github.com/en/rest/apps/webhooks#list-deliveries-for-an-app-webhook>
-    ///
-    /// # Errors
-    /// As [`Error`] says.
     pub async fn deliveries(
         &self,
         filter: DeliveryFilter,
@@ -188,11 +180,11 @@ impl GitHub {
         Ok(Deliveries { items: read(call, &answer)?, next: next_cursor(&answer) })
     }
 
-    /// Asks for another attempt at a delivery: GitHub makes it in a moment.
+    /// Requests a redelivery, which GitHub makes a moment later.
     /// <https://docs.github.com/en/rest/apps/webhooks#redeliver-a-delivery-for-an-app-webhook>
     ///
     /// # Errors
-    /// 404 if GitHub does not have the delivery any more; else as [`Error`] says.
+    /// 404 if GitHub no longer has the delivery.
     pub async fn redeliver(&self, delivery: u64, deadline: Deadline) -> Result<(), Error> {
         let call = "redeliver a delivery for the app's webhook";
         let url = format!("{}/app/hook/deliveries/{delivery}/attempts", self.root);

@@ -57,7 +57,7 @@ async fn a_hold_survives_that_others_write_labels_at_the_same_time() {
     let world = World::new().vm("gpu-1", Status::Running);
     let timings = Timings { label_delay: Duration::from_secs(1), ..Timings::default() };
     world.cloud.compute.timings(timings);
-    // Twice, somebody is a moment faster.
+    // Twice, another writer is a moment faster.
     let (compute, times) = (world.cloud.compute.clone(), AtomicU32::new(0));
     world.cloud.faults.on(move |call| {
         if call.method == "instances.setLabels" {
@@ -102,7 +102,7 @@ async fn without_the_permission_the_error_says_what_to_grant() {
     world.cloud.compute.label_by_hand("gpu-1", LABEL, Some(""));
     let refused = detail(&world.command("/runner/release", GPU).await, StatusCode::BAD_GATEWAY);
     assert!(refused.contains("grant compute.instances.setLabels"), "{refused}");
-    // It is tried each time: what was granted in between counts.
+    // Each hold tries again, so a permission granted in between counts.
     world.cloud.compute.permit("compute.instances.setLabels");
     assert_eq!(world.command("/runner/release", GPU).await.body, json!({ "status": "released" }));
     world.pass(seconds(1)).await;

@@ -1,4 +1,4 @@
-//! Each endpoint's good and bad requests.
+//! Good and bad requests to each endpoint.
 
 mod hold;
 mod info;

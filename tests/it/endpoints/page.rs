@@ -1,4 +1,4 @@
-//! What `GET /` answers a browser. What the page does with it is tried in a real one: tests/page/run.sh.
+//! The response of `GET /` to a browser. tests/page/run.sh tests the page itself in a real one.
 
 use axum::body::Body;
 use base64::Engine;

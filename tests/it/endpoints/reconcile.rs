@@ -9,7 +9,7 @@ use crate::world::{INACTIVE, SECRET, World, ZONE, minutes, seconds};
 
 const DAY: u64 = 24 * 60;
 
-/// What is said of this VM.
+/// The findings about this VM.
 #[track_caller]
 fn of(swept: &Value, vm: &str) -> Vec<(String, String, Option<String>)> {
     let vms = swept["vms"].as_array().unwrap();
@@ -25,7 +25,7 @@ fn of(swept: &Value, vm: &str) -> Vec<(String, String, Option<String>)> {
         .collect()
 }
 
-/// The one thing that is said of this VM.
+/// The only finding about this VM.
 #[track_caller]
 fn only(swept: &Value, vm: &str) -> (String, String, Option<String>) {
     let mut all = of(swept, vm);
@@ -79,7 +79,7 @@ async fn a_job_whose_webhook_was_lost_gets_its_vm() {
 
 #[tokio::test(start_paused = true)]
 async fn a_delivery_that_failed_is_asked_for_again_once_in_a_while() {
-    // Where jobs may not be read, a delivery is the only word of them.
+    // Without the permission to read jobs, a delivery is their only source.
     let mut world = World::new();
     world.cloud.github.forbid(Permission::Actions);
     world.cloud.github.lose_next_webhook(1);

@@ -1,4 +1,4 @@
-//! A VM that boots gets a registration token if it can show that it is one of ours, and nobody else does.
+//! A VM at its boot gets a registration token if it proves that it is one of ours. No other caller gets one.
 
 use http::{Method, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -28,7 +28,7 @@ fn claims(world: &World) -> Value {
     world.cloud.identities.claims("gpu-1", ZONE, SERVICE)
 }
 
-/// Whoever shows this gets nothing, and is told nothing; GitHub is not even asked.
+/// Asserts that the request gets nothing, learns nothing, and causes no call to GitHub.
 #[track_caller]
 fn is_refused(world: &World, answer: &Answer) {
     assert_eq!(detail(answer, StatusCode::FORBIDDEN), REFUSED);
@@ -106,7 +106,7 @@ async fn who_signed_a_token_has_to_be_google() {
     let header = |alg, kid: Option<String>| Header { kid, ..Header::new(alg) };
     let kid = world.cloud.identities.key_id();
     let rsa = EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap();
-    // What is public of the key, taken for a shared secret.
+    // The public part of the key, used as a shared secret.
     let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&rsa, Algorithm::RS256).unwrap();
     let public = serde_json::to_value(jwk).unwrap();
     let modulus = public["n"].as_str().unwrap();

@@ -83,7 +83,7 @@ async fn with_one_vm_the_documented_curl_line_is_enough() {
 
 #[tokio::test(start_paused = true)]
 async fn every_status_is_answered_for() {
-    // status, what start says, what stop says
+    // status, reply to a start, reply to a stop
     for (status, start, stop) in [
         (Status::Terminated, "starting", "already_stopped"),
         (Status::Stopped, "starting", "already_stopped"),
@@ -127,7 +127,7 @@ async fn what_a_stop_by_hand_schedules_gives_way_to_newer_work() {
     says(&world.command("/runner/stop", GPU).await, "busy");
     let tasks = world.cloud.tasks.pending();
     let new = tasks.iter().find(|task| before.iter().all(|old| old.id != task.id)).unwrap();
-    assert_eq!(new.body["idle_since"], world.mark("gpu-1").unwrap());
+    assert_eq!(new.body["idle_since"], world.idle_since("gpu-1").unwrap());
     assert_eq!(new.body.get("unmarked"), None);
 }
 
@@ -216,7 +216,7 @@ async fn a_callback_that_should_come_again_is_answered_500() {
 async fn callbacks_of_any_shape_are_answered() {
     for path in ["/runner/start", "/runner/stop"] {
         let world = World::new();
-        // It does not say which VM, so there is nothing to keep in sight.
+        // The task names no VM, so there is nothing to schedule.
         says(&world.callback(path, "").await, "not_configured");
         says(&world.callback(path, "{}").await, "not_configured");
         says(&world.callback(path, r#"{"a_field_of_later": [1, 2]}"#).await, "not_configured");

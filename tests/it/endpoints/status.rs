@@ -9,7 +9,7 @@ use crate::world::{World, ZONE, minutes, runner, seconds};
 
 const GPU: &str = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"}"#;
 
-/// What is said of this VM.
+/// The status of this VM.
 #[track_caller]
 fn of<'a>(status: &'a Value, vm: &str) -> &'a Value {
     let vms = status["vms"].as_array().unwrap();
@@ -37,9 +37,9 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
     let mut world = World::new();
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(10));
     world.pass(minutes(2)).await;
-    let status = world.look().await;
-    let mark = world.mark("gpu-1").unwrap();
-    assert_eq!(mark, 1_795_510_830);
+    let status = world.report().await;
+    let idle_since = world.idle_since("gpu-1").unwrap();
+    assert_eq!(idle_since, 1_795_510_830);
     let url = of(&status, "gpu-1")["jobs"][0]["url"].clone();
     let page = url.as_str().unwrap();
     assert!(page.starts_with("https://github.com/acme/app/actions/runs/"), "{page}");
@@ -105,7 +105,7 @@ async fn a_look_changes_nothing() {
     world.queue_job("acme/app", "self-hosted gpu", minutes(10));
     world.pass(minutes(2)).await;
     let (before, labels) = (world.cloud.calls().len(), world.cloud.compute.labels("gpu-1"));
-    world.look().await;
+    world.report().await;
     let reads = ["instances.get", "actions.list", "apps.createInstallationAccessToken"];
     for call in &world.cloud.calls()[before..] {
         assert!(reads.iter().any(|read| call.method.starts_with(read)), "{}", call.method);
@@ -119,7 +119,7 @@ async fn an_idle_vm_is_stopped_no_earlier_than_was_told() {
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.pass_until(minutes(5), |world| world.is_completed(job)).await;
     world.pass(seconds(31)).await;
-    let status = world.look().await;
+    let status = world.report().await;
     let idle = of(&status, "gpu-1");
     assert_eq!(
         (&idle["because"], &idle["jobs"]),
@@ -133,11 +133,11 @@ async fn an_idle_vm_is_stopped_no_earlier_than_was_told() {
         stopped >= told && stopped.as_str() < told_plus_a_minute(&told).as_str(),
         "{told} {stopped}"
     );
-    let leaving = world.look().await;
+    let leaving = world.report().await;
     assert_eq!(of(&leaving, "gpu-1")["because"], "it is STOPPING, and nothing needs it");
     assert_eq!(of(&leaving, "gpu-1")["stop_after"], Value::Null);
     world.pass(minutes(2)).await;
-    let down = world.look().await;
+    let down = world.report().await;
     assert_eq!(
         of(&down, "gpu-1")["since"].as_str(),
         world.last("gpu-1", Status::Terminated).map(|at| at.rfc3339()).as_deref()
@@ -145,8 +145,9 @@ async fn an_idle_vm_is_stopped_no_earlier_than_was_told() {
 }
 
 fn mark_plus_inactive(world: &World) -> String {
-    let mark = runner_manager::clock::Timestamp::from_unix_seconds(world.mark("gpu-1").unwrap());
-    (mark + crate::world::INACTIVE).rfc3339()
+    let idle_since =
+        runner_manager::clock::Timestamp::from_unix_seconds(world.idle_since("gpu-1").unwrap());
+    (idle_since + crate::world::INACTIVE).rfc3339()
 }
 
 fn told_plus_a_minute(told: &str) -> String {
@@ -161,19 +162,19 @@ async fn why_a_vm_is_up_is_said_in_words() {
         (Status::Stopping, "it is STOPPING, and nothing needs it"),
         (Status::Suspended, "it is SUSPENDED, and nothing needs it"),
     ] {
-        assert_eq!(because(&World::new().vm("gpu-1", status).look().await), why);
+        assert_eq!(because(&World::new().vm("gpu-1", status).report().await), why);
     }
-    // Somebody started it in the console.
+    // An operator started it in the console.
     let world = World::new();
     world.cloud.compute.delete("gpu-1");
     world
         .cloud
         .compute
         .insert(Instance { status: Status::Running, ..Instance::new("gpu-1", ZONE) });
-    let foreign = because(&world.look().await);
+    let foreign = because(&world.report().await);
     assert!(foreign.contains("this service did not start it"), "{foreign}");
     world.command("/runner/hold", GPU).await;
-    let held = world.look().await;
+    let held = world.report().await;
     assert_eq!(because(&held), "it carries the hold label");
     assert_eq!(of(&held, "gpu-1")["held"], true);
     assert_eq!(of(&held, "gpu-1")["stop_after"], Value::Null);
@@ -183,7 +184,7 @@ async fn why_a_vm_is_up_is_said_in_words() {
     world.cloud.github.add_runner(runner("gpu-1", "acme/app", "self-hosted linux"));
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.pass(minutes(2)).await;
-    let unfit = world.look().await;
+    let unfit = world.report().await;
     assert_eq!(of(&unfit, "gpu-1")["jobs"][0]["id"], job.0, "it is told");
     assert!(
         !because(&unfit).contains("is queued for it"),
@@ -197,7 +198,7 @@ async fn what_cannot_be_asked_is_told_and_hides_nothing_else() {
     world.queue_job("acme/app", "self-hosted gpu", minutes(10));
     world.pass(minutes(2)).await;
     world.cloud.compute.delete("runner-1");
-    let status = world.look().await;
+    let status = world.report().await;
     let gone = of(&status, "runner-1");
     assert_eq!(
         (&gone["status"], &gone["held"], &gone["because"]),
@@ -222,14 +223,14 @@ async fn what_cannot_be_asked_is_told_and_hides_nothing_else() {
         let world = World::new().vm("gpu-1", Status::Running);
         world.cloud.github.forbid(permission);
         world.cloud.github.forbid(Permission::OrgRunners);
-        let status = world.look().await;
+        let status = world.report().await;
         assert!(not_asked(of(&status, "gpu-1")).contains(grant), "{grant}: {status:#}");
         assert_eq!(of(&status, "gpu-1")["status"], "RUNNING");
     }
 
     let world = World::new().vm("gpu-1", Status::Running);
     world.cloud.compute.forbid("compute.instances.get");
-    let status = world.look().await;
+    let status = world.report().await;
     assert!(not_asked(of(&status, "gpu-1")).contains("grant compute.instances.get"), "{status:#}");
     assert_eq!(of(&status, "gpu-1")["runners"].as_array().unwrap().len(), 1);
 }
@@ -240,7 +241,7 @@ async fn an_organizations_runner_is_told_with_its_organization() {
     world.cloud.github.remove_runner("gpu-1");
     let scope = Scope::Organization("acme".into());
     world.cloud.github.add_runner(Runner::new("gpu-1", scope, ["self-hosted", "gpu"]));
-    let status = world.look().await;
+    let status = world.report().await;
     assert_eq!(of(&status, "gpu-1")["runners"][0]["registered_in"], "acme");
     assert_eq!(not_asked(of(&status, "gpu-1")), "");
 }
@@ -253,7 +254,7 @@ async fn a_call_that_hangs_takes_no_longer_than_a_callback_may() {
         .faults
         .on(|call| (call.method == "actions.listWorkflowRunsForRepo").then_some(Fault::Hang));
     let began = world.clock.now();
-    let status = world.look().await;
+    let status = world.report().await;
     assert!(world.clock.now().since(began) <= seconds(20));
     assert!(not_asked(of(&status, "gpu-1")).contains("list runs: no answer"), "{status:#}");
     assert_eq!(of(&status, "gpu-1")["runners"].as_array().unwrap().len(), 1);
@@ -267,7 +268,7 @@ async fn who_watches_leaves_github_to_the_witnesses() {
     world.pass(minutes(5)).await;
     let before = world.cloud.calls().len();
     for _ in 0..900 {
-        world.look().await;
+        world.report().await;
         world.pass(seconds(4)).await;
     }
     let asked = |method: &str| {
@@ -281,11 +282,11 @@ async fn who_watches_leaves_github_to_the_witnesses() {
 async fn what_changes_a_vm_is_a_reason_to_ask_github_anew() {
     let mut world = World::new();
     world.pass(minutes(1)).await;
-    assert_eq!(of(&world.look().await, "gpu-1")["jobs"], json!([]));
+    assert_eq!(of(&world.report().await, "gpu-1")["jobs"], json!([]));
     world.pass(seconds(20)).await;
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.pass(seconds(3)).await;
-    let status = world.look().await;
+    let status = world.report().await;
     assert_eq!(of(&status, "gpu-1")["jobs"][0]["id"], job.0, "{status:#}");
     assert_eq!(of(&status, "gpu-1")["because"], format!("job {job} of acme/app is queued for it"));
 }
@@ -297,9 +298,9 @@ async fn a_failure_that_passes_is_not_shown_for_long() {
         let down = Fault::Before(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html);
         (call.method == "actions.listWorkflowRunsForRepo").then_some(down)
     });
-    let status = world.look().await;
+    let status = world.report().await;
     assert!(not_asked(of(&status, "gpu-1")).contains("ask again"), "{status:#}");
     world.cloud.faults.off();
     world.pass(minutes(1)).await;
-    assert_eq!(not_asked(of(&world.look().await, "gpu-1")), "");
+    assert_eq!(not_asked(of(&world.report().await, "gpu-1")), "");
 }

@@ -73,7 +73,7 @@ async fn a_completed_job_schedules_the_stop() {
     let tasks = world.cloud.tasks.pending();
     assert_eq!(tasks.len(), 1);
     assert_eq!(tasks[0].path, "/runner/stop");
-    assert_eq!(tasks[0].body["idle_since"], world.mark("runner-1").unwrap());
+    assert_eq!(tasks[0].body["idle_since"], world.idle_since("runner-1").unwrap());
     assert_eq!(tasks[0].dispatch_deadline, minutes(1), "a handler that hangs is not waited for");
     assert!(world.is_stopped("runner-1"));
 }

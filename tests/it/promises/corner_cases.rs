@@ -6,7 +6,7 @@ use runner_manager::emulators::{ErrorBody, Fault};
 
 use crate::world::{INACTIVE, World, ZONE, fleet, minutes, seconds};
 
-// Neither source of `acme/app` may be asked any more, and the idle registration in `acme/web` decides alone.
+// Neither source of `acme/app` can be queried any more, and the idle registration in `acme/web` decides alone.
 #[tokio::test(start_paused = true)]
 async fn a_job_of_a_repository_that_the_app_lost_is_not_killed_by_the_word_of_another_repository() {
     let mut world = World::new();
@@ -69,7 +69,7 @@ async fn a_job_in_review_does_not_take_the_pass_of_one_whose_vm_vanishes() {
     world.settle().await;
 }
 
-// Of two jobs in review only one is asked for.
+// Of two jobs in review only one is queried.
 #[tokio::test(start_paused = true)]
 async fn the_second_of_two_jobs_in_review_gets_its_runner_once_it_is_approved() {
     let mut world = World::new();
@@ -102,7 +102,7 @@ async fn a_job_in_review_is_not_forgotten_with_another_that_came_at_the_same_tim
 }
 
 // As `a_job_that_another_vm_took_gets_its_own_when_that_one_vanishes`, but the other VM has served a job before: its
-// old label supersedes the pass that is to look after it.
+// old label supersedes the pass that is to follow it.
 #[tokio::test(start_paused = true)]
 async fn a_vm_with_an_old_label_that_took_anothers_job_is_looked_after() {
     let mut world = used(World::new(), "self-hosted gpu").await;
@@ -119,7 +119,7 @@ async fn a_vm_with_an_old_label_that_took_anothers_job_is_looked_after() {
     world.settle().await;
 }
 
-// The label supersedes the pass that is there, although the one that should follow was not created.
+// The label supersedes the pass that is scheduled, although the next one was not created.
 #[tokio::test(start_paused = true)]
 async fn an_operators_stop_that_fails_leaves_a_pass() {
     let mut world = World::new();
@@ -184,7 +184,7 @@ async fn a_resync_at_each_multiple_of_five_minutes_does_not_put_off_the_stop_for
     world.settle().await;
 }
 
-// The pass of a VM that cannot be stopped looks ever more seldom, although a job runs there.
+// The passes of a VM that cannot be stopped are ever further apart, although a job runs there.
 #[tokio::test(start_paused = true)]
 async fn a_job_on_a_vm_with_a_local_ssd_gets_it_back_within_five_minutes() {
     let mut world = World::new();
@@ -253,7 +253,7 @@ async fn a_release_does_not_stop_a_vm_whose_last_job_has_just_ended() {
     is_kept_up_from_now(&mut world, "gpu-1").await;
 }
 
-// Where the labels of one VM are forbidden, those of the others are not written either for ten minutes.
+// If the labels of one VM are forbidden, those of the others are not written either for ten minutes.
 #[tokio::test(start_paused = true)]
 async fn a_vm_whose_labels_are_forbidden_does_not_cost_another_its_label() {
     let mut world = World::new();

@@ -60,11 +60,11 @@ async fn a_mark_only_grows_and_survives_other_writers() {
     let mut world = World::new();
     let job = world.queue_job("acme/app", "self-hosted", minutes(1));
     world.pass(seconds(20)).await;
-    let early = world.mark("runner-1").unwrap();
+    let early = world.idle_since("runner-1").unwrap();
     world.cloud.compute.label_by_hand("runner-1", "team", Some("infra"));
     world.pass_until(minutes(5), |world| world.is_completed(job)).await;
     world.pass(seconds(5)).await;
-    assert!(world.mark("runner-1").unwrap() > early);
+    assert!(world.idle_since("runner-1").unwrap() > early);
     assert_eq!(
         world.cloud.compute.labels("runner-1").get("team").map(String::as_str),
         Some("infra")
@@ -72,7 +72,7 @@ async fn a_mark_only_grows_and_survives_other_writers() {
     world.settle().await;
 }
 
-/// A delivery as GitHub sends it, down to the fields that are read.
+/// A delivery in GitHub's format, with only the fields that are read.
 fn completed(repo: &str, job: u64, runner: &str) -> String {
     format!(
         r#"{{"action": "completed", "workflow_job": {{"id": {job}, "status": "completed", "labels": ["self-hosted"],
@@ -86,7 +86,7 @@ async fn a_completion_counts_for_the_vm_whose_runner_ran_the_job() {
     // By its labels it would have been runner-1's.
     let answer = world.webhook("workflow_job", &completed("acme/app", 4711, "gpu-1")).await;
     assert!(answer.outcome.starts_with("gpu-1: "), "{answer:?}");
-    assert!(world.mark("gpu-1").is_some() && world.mark("runner-1").is_none());
+    assert!(world.idle_since("gpu-1").is_some() && world.idle_since("runner-1").is_none());
     let tasks = world.cloud.tasks.pending();
     assert_eq!(tasks.len(), 1);
     assert_eq!(tasks[0].body["vm_instance_name"], "gpu-1");
@@ -96,7 +96,7 @@ async fn a_completion_counts_for_the_vm_whose_runner_ran_the_job() {
 async fn the_mark_of_an_event_that_comes_late_gives_way_to_a_newer_one() {
     let mut world = World::new().vm("runner-1", Status::Running);
     world.pass(seconds(21)).await;
-    // The first one's write arrives when the second, of the next half minute, has written its own.
+    // The first job's write arrives when the second, of the next half minute, has written its own.
     world.cloud.faults.next("instances.setLabels", Fault::Delay(seconds(3)));
     let (first, second) =
         (completed("acme/app", 4711, "runner-1"), completed("acme/app", 4712, "runner-1"));
@@ -105,7 +105,7 @@ async fn the_mark_of_an_event_that_comes_late_gives_way_to_a_newer_one() {
         world.webhook("workflow_job", &second).await
     });
     let newer = Timestamp::parse("2026-11-24T09:01:00Z").unwrap();
-    assert_eq!(world.mark("runner-1"), Some(newer.unix_seconds()));
+    assert_eq!(world.idle_since("runner-1"), Some(newer.unix_seconds()));
     world.settle().await;
 }
 
@@ -124,7 +124,7 @@ async fn a_mark_is_written_again_if_somebody_wrote_another_label_meanwhile() {
     });
     world.webhook("workflow_job", &completed("acme/app", 4711, "runner-1")).await;
     world.cloud.faults.off();
-    assert!(world.mark("runner-1").is_some());
+    assert!(world.idle_since("runner-1").is_some());
     assert_eq!(
         world.cloud.compute.labels("runner-1").get("team").map(String::as_str),
         Some("infra")
@@ -143,9 +143,9 @@ async fn what_else_keeps_labels_from_being_set_is_not_remembered_as_a_missing_pe
         let refusal = Fault::Before(status, ErrorBody::Reason(reason.into()));
         world.cloud.faults.next("instances.setLabels", refusal);
         world.webhook("workflow_job", &completed("acme/app", 4711, "runner-1")).await;
-        assert_eq!(world.mark("runner-1"), None, "{reason}");
+        assert_eq!(world.idle_since("runner-1"), None, "{reason}");
         world.webhook("workflow_job", &completed("acme/app", 4712, "runner-1")).await;
-        assert!(world.mark("runner-1").is_some(), "{reason}");
+        assert!(world.idle_since("runner-1").is_some(), "{reason}");
         world.settle().await;
     }
 }

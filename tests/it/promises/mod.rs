@@ -1,4 +1,4 @@
-//! The four promises, as stories. Each ends in `settle`, which looks for broken ones in the whole history.
+//! The four promises, as stories. Each ends in `settle`, which checks the whole history.
 
 mod corner_cases;
 mod last_job_counts;

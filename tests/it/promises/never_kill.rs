@@ -7,7 +7,7 @@ use runner_manager::emulators::{ErrorBody, Fault};
 
 use crate::world::{World, ZONE, minutes, runner, seconds};
 
-/// A job runs for two hours, after a short one has scheduled a stop; meanwhile `trouble`.
+/// Runs a job for two hours after a short one has scheduled a stop, with `trouble` meanwhile.
 async fn a_long_job_with(trouble: impl Fn(&World)) {
     let mut world = World::new();
     let short = world.queue_job("acme/app", "self-hosted", minutes(1));
@@ -273,7 +273,7 @@ async fn a_run_that_goes_back_to_queued_while_runs_are_listed_is_still_found() {
     assert_eq!(world.status("runner-1"), Status::Running);
 }
 
-/// A VM that nothing needs any more, and the stop task of its mark.
+/// A VM that nothing needs any more, and the stop task of its label.
 async fn an_idle_vm() -> (World, String) {
     let mut world = World::new().vm("gpu-1", Status::Running);
     world.pass(minutes(10)).await;
@@ -393,7 +393,7 @@ async fn a_vm_that_an_operator_holds_is_not_stopped_until_it_is_released() {
     world.settle().await;
 }
 
-/// A job runs on `runner-1`, whose flag says that it does not, and the pass that carried the job is lost.
+/// A job on `runner-1`, whose flag says that it has none. The pass that carried the job is lost.
 async fn a_job_that_only_the_lists_tell_of() -> (World, String) {
     let mut world = World::new();
     let job = world.queue_job("acme/app", "self-hosted", minutes(60));
@@ -413,7 +413,7 @@ async fn an_empty_search_index_stops_no_vm_under_its_job() {
     world.cloud.github.search_index_down(true);
     let shown = world.callback("/runner/stop", &body).await;
     assert!(shown.outcome.contains("is running on it"), "{shown:?}");
-    // A hundred newer runs hide it: then the lists cannot be believed.
+    // A hundred newer runs hide it: then the lists are incomplete.
     for _ in 0..100 {
         world.queue_job("acme/app", "ubuntu-latest", minutes(60));
     }

@@ -1,4 +1,4 @@
-//! A VM that the service started is stopped once it is idle, whatever was lost.
+//! A VM that the service started is stopped once it is idle, even after losses.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn an_operators_pass_stands_for_a_job_that_came_with_it() {
     world.pass(seconds(3)).await;
     let command = world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
     assert_eq!(command.body["status"], "start_scheduled", "{command:?}");
-    // Its runner is not there to take it yet.
+    // Its runner cannot take it yet.
     world.cloud.github.remove_runner("gpu-1");
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.pass(minutes(12)).await;
@@ -132,7 +132,7 @@ async fn a_job_that_is_not_for_this_vm_does_not_keep_it_up() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_is_left_for_an_hour_does_not_keep_its_vm_up() {
     let mut world = World::new();
-    // Nobody is registered, so labels tell nothing; it might be for this VM.
+    // No runner is registered, so labels tell nothing; the job might be for this VM.
     world.cloud.github.remove_runner("runner-1");
     world.queue_job("acme/app", "self-hosted", minutes(1));
     world.pass(minutes(50)).await;
@@ -177,7 +177,7 @@ async fn a_matrix_does_not_multiply_chains() {
     world.settle().await;
 }
 
-/// A repository with so many runs that no pass reads all of them: its VM goes down all the same, and stays so.
+/// A repository with so many runs that no pass reads all of them: its VM goes down all the same, and stays down.
 async fn a_vm_of_a_large_repository_goes_down(mut world: World) -> World {
     let job = world.queue_job("acme/app", "self-hosted", minutes(1));
     for _ in 0..400 {
@@ -216,7 +216,7 @@ async fn a_repository_too_large_for_one_pass_is_read_by_one_source_as_well() {
     a_vm_of_a_large_repository_goes_down(world).await;
 }
 
-/// The service vanishes for good at its nth creation of a task from now on, which has no effect.
+/// Ends the service for good at its nth creation of a task from now on, which has no effect.
 fn crash_at_task(world: &World, nth: usize) {
     let (service, mut count) = (world.service(), 0);
     world.cloud.faults.on(move |call| {
@@ -241,14 +241,14 @@ async fn a_label_that_a_crash_kept_from_being_written_is_written_by_the_pass() {
     });
     let job = world.queue_job("acme/app", "self-hosted", seconds(20));
     world.pass(seconds(5)).await;
-    assert_eq!((world.starts("runner-1"), world.mark("runner-1")), (1, None));
+    assert_eq!((world.starts("runner-1"), world.idle_since("runner-1")), (1, None));
     world.cloud.faults.off();
     world.cloud.github.lose_next_webhook(2);
     // The pass is lost in another crash, and comes again.
     crash_at_task(&world, 1);
     world.pass_until(minutes(3), |world| world.is_completed(job)).await;
     world.pass(minutes(2)).await;
-    assert_eq!(world.mark("runner-1"), Some(1_795_510_830), "{}", world.story());
+    assert_eq!(world.idle_since("runner-1"), Some(1_795_510_830), "{}", world.story());
     world.pass_until(minutes(30), |world| world.is_stopped("runner-1")).await;
     world.settle().await;
 }
@@ -304,7 +304,7 @@ async fn a_job_for_a_vm_that_is_up_gets_a_pass() {
     let tasks = world.cloud.tasks.pending();
     assert_eq!(tasks.len(), 1);
     assert_eq!(tasks[0].body["due"], (idle_since + seconds(90)).unix_seconds());
-    assert_eq!(world.mark("runner-1"), Some(idle_since.unix_seconds()));
+    assert_eq!(world.idle_since("runner-1"), Some(idle_since.unix_seconds()));
     world.cloud.github.lose_next_webhook(2);
     world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
     world.settle().await;
@@ -373,7 +373,7 @@ async fn a_stop_does_not_wait_for_the_guest() {
 async fn what_another_vm_does_keeps_no_vm_up() {
     for takes_it in [true, false] {
         let mut world = World::new().vm("runner-1", Status::Running);
-        // Its own runner is not known, so jobs are told by their labels.
+        // Its own runner is not known, so labels decide about jobs.
         world.cloud.github.remove_runner("runner-1");
         world.pass(minutes(10)).await;
         match takes_it {
@@ -405,21 +405,21 @@ async fn a_job_that_is_gone_needs_no_vm() {
                 "job": {{"repo": "acme/app", "id": 4711, "queued_at": {now}}}}}"#
         );
         let answer = world.callback("/runner/start", &body).await;
-        // What may only be hidden is not known until the next pass got the same answer.
+        // If the runner may only be hidden, the result is known once the next pass got the same answer.
         let status = if hidden { "unknown" } else { "already_stopped" };
         assert_eq!(answer.body["status"], status, "{answer:?}");
         assert_eq!(world.cloud.tasks.pending().len(), usize::from(hidden));
     }
 }
 
-/// A job waits for `gpu-1`, and no webhook told of it.
+/// Queues a job for `gpu-1` without a webhook.
 fn a_job_waits(world: &World) -> JobId {
     world.cloud.github.lose_next_webhook(1);
     world.queue_job("acme/app", "self-hosted gpu", minutes(30))
 }
 
-/// A stop check comes that has seen the job wait for `gpu-1` for this long: what it is answered, and whether the
-/// next one takes that over.
+/// Runs a pass that has seen the job wait for `gpu-1` for this long. Returns its answer, and true if the next pass
+/// carries the wait on.
 async fn after_a_wait_of(span: Duration, world: &World, job: JobId) -> (Answer, bool) {
     let now = world.clock.now();
     let (since, until) = ((now - span).unix_seconds(), now.unix_seconds());
@@ -439,7 +439,7 @@ async fn after_a_wait_of(span: Duration, world: &World, job: JobId) -> (Answer, 
 
 #[tokio::test(start_paused = true)]
 async fn only_time_with_a_vm_that_is_free_counts_as_waiting_for_nothing() {
-    // Up, and nobody works on it: the job cannot be meant for it, if that goes on.
+    // Up and idle: if that goes on, the job cannot be meant for it.
     let mut world = World::new().vm("gpu-1", Status::Running);
     world.cloud.github.remove_runner("gpu-1");
     let job = a_job_waits(&world);
@@ -454,7 +454,7 @@ async fn only_time_with_a_vm_that_is_free_counts_as_waiting_for_nothing() {
     let job = a_job_waits(&world);
     assert!(!after_a_wait_of(minutes(20), &world, job).await.1);
 
-    // Another job runs on it, whatever its runner says.
+    // Another job runs on it, even if its runner's flag says that it does not.
     for glitch in [false, true] {
         let mut world = World::new().vm("gpu-1", Status::Running);
         world.cloud.github.lose_next_webhook(2);
@@ -475,7 +475,7 @@ async fn a_job_that_was_left_does_not_start_its_vm_again() {
     let (answer, _) = after_a_wait_of(minutes(60), &world, job).await;
     assert!(answer.outcome.contains("already_stopped"), "{answer:?}");
     assert!(world.is_stopped("gpu-1"));
-    // Another one waits as well: the VM starts for that, and still knows of the first.
+    // Another one waits as well: the VM starts for that, and the pass still carries the first.
     a_job_waits(&world);
     let (answer, _) = after_a_wait_of(minutes(60), &world, job).await;
     assert!(answer.outcome.contains("starting"), "{answer:?}");
@@ -551,7 +551,7 @@ async fn a_crash_between_any_two_calls_of_a_release_leaks_nothing() {
             world.pass(minutes(10)).await;
             world.command("/runner/hold", GPU).await;
             world.cloud.faults.next(method, fault.clone());
-            // The one who asked gives up, and asks once more.
+            // The caller gives up, and asks once more.
             let impatient = tokio::time::timeout(seconds(1), world.command("/runner/release", GPU));
             assert!(impatient.await.is_err(), "{method} {fault:?}");
             world.crash();
@@ -601,7 +601,7 @@ async fn a_job_that_was_given_up_on_stays_so_for_every_pass() {
     world.pass_until(minutes(90), |world| world.is_stopped("runner-1")).await;
     let label = world.cloud.compute.labels("runner-1");
     assert_eq!(label["runner-manager-given-up"], job.to_string());
-    // Neither a pass without its memory, nor the resync, nor a start by hand counts it.
+    // A pass without its memory, the resync and a start by hand do not count it.
     let body = format!(
         r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unmarked": true}}"#
     );

@@ -1,4 +1,4 @@
-//! A queued job always gets its runner, whatever the VM was doing.
+//! A queued job always gets its runner, in every state of the VM.
 
 use runner_manager::clock::Timestamp;
 use runner_manager::emulators::compute::{Instance, Status, Timings};
@@ -96,7 +96,7 @@ async fn a_job_is_not_stranded_by_a_crash_at_any_call() {
             world.crash();
             world.pass(seconds(1)).await;
             if world.cloud.tasks.pending().is_empty() {
-                // Nothing was accepted, and GitHub shows a failed delivery: redelivering it is up to people.
+                // Nothing was accepted, and GitHub shows a failed delivery, which an operator can redeliver.
                 assert!(!world.outcomes().iter().any(|(status, _)| status.is_success()));
                 continue;
             }
@@ -166,7 +166,7 @@ async fn a_job_that_awaits_a_review_starts_the_vm_once_it_is_approved() {
 #[tokio::test(start_paused = true)]
 async fn the_second_of_two_jobs_gets_its_runner_though_their_checks_were_one() {
     let mut world = World::new();
-    // The first is taken by somebody else's runner, so the check that both share settles for it.
+    // Another runner takes the first, so the pass that both share has found what it was for.
     world
         .cloud
         .compute
@@ -256,7 +256,7 @@ async fn a_start_that_is_sent_twice_says_that_it_is_the_same() {
 #[tokio::test(start_paused = true)]
 async fn a_delivery_fails_if_no_pass_was_created() {
     let unavailable = Fault::Before(http::StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html);
-    // Not every conflict says that there is such a task.
+    // Not every conflict means that there is such a task.
     let conflict = Fault::Before(http::StatusCode::CONFLICT, ErrorBody::Empty);
     for faults in [vec![unavailable.clone(), unavailable], vec![conflict]] {
         let mut world = World::new();
@@ -327,11 +327,11 @@ async fn a_start_check_that_could_not_make_the_next_comes_again() {
 async fn a_job_that_loses_its_vm_in_the_middle_gets_it_back_within_one_check_interval() {
     let (log, _guard) = Log::listen();
     let mut world = World::new();
-    // Their start checks are one, and the first job is soon over.
+    // Their passes are one, and the first job is soon over.
     let short = world.queue_job("acme/app", "self-hosted", minutes(1));
     let long = world.queue_job("acme/app", "self-hosted", minutes(90));
     world.pass_until(minutes(5), |world| world.is_completed(short)).await;
-    // The stop chain looks every ten minutes by now, and has just looked.
+    // The VM's passes are ten minutes apart by now, and one has just ended.
     let looked = Timestamp::parse("2026-11-24T09:41:00Z").unwrap();
     world.pass(looked.since(world.clock.now())).await;
     world.cloud.compute.preempt("runner-1");
@@ -344,7 +344,7 @@ async fn a_job_that_loses_its_vm_in_the_middle_gets_it_back_within_one_check_int
 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_another_vm_took_gets_its_own_when_that_one_vanishes() {
-    // Nobody looks after the other VM: it was started in the console.
+    // The other VM has no pass: it was started in the console.
     let mut world = World::new().vm("gpu-1", Status::Running);
     world.pass(seconds(30)).await;
     let job = world.queue_job("acme/app", "self-hosted", minutes(60));
@@ -365,7 +365,7 @@ async fn a_vm_that_vanishes_tells_of_the_jobs_that_it_ran_for_others() {
     world.cloud.github.add_runner(runner("gpu-1", "acme/app", "self-hosted gpu"));
     world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
     world.pass(minutes(1)).await;
-    // Their start checks are one; it carries the first job, and that is soon over.
+    // Their passes are one; it carries the first job, which is soon over.
     let own = world.queue_job("acme/app", "self-hosted linux", seconds(20));
     let taken = world.queue_job("acme/app", "self-hosted", minutes(60));
     world.pass_until(minutes(2), |world| world.is_completed(own)).await;
@@ -458,7 +458,7 @@ async fn a_scan_that_was_settled_begins_anew_the_next_time() {
     world.pass_until(minutes(3), |world| world.is_started(job)).await;
     world.pass(minutes(5)).await;
     world.cloud.tasks.purge();
-    let idle_since = world.mark("runner-1").unwrap();
+    let idle_since = world.idle_since("runner-1").unwrap();
     let body = format!(
         r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}",
             "idle_since": {idle_since}, "job": {{"repo": "acme/app", "id": {job}, "queued_at": {}}},
@@ -478,7 +478,7 @@ async fn a_pass_whose_job_is_over_goes_on_for_the_one_that_runs() {
     world.pass_until(minutes(3), |world| world.is_started(runs)).await;
     world.pass(minutes(5)).await;
     world.cloud.tasks.purge();
-    let idle_since = world.mark("runner-1").unwrap();
+    let idle_since = world.idle_since("runner-1").unwrap();
     let now = world.clock.now().unix_seconds();
     let body = format!(
         r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unconfigured_since": 1,
@@ -489,7 +489,7 @@ async fn a_pass_whose_job_is_over_goes_on_for_the_one_that_runs() {
     let answer = world.callback("/runner/start", &body).await;
     assert!(answer.outcome.contains("busy: its runner in acme/app is busy"), "{answer:?}");
     let next = world.cloud.tasks.pending().remove(0).body;
-    // An entry names the VM again, and nothing has been waiting for a VM that is free.
+    // An entry names the VM again, and no job has been waiting for a free VM.
     assert_eq!((next.get("unconfigured_since"), next.get("waiting")), (None, None));
     world.cloud.compute.preempt("runner-1");
     world.pass_until(minutes(6), |world| world.starts("runner-1") == 2).await;
@@ -497,7 +497,7 @@ async fn a_pass_whose_job_is_over_goes_on_for_the_one_that_runs() {
     world.settle().await;
 }
 
-/// A world in which the GPU machine's start-up script registers its runner if GitHub has forgotten it.
+/// A world in which the GPU machine's start-up script registers its runner if GitHub has removed it.
 fn a_vm_that_registers_by_itself() -> World {
     let world = World::with_config(fleet("").replacen(
         r#""vm_instance_name": "gpu-1""#,
@@ -565,7 +565,7 @@ async fn a_sweep_keeps_a_runner_known_and_current_for_as_long_as_nobody_needs_it
         }
         let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
         world.pass(minutes(10)).await;
-        // GitHub gives no jobs to one that may not update itself, however well it is known.
+        // GitHub gives no jobs to a runner that may not update itself, even if it is registered.
         assert_eq!(world.is_completed(job), updates, "{}", world.story());
         assert!((5..=7).contains(&world.starts("gpu-1")), "{}", world.starts("gpu-1"));
     }
@@ -574,7 +574,7 @@ async fn a_sweep_keeps_a_runner_known_and_current_for_as_long_as_nobody_needs_it
 #[tokio::test(start_paused = true)]
 async fn a_new_token_that_is_refused_for_seconds_ends_no_pass() {
     for refusal in [TokenRefusal::Unauthorized, TokenRefusal::Forbidden] {
-        // With a day to the next event, the pass is all that the job has.
+        // The next event is a day away, so only the pass serves the job.
         let mut world = World::inactive_for(24 * 60, fleet(""));
         world.cloud.compute.stockout(ZONE, true);
         let job = world.queue_job("acme/app", "self-hosted", minutes(2));

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::world::{World, minutes, seconds};
 
-/// A job waits for `gpu-1`, which is down, and only a task of the version before tells of it.
+/// A world in which a job waits for `gpu-1`, which is down, and only a task of the previous version knows of it.
 fn a_job_waits_for_gpu_1() -> (World, u64) {
     let world = World::new();
     world.cloud.github.lose_next_webhook(1);
@@ -25,7 +25,7 @@ async fn a_start_check_of_the_version_before_starts_the_vm_for_its_job() {
     let next = world.cloud.tasks.pending().remove(0);
     assert_eq!((next.path.as_str(), &next.body["job"]["id"]), ("/runner/stop", &json!(job)));
     assert_eq!(
-        world.mark("gpu-1"),
+        world.idle_since("gpu-1"),
         Some(1_795_510_830),
         "the label that a crash kept from being written"
     );
@@ -67,7 +67,7 @@ async fn a_stop_check_of_the_version_before_stops_an_idle_vm_and_starts_one_that
     world.settle().await;
 }
 
-/// The version before reads these fields of a stop check, and would end without its VM, or a value that a label can
+/// The previous version reads these fields of a stop check, and would end without its VM, or a value that a label can
 /// supersede: after a rollback a pass is a stop check that goes on from there.
 #[tokio::test(start_paused = true)]
 async fn a_pass_is_a_stop_check_to_the_version_before() {

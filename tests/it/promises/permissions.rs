@@ -1,4 +1,4 @@
-//! What is left of the promises where a permission is missing.
+//! The promises that hold while a permission is missing.
 
 use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::Permission;
@@ -15,7 +15,7 @@ async fn without_labels_it_works_as_the_original_did_and_leaks_nothing() {
     world.pass_until(minutes(5), |world| world.is_completed(first)).await;
     let second = world.queue_job("acme/app", "self-hosted", minutes(30));
     world.pass_until(minutes(60), |world| world.is_completed(second)).await;
-    assert_eq!(world.mark("runner-1"), None);
+    assert_eq!(world.idle_since("runner-1"), None);
     assert_eq!(world.starts("runner-1"), 1);
     world.settle().await;
     let tried = world.count("instances.setLabels");
@@ -59,10 +59,10 @@ async fn labels_are_tried_again_ten_minutes_after_they_were_refused() {
     world.cloud.compute.permit("compute.instances.setLabels");
     world.queue_job("acme/app", "self-hosted", minutes(1));
     world.pass(seconds(1)).await;
-    assert_eq!(world.mark("runner-1"), None);
+    assert_eq!(world.idle_since("runner-1"), None);
     world.pass(minutes(2)).await;
     world.queue_job("acme/app", "self-hosted", minutes(1));
     world.pass(seconds(1)).await;
-    assert!(world.mark("runner-1").is_some());
+    assert!(world.idle_since("runner-1").is_some());
     world.settle().await;
 }

@@ -1,4 +1,4 @@
-//! What a day's history must never show, each with its bound.
+//! The checks of a day's history, each with its bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,44 +13,44 @@ use runner_manager::emulators::{Api, Event, Reply};
 use super::day::{Day, Profile};
 use crate::world::{SECRET, World, minutes, seconds};
 
-/// Something that explains why a VM was not up, or not stopped.
+/// A reason why a VM was not up, or not stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Excuse {
     /// The zone has no machines, or has some again.
     Stockout(bool),
-    /// GitHub cannot be asked, or can again.
+    /// GitHub cannot be queried, or can again.
     GitHubDown(bool),
     /// The VM is held, or released.
     Held(&'static str, bool),
-    /// Whether the VM works cannot be told all day.
+    /// The state of the VM's runner cannot be read all day.
     Unseen(&'static str),
-    /// No entry names the VM, or its tasks may not have come round again since.
+    /// No entry names the VM, or its tasks may not have come due since.
     Unconfigured(&'static str, bool),
-    /// An operator needs the VM from now on.
+    /// An operator needs the VM from this time on.
     StartedByHand(&'static str),
-    /// An operator asked for a stop now.
+    /// An operator asked for a stop at this time.
     StoppedByHand(&'static str),
 }
 
-/// A handler's life: what it has not seen in that time, it could not.
+/// The longest run of a handler, which cannot know of events during that time.
 const WINDOW: Duration = seconds(20);
 
-/// How far a day may go.
+/// The bounds of a day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// The longest that an accepted, waiting job may see its VM down.
+    /// The longest time that the VM of an accepted, waiting job may be down.
     pub(super) waiting: Duration,
-    /// The longest that a VM may run without being needed.
+    /// The longest time that a VM may run without being needed.
     pub(super) idling: Duration,
     /// `VM_INACTIVE_MINUTES`.
     pub(super) inactive: Duration,
     /// Labels are written in time, so no older pass counts.
-    pub(super) marks_hold: bool,
-    /// Nothing is wrong, so nothing may be answered as if it were.
+    pub(super) labels_hold: bool,
+    /// No faults, so no response may be an error.
     pub(super) nothing_fails: bool,
-    /// Both witnesses may be heard, so no stop comes while an accepted job waits.
-    pub(super) both_witnesses: bool,
-    /// The fleet is swept, so a job is promised its VM whether its webhook was accepted or not.
+    /// Both sources can be read, so no stop comes while an accepted job waits.
+    pub(super) both_sources: bool,
+    /// There are resyncs, so a job is promised its VM even if its webhook was not accepted.
     pub(super) swept: bool,
 }
 
@@ -64,7 +64,7 @@ impl Bounds {
             Profile::Outage | Profile::Permission => minutes(6),
             // A pass that fails or comes late: another interval or two.
             Profile::Loss | Profile::All => minutes(17),
-            // And a resync or two, of which one may see nothing.
+            // And a resync or two, of which one may read nothing.
             Profile::Swept => minutes(30),
         };
         let idling = match profile {
@@ -74,16 +74,16 @@ impl Bounds {
             Profile::Outage | Profile::Permission => inactive + minutes(25),
             Profile::Loss | Profile::All | Profile::Swept => inactive + minutes(60),
         };
-        // Where the last `completed` was lost, it counts from the pass that found the VM idle.
+        // If the last `completed` was lost, the time counts from the pass that found the VM idle.
         let idling = if profile.loses() { idling + inactive } else { idling };
         Self {
             waiting,
             idling,
             inactive,
-            // Where a label could not be written in time, an older pass may count.
-            marks_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
+            // If a label could not be written in time, an older pass may count.
+            labels_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
             nothing_fails: matches!(profile, Profile::None | Profile::Stale),
-            both_witnesses: profile != Profile::Permission,
+            both_sources: profile != Profile::Permission,
             swept: profile == Profile::Swept,
         }
     }
@@ -92,7 +92,7 @@ impl Bounds {
 /// The most tasks that may be alive for one VM at a time.
 const MOST_TASKS: usize = 24;
 
-/// The worst that was seen.
+/// The worst values of a day, and its totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Figures {
     waited: Duration,
@@ -144,11 +144,11 @@ impl fmt::Display for Figures {
     }
 }
 
-/// What a mistyped deploy's entries name instead of `runner-1`.
+/// The VM that a mistyped deploy's entries name instead of `runner-1`.
 pub(super) const MISTYPED: &str = "runner-l";
 
-/// When each job's `queued` was first answered 2xx. For a VM that does not exist the answer is 502, but for the
-/// moments in which Compute Engine cannot be asked.
+/// The time of each job's first 2xx answer to `queued`. For a VM that does not exist the answer is 502, except while
+/// Compute Engine cannot be queried.
 pub(super) fn accepted(history: &[Event]) -> BTreeMap<JobId, Timestamp> {
     let exists = |reply: &Reply| {
         let outcome = reply.headers.get("x-runner-manager-outcome");
@@ -167,20 +167,20 @@ pub(super) fn accepted(history: &[Event]) -> BTreeMap<JobId, Timestamp> {
     accepted
 }
 
-/// One VM, as the history goes by.
+/// The state of one VM at a point of the history.
 #[derive(Default)]
 struct Watched {
     status: Option<Status>,
-    /// Jobs that wait for it, since when, whether their webhook arrived or not.
+    /// Jobs that wait for it, with their start, whether their webhook arrived or not.
     waiting: BTreeMap<JobId, Timestamp>,
-    /// Those of them that had a runner before: only GitHub knows that they wait again.
+    /// The waiting jobs that had a runner before: only GitHub knows that they wait again.
     requeued: BTreeSet<JobId>,
-    /// Jobs on its runners, since when.
+    /// Jobs on its runners, with their start.
     running: BTreeMap<JobId, Timestamp>,
-    /// How many operators hold it.
+    /// The number of operators that hold it.
     held: u32,
     unseen: bool,
-    /// How many deploys have left it out.
+    /// The number of deploys that have left it out.
     unconfigured: u32,
     down_for: Duration,
     idle_for: Duration,
@@ -194,7 +194,7 @@ impl Watched {
     }
 }
 
-/// Goes through the history once, with everything that the promises are about in view.
+/// One pass through the history with all promises in view.
 struct Review<'a> {
     bounds: Bounds,
     accepted: &'a BTreeMap<JobId, Timestamp>,
@@ -205,12 +205,12 @@ struct Review<'a> {
     github_down: u32,
     now: Timestamp,
     figures: Figures,
-    /// Jobs that an operator's stop left waiting, and nobody may ask for.
+    /// Jobs that an operator's stop left waiting, and that the App may not read.
     given_up: BTreeSet<JobId>,
     broken: Vec<String>,
 }
 
-/// Holds the day against the promises.
+/// Checks the day against the promises.
 pub(super) fn check(
     world: &World,
     bounds: Bounds,
@@ -276,7 +276,7 @@ pub(super) fn check(
     broken.first().map_or(Ok(figures), |first| Err(first.clone()))
 }
 
-/// The VM on which the runner of this name lives: see [`RunnerIs`](super::day::RunnerIs).
+/// The VM of the runner with this name: see [`RunnerIs`](super::day::RunnerIs).
 fn vm_of_runner(name: &str) -> &'static str {
     if name == "gpu-1" { "gpu-1" } else { "runner-1" }
 }
@@ -292,14 +292,14 @@ fn time_of(happening: &Event) -> Timestamp {
 }
 
 impl Review<'_> {
-    /// Lets the time until then count.
+    /// Counts the time until `time`.
     fn pass_to(&mut self, time: Timestamp) {
         let span = time.since(self.now);
         self.now = self.now.max(time);
         for (name, vm) in &mut self.vms {
             let can_be_known = |job: &JobId| self.github_down == 0 || !vm.requeued.contains(job);
             let is_accepted = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
-            // A sweep finds the others, if GitHub can be asked.
+            // A resync finds the others, if GitHub can be queried.
             let is_found = self.bounds.swept && self.github_down == 0;
             let is_promised = |job: &JobId| is_found || is_accepted(job);
             let waits = vm.waiting.keys().any(|job| is_promised(job) && can_be_known(job));
@@ -337,10 +337,10 @@ impl Review<'_> {
             Excuse::StartedByHand(vm) => self.vm(vm).idle_for = Duration::ZERO,
             Excuse::StoppedByHand(vm) => {
                 let now = self.now;
-                let blind = !self.bounds.both_witnesses;
+                let blind = !self.bounds.both_sources;
                 let vm = self.vm(vm);
                 vm.stopped_by_hand = Some(now);
-                // Who may not ask which jobs wait cannot start the VM again for those that waited then.
+                // Without the permission to read waiting jobs, the service cannot start the VM again for them.
                 let given_up =
                     if blind { std::mem::take(&mut vm.waiting) } else { BTreeMap::new() };
                 self.given_up.extend(given_up.into_keys());
@@ -388,9 +388,9 @@ impl Review<'_> {
                     // A job may run on another VM's runner, if that has its labels too.
                     let ran_on = self.ran_on.get(job).copied().unwrap_or(self.route[job]);
                     let vm = self.vm(ran_on);
-                    // One that comes again is an event like any other.
+                    // A VM that comes up again counts as an event.
                     vm.idle_for = Duration::ZERO;
-                    // While entries name another VM, that one gets the mark.
+                    // While entries name another VM, that one gets the label.
                     if vm.unconfigured == 0 {
                         vm.last_completed = Some(*at);
                     }
@@ -428,9 +428,9 @@ impl Review<'_> {
                 ));
             }
         }
-        // Without a permission, one witness may see less than both.
-        for (job, since) in vm.waiting.iter().filter(|_| bounds.both_witnesses) {
-            // Accepted while it waited for a review, it waits for a runner only since it was approved.
+        // Without a permission, one source may show less than both.
+        for (job, since) in vm.waiting.iter().filter(|_| bounds.both_sources) {
+            // A job accepted while it waited for a review waits for a runner only since it was approved.
             if accepted.get(job).is_some_and(|accepted| at.since(*accepted.max(since)) > WINDOW) {
                 broken.push(format!("never kill: {at}: {name} was stopped while job {job} waited"));
             }
@@ -438,7 +438,7 @@ impl Review<'_> {
         let by_hand = vm.stopped_by_hand.is_some_and(|asked| at.since(asked) <= WINDOW);
         let in_view = |last: &Timestamp| at.since(*last) > WINDOW;
         if let Some(last) =
-            vm.last_completed.filter(in_view).filter(|_| bounds.marks_hold && !by_hand)
+            vm.last_completed.filter(in_view).filter(|_| bounds.labels_hold && !by_hand)
             && at.since(last) < bounds.inactive
         {
             broken.push(format!(

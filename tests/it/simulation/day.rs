@@ -1,7 +1,7 @@
-//! A day: what happens, and when, drawn from a seed.
+//! A day: operations and their times, drawn from a seed.
 //!
-//! Every operation stands for itself and ends what it began, so a day from which some are taken away is still
-//! a day: that is how a failure is made smaller.
+//! Every operation is complete in itself and ends what it began, so a day with fewer operations is still a day. A
+//! failure is shrunk that way.
 
 use std::fmt;
 use std::time::Duration;
@@ -40,12 +40,12 @@ impl Dice {
     }
 }
 
-/// What goes wrong on a day.
+/// The faults of a day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// Nothing that the service could not expect.
+    /// No faults.
     None,
-    /// Calls, answers, webhooks and whole instances of the service are lost; callbacks come late and twice.
+    /// Calls, responses, webhooks and whole instances of the service are lost; callbacks come late and twice.
     Loss,
     /// Google runs out of machines, VMs vanish, GitHub is down for an hour.
     Outage,
@@ -55,7 +55,7 @@ pub(crate) enum Profile {
     Stale,
     /// All of it, but for the permission.
     All,
-    /// All of it, three in ten webhooks are lost, and the fleet is swept every five minutes.
+    /// All of it, three in ten webhooks are lost, and a resync comes every five minutes.
     Swept,
 }
 
@@ -83,14 +83,14 @@ impl Profile {
     }
 }
 
-/// Something that somebody does, or that happens.
+/// An action of a user, an operator or another team, or an event in the cloud.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     /// A job is queued.
     Job { repo: &'static str, labels: &'static str, runs: Duration },
     /// A run of many jobs is queued.
     Matrix { repo: &'static str, jobs: usize, runs: Duration },
-    /// A job is queued, and the webhook says of it that it waits for a review, which it does no longer.
+    /// A job is queued, and the webhook says that it waits for a review, which is no longer so.
     StaleWaiting { repo: &'static str, runs: Duration },
     /// A job waits for a review, and is approved after a while.
     Review { repo: &'static str, approved_after: Duration, runs: Duration },
@@ -108,7 +108,7 @@ pub(crate) enum Op {
     Deploy,
     /// A revision takes over in which the entries of `runner-1` name another VM; it is taken back after a while.
     Misdeploy { span: Duration },
-    /// The service vanishes with whatever it is doing.
+    /// The service vanishes in the middle of its work.
     Vanish,
     /// The service vanishes at its nth API call from now on; the call has its effect or not.
     Crash { at_call: u32, with_effect: bool },
@@ -120,13 +120,13 @@ pub(crate) enum Op {
     DoubleCallback,
     /// The VM is preempted.
     Preempt { vm: &'static str },
-    /// Somebody stops the VM in the console.
+    /// An operator stops the VM in the console.
     StopInConsole { vm: &'static str },
-    /// Somebody suspends the VM in the console.
+    /// An operator suspends the VM in the console.
     SuspendInConsole { vm: &'static str },
     /// The runner of `runner-1` is not registered for a while.
     RunnerGone { span: Duration },
-    /// GitHub has forgotten the runner of `gpu-1`, if that is down: at its next boot it registers by itself.
+    /// GitHub has removed the runner of `gpu-1`, if that is down: at its next boot it registers by itself.
     Forgotten,
     /// The zone has no machines for a while.
     Stockout { span: Duration },
@@ -136,17 +136,17 @@ pub(crate) enum Op {
     RateLimit { span: Duration },
     /// All installation tokens are revoked.
     RevokeTokens,
-    /// `busy` shows false for a while, whatever the runner does.
+    /// `busy` is false for a while, even if the runner has a job.
     Glitch { vm: &'static str, span: Duration },
     /// GitHub's search index is empty for a while: lists of runs by status show none.
     SearchIndexDown { span: Duration },
     /// GitHub shows a job running on the VM that lost its runner six days ago.
     StuckJob { vm: &'static str },
-    /// Installation tokens are refused until they are so old.
+    /// Installation tokens are refused until they have this age.
     NewTokensRefused { span: Duration, forbidden: bool },
 }
 
-/// How the runner of `runner-1` is registered.
+/// The registration of the runner of `runner-1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RunnerIs {
     /// By the VM's name, in each of its repositories.
@@ -155,12 +155,12 @@ pub(crate) enum RunnerIs {
     InTheOrganization,
     /// By another name, which the entries tell.
     NamedInTheEntries,
-    /// By another name, which nobody tells: only labels lead to its VM.
+    /// By another name, which no entry gives: only labels lead to its VM.
     NamedOtherwise,
 }
 
 impl RunnerIs {
-    /// What it is on the day of this seed: mostly as it should be.
+    /// The registration on the day of this seed: mostly as it should be.
     pub(crate) fn draw(seed: u64) -> Self {
         match Dice::new(seed ^ 0x9a3e).between(0, 9) {
             0 | 1 => Self::InTheOrganization,
@@ -171,7 +171,7 @@ impl RunnerIs {
     }
 }
 
-/// Operations with their times, from the beginning of the day.
+/// The operations with their times, from the beginning of the day.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Day {
     pub(crate) seed: u64,
@@ -199,7 +199,7 @@ const REPOS: [&str; 2] = ["acme/app", "acme/web"];
 const VMS: [&str; 2] = ["runner-1", "gpu-1"];
 
 impl Day {
-    /// The day of this seed: eight hours, in which work comes in heaps, as it does.
+    /// The day of this seed: eight hours, in which jobs come in bursts.
     pub(crate) fn draw(seed: u64, profile: Profile) -> Self {
         let mut dice = Dice::new(seed.wrapping_mul(7).wrapping_add(profile as u64));
         let mut ops = Vec::new();
@@ -215,7 +215,7 @@ impl Day {
             let at = seconds(dice.between(0, 9 * 3600));
             ops.extend(trouble(&mut dice, profile).map(|op| (at, op)));
         }
-        // With numbers of their own, so that the rest of a day does not depend on them.
+        // A separate generator, so that the rest of a day does not depend on it.
         let mut dice = Dice::new(seed ^ 0xd0b7);
         if profile.breaks_down() {
             for _ in 0..dice.between(0, 2) {
@@ -227,7 +227,7 @@ impl Day {
     }
 }
 
-/// `VM_INACTIVE_MINUTES` of a day: mostly short, so that a day has many stops.
+/// The `VM_INACTIVE_MINUTES` of a day: mostly short, so that a day has many stops.
 fn inactive(dice: &mut Dice) -> u64 {
     match number("SIM_INACTIVE", 0) {
         0 => *dice.pick(&[1, 1, 3, 3, 3, 3, 15, 15, 60, 1440]),
@@ -235,7 +235,7 @@ fn inactive(dice: &mut Dice) -> u64 {
     }
 }
 
-/// Something that makes GitHub's answers doubtful.
+/// A fault that makes GitHub's answers unreliable.
 fn doubt(dice: &mut Dice) -> Op {
     let vm = *dice.pick(&VMS);
     match dice.between(0, 2) {

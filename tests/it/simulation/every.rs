@@ -1,10 +1,10 @@
-//! Everything that can happen where little can: two jobs, one VM, one pending stop check, and at most one fault.
+//! All combinations of a small world: two jobs, one VM, one pending pass, and at most one fault.
 //!
-//! The same system as on the days, with its choices enumerated instead of drawn. A play asks for its choices as
-//! it goes; the next play repeats all of them but the last that had another answer left.
+//! The system is that of the days, but choices are enumerated instead of drawn. A play asks for its choices as it goes;
+//! the next play repeats all of them but the last that has another answer left.
 //!
-//! Each API call takes half a second, and jobs come second by second around the stop check: so each of their calls
-//! falls between any two of the stop check's. `SIM_EVERY=1` plays all there is; a plain `cargo test` draws a few.
+//! Each API call takes half a second, and jobs come second by second around the pass: so each of their calls falls
+//! between any two of the pass's. `SIM_EVERY=1` plays all combinations; a plain `cargo test` draws a few.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -20,14 +20,14 @@ use super::day::Dice;
 use super::number;
 use crate::world::{INACTIVE, World, minutes, seconds};
 
-/// Where a play's choices come from.
+/// The source of a play's choices.
 #[derive(Clone)]
 struct Choices(Arc<Mutex<Source>>);
 
 enum Source {
-    /// One after the other, as an odometer counts: each answer, and how many there were.
+    /// All combinations, counted like an odometer: each answer, and the number of answers.
     Every { digits: Vec<(usize, usize)>, at: usize },
-    /// By chance, so many more times.
+    /// Random choices, for this many more plays.
     Drawn { dice: Dice, plays: u64 },
 }
 
@@ -40,7 +40,7 @@ impl Choices {
         Self(Arc::new(Mutex::new(Source::Drawn { dice: Dice::new(seed), plays })))
     }
 
-    /// One of `of`: the first, until all that comes after it was tried.
+    /// One of `of`: the first, until all combinations after it were tried.
     fn pick<T: Copy>(&self, of: &[T]) -> T {
         match &mut *self.0.lock().unwrap() {
             Source::Every { digits, at } => {
@@ -54,7 +54,7 @@ impl Choices {
         }
     }
 
-    /// As [`Choices::pick`], for what is asked often: by chance it is the first most of the time.
+    /// Picks from choices that are made often: at random it is the first most of the time.
     fn pick_rarely<T: Copy>(&self, of: &[T]) -> T {
         if let Source::Drawn { dice, .. } = &mut *self.0.lock().unwrap()
             && !dice.chance(4)
@@ -85,25 +85,25 @@ impl Choices {
     }
 }
 
-/// What goes wrong in a play, besides nothing.
+/// The fault of a play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     Nothing,
-    /// One API call, whichever comes to be chosen.
+    /// One API call, which a choice picks.
     ACall,
-    /// The stop check is called twice.
+    /// The pass is called twice.
     CallbackTwice,
-    /// The stop check is called late.
+    /// The pass is called late.
     CallbackLate,
     /// The first job's `queued` is sent twice.
     WebhookTwice,
     /// All `completed` are lost.
     NoCompleted,
-    /// The VM is preempted half a minute after the stop check.
+    /// The VM is preempted half a minute after the pass.
     Preempted,
 }
 
-/// What happens to a call.
+/// The fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Break {
     Not,
@@ -113,14 +113,14 @@ enum Break {
     VanishAfter,
 }
 
-/// When the jobs come, from the moment in which the stop check is due, and how long they run.
+/// The times of the jobs, relative to the time at which the pass is due, and how long they run.
 #[derive(Clone)]
 struct Play {
     first: i64,
     second: i64,
     runs: (u64, u64),
     trouble: Trouble,
-    /// The call that broke, as soon as one did.
+    /// The call that broke, once one did.
     broke: Option<(String, Break)>,
 }
 
@@ -139,11 +139,11 @@ const LATENCY: Duration = Duration::from_millis(500);
 
 async fn play(choices: &Choices, first_from: &[i64], trouble: Trouble) -> (Play, World, usize) {
     let mut world = World::new();
-    // A job has run, its VM is idle, and a stop check is pending.
+    // A job has run, its VM is idle, and a pass is pending.
     let job = world.queue_job("acme/app", "self-hosted", seconds(20));
     world.pass_until(minutes(10), |world| world.is_completed(job)).await;
     world.pass(seconds(2)).await;
-    let due = stop_check_due(&world);
+    let due = pass_due(&world);
 
     let first = choices.pick(first_from);
     let second = first + choices.pick(&[3, 130]);
@@ -201,7 +201,7 @@ async fn play(choices: &Choices, first_from: &[i64], trouble: Trouble) -> (Play,
     (play, world, most_tasks)
 }
 
-fn stop_check_due(world: &World) -> Timestamp {
+fn pass_due(world: &World) -> Timestamp {
     let tasks = world.cloud.tasks.pending();
     let stops = tasks.iter().filter(|task| task.path == "/runner/stop");
     stops.map(|task| task.due).min().expect("a completed job has its stop check")
@@ -212,7 +212,7 @@ async fn until(world: &mut World, time: Timestamp) {
     world.pass(span).await;
 }
 
-/// Gives every call its latency, and lets at most one go wrong.
+/// Gives every call its latency, and makes at most one fail.
 fn break_one_call(world: &World, choices: &Choices, told: &Arc<Mutex<Play>>) {
     let (choices, told, service) = (choices.clone(), Arc::clone(told), world.service());
     world.cloud.faults.on(move |call| {
@@ -247,19 +247,19 @@ fn break_one_call(world: &World, choices: &Choices, told: &Arc<Mutex<Play>>) {
 fn bounds(play: &Play) -> Bounds {
     let call_broke = play.broke.is_some();
     Bounds {
-        // One check interval, and a VM that is stopping in the meantime.
+        // One pass interval, and a VM that is stopping in the meantime.
         waiting: minutes(7),
         idling: INACTIVE + minutes(10),
         inactive: INACTIVE,
-        // The call that broke may have been the mark's.
-        marks_hold: !call_broke,
+        // The call that broke may have written the label.
+        labels_hold: !call_broke,
         nothing_fails: !call_broke && play.trouble != Trouble::NoCompleted,
-        both_witnesses: true,
+        both_sources: true,
         swept: false,
     }
 }
 
-/// Plays all that can happen with a first job at these times.
+/// Plays all combinations with a first job at these times.
 fn every(first: &[i64]) {
     let all = number("SIM_EVERY", 0) == 1;
     let (mut plays, mut worst) = (0_u64, Figures::default());

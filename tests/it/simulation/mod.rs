@@ -1,8 +1,8 @@
 //! Random days of the whole system.
 //!
-//! A [`Day`] is drawn from a seed and played on the real service and the emulators; [`checks`] holds its history
-//! against the promises, each with a bound. The same seed gives the same day, call for call. A day that breaks a
-//! promise is made smaller until nothing can be taken away, and printed.
+//! A [`Day`] is drawn from a seed and played on the real service and the emulators; [`checks`] compares its history
+//! with the promises, each with a bound. The same seed gives the same day, call for call. A day that breaks a promise
+//! is shrunk until nothing can be taken away, and printed.
 //!
 //! `SIM_RUNS=1000 SIM_SEED=1 cargo test --release --test it simulation` plays more of them.
 
@@ -15,14 +15,14 @@ mod regressions;
 use checks::Figures;
 use day::{Day, Profile};
 
-/// How many days of each profile a plain `cargo test` plays.
+/// The days of each profile that a plain `cargo test` plays.
 const RUNS: u64 = 40;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var_os(name).and_then(|value| value.to_str()?.parse().ok()).unwrap_or(default)
 }
 
-/// Plays a day on a clock of its own; the history, and what it broke.
+/// Plays a day on a clock of its own and returns its history and the broken promise, if any.
 fn play(day: &Day) -> (String, Result<Figures, String>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -32,7 +32,7 @@ fn play(day: &Day) -> (String, Result<Figures, String>) {
     runtime.block_on(play::play(day))
 }
 
-/// Takes operations away as long as the day still breaks something.
+/// Removes operations as long as the day still breaks a promise.
 fn smallest(mut day: Day) -> Day {
     let mut size = day.ops.len().div_ceil(2);
     while size > 0 {

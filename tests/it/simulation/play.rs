@@ -1,4 +1,4 @@
-//! Plays a day: carries its operations out, and makes calls, answers and callbacks go wrong.
+//! Plays a day: runs its operations, and makes calls, responses and callbacks fail.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -14,7 +14,7 @@ use super::checks::{self, Bounds, Excuse, Figures, MISTYPED};
 use super::day::{Day, Dice, Op, Profile, RunnerIs};
 use crate::world::{SECRET, World, ZONE, fleet, minutes, runner, seconds};
 
-/// The same twice if the day is: everything that could be seen, and what was broken.
+/// The visible events of a day, and its result. The same day gives the same twice.
 pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
     let mut stage = Stage::new(day);
     for (at, op) in &day.ops {
@@ -28,7 +28,7 @@ pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
     (story, broken_sweep.map_or(result, Err))
 }
 
-/// What ends an operation that lasts.
+/// The end of an operation that lasts.
 type Ending = Box<dyn FnOnce(&mut World)>;
 
 struct Stage {
@@ -40,11 +40,11 @@ struct Stage {
     order: usize,
     excuses: Vec<(Timestamp, Excuse)>,
     most_tasks: usize,
-    /// When the fleet is swept next; never, unless the profile says so.
+    /// The time of the next resync, if the profile has them.
     next_sweep: Option<Timestamp>,
-    /// What a sweep should not have answered.
+    /// A resync's response that should not have been given.
     broken_sweep: Option<String>,
-    /// How many API calls are left until the service vanishes; below zero: it does not.
+    /// The number of API calls until the service vanishes; below zero it does not.
     crash: Arc<AtomicI64>,
     crash_with_effect: Arc<AtomicBool>,
 }
@@ -59,7 +59,7 @@ impl Stage {
         set_the_scene(&world, day.profile, &mut dice);
         let crash = Arc::new(AtomicI64::new(-1));
         let begun = world.clock.now();
-        // With a runner that nobody knows and jobs that may not be seen, a VM is left up for a day.
+        // With a runner under an unknown name and jobs that cannot be read, a VM is left up for a day.
         let blind = day.profile == Profile::Permission && runner == RunnerIs::NamedOtherwise;
         let excuses = if blind { vec![(begun, Excuse::Unseen("runner-1"))] } else { Vec::new() };
         let stage = Self {
@@ -80,15 +80,15 @@ impl Stage {
         stage
     }
 
-    /// Calls fail one in sixteen on a day of losses; at one of them the service vanishes; and where labels are
-    /// stale, somebody else may be quicker to write one.
+    /// Makes one call in sixteen fail on a day of losses. At one of them the service vanishes. If labels are stale,
+    /// another team may be quicker to write one.
     fn let_calls_fail(&self, profile: Profile, dice: Dice) {
         let (crash, with_effect) = (Arc::clone(&self.crash), Arc::clone(&self.crash_with_effect));
         let service = self.world.service();
         let dice = Mutex::new(dice);
         let compute = self.world.cloud.compute.clone();
         let quicker = Mutex::new(0);
-        // The webhook is not the App's own: its deliveries cannot be asked for again.
+        // The webhook is not the App's own: its deliveries cannot be requested again.
         let not_the_apps = profile == Profile::Swept && dice.lock().unwrap().chance(50);
         self.world.cloud.faults.on(move |call| {
             let mut dice = dice.lock().unwrap();
@@ -117,7 +117,7 @@ impl Stage {
         });
     }
 
-    /// Lets time pass until then, and what lasts end when it should.
+    /// Lets time pass until `time`, and ends each operation that lasts when it should.
     async fn until(&mut self, time: Timestamp) {
         loop {
             let next =
@@ -139,7 +139,7 @@ impl Stage {
         }
     }
 
-    /// Lets time pass, and the fleet be swept if that is due.
+    /// Lets time pass, with a resync when it is due.
     async fn pass(&mut self, span: Duration) {
         let now = self.world.clock.now();
         let Some(due) = self.next_sweep.filter(|due| *due <= now) else {
@@ -218,7 +218,7 @@ impl Stage {
                 let vm = *vm;
                 cloud.compute.label_by_hand(vm, "runner-manager-hold", Some("simulated"));
                 self.excuses.push((now, Excuse::Held(vm, true)));
-                // A held VM is looked at up to a quarter of an hour later.
+                // A held VM's next pass is up to a quarter of an hour later.
                 self.excuses.push((now + *span + minutes(5), Excuse::Held(vm, false)));
                 self.later(*span, move |world| {
                     world.cloud.compute.label_by_hand(vm, "runner-manager-hold", None);
@@ -230,7 +230,7 @@ impl Stage {
                 let (vm, service) = ("runner-1", self.world.service());
                 service.deploy(self.runner.config().replace(vm, MISTYPED));
                 self.excuses.push((now, Excuse::Unconfigured(vm, true)));
-                // Looks come ever later while no entry names the VM: the next is as far away as all of them took.
+                // Passes are ever further apart while no entry names the VM: the next takes as long as all before.
                 self.excuses.push((now + 2 * *span + minutes(15), Excuse::Unconfigured(vm, false)));
                 let config = self.runner.config();
                 self.later(*span, move |_| service.deploy(config));
@@ -314,7 +314,7 @@ impl Stage {
         }
     }
 
-    /// The day is over: what lasts ends, nothing fails any more, and everything comes to rest.
+    /// Ends the day: operations that last end, faults stop, and the world settles.
     async fn finish(&mut self) {
         let last = self.agenda.last_key_value().map(|((at, _), _)| *at);
         self.until(last.unwrap_or(self.begun).max(self.world.clock.now()) + minutes(10)).await;
@@ -325,7 +325,7 @@ impl Stage {
         self.world.cloud.github.lose_webhooks_by(|_| false);
         let swept = self.next_sweep.is_some();
         if !swept {
-            // Jobs whose webhook was lost are nobody's promise; a person would start them again.
+            // Jobs whose webhook was lost are not promised anything; a user would start them again.
             let accepted = checks::accepted(&self.world.history());
             for job in self.world.cloud.github.jobs() {
                 if job.status != JobStatus::Completed

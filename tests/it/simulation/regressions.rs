@@ -1,4 +1,4 @@
-//! Days that once broke a promise, made small, each with what was wrong.
+//! Days that once broke a promise, shrunk, each with the cause.
 
 use super::day::{Day, Op, Profile};
 use crate::world::seconds;
@@ -8,8 +8,8 @@ fn keeps_every_promise(day: &Day) {
     assert!(result.is_ok(), "{result:?}\n{story}");
 }
 
-/// A job ran on the runner of a VM to which its labels do not lead. That VM vanished; the job waited again, for
-/// a VM that nobody was looking at.
+/// A job ran on the runner of a VM to which its labels do not lead. That VM vanished; the job waited again, for a VM
+/// that no pass read.
 #[test]
 fn a_job_that_ran_on_another_vm_is_not_stranded_when_that_one_vanishes() {
     let job = |labels, runs| Op::Job { repo: "acme/app", labels, runs: seconds(runs) };
@@ -26,8 +26,8 @@ fn a_job_that_ran_on_another_vm_is_not_stranded_when_that_one_vanishes() {
     });
 }
 
-/// A job was said to wait for a review, and its entry named a VM that does not exist. Nobody looked, so the delivery
-/// was accepted, and the start check found nothing to start.
+/// A job was said to wait for a review, and its entry named a VM that does not exist. The VM was not read, so the
+/// delivery was accepted, and the task found nothing to start.
 #[test]
 fn a_delivery_about_a_review_fails_if_its_vm_does_not_exist() {
     keeps_every_promise(&Day {
@@ -41,8 +41,8 @@ fn a_delivery_about_a_review_fails_if_its_vm_does_not_exist() {
     });
 }
 
-/// The runner bore a name that no entry tells, and jobs may not be seen. The list that knew no such runner was taken
-/// for the word that it does not work.
+/// The runner had a name that no entry gives, and jobs could not be read. A list without such a runner was taken for an
+/// idle one.
 #[test]
 fn a_runner_that_nobody_knows_does_not_say_that_it_is_idle() {
     keeps_every_promise(&Day {
@@ -56,8 +56,8 @@ fn a_runner_that_nobody_knows_does_not_say_that_it_is_idle() {
     });
 }
 
-/// A job ran for almost an hour and lost its runner, whose name no entry tells. The start check had seen it wait before
-/// it ran and again afterwards, took it to have waited all the time in between, and thus to be meant for another runner.
+/// A job ran for almost an hour and lost its runner, whose name no entry gives. The pass had seen it wait before it ran
+/// and again afterwards, took it to have waited all the time in between, and thus to be meant for another runner.
 #[test]
 fn a_job_that_ran_in_between_has_not_been_waiting_for_an_hour() {
     keeps_every_promise(&Day {
@@ -74,8 +74,8 @@ fn a_job_that_ran_in_between_has_not_been_waiting_for_an_hour() {
     });
 }
 
-/// A job ran on the runner of a VM to which its labels do not lead. That VM vanished and came back for a job of its own,
-/// which took the runner; the first one's own VM heard of it only when that was over.
+/// A job ran on the runner of a VM to which its labels do not lead. That VM vanished and came back for a job of its
+/// own, which took the runner. A pass of the first job's own VM found it only when that was over.
 #[test]
 fn a_job_that_ran_on_another_vm_does_not_wait_for_that_one_to_be_free() {
     let job = |labels, runs| Op::Job { repo: "acme/app", labels, runs: seconds(runs) };
@@ -92,8 +92,8 @@ fn a_job_that_ran_on_another_vm_does_not_wait_for_that_one_to_be_free() {
     });
 }
 
-/// GitHub did not answer in time, so that a stop check was heard out by the next look. In between a job began, where the
-/// first had looked already, on a runner under a name of its own.
+/// GitHub did not answer in time, so the next pass resumed the scan. In between a job began on a runner with a name of
+/// its own, in a list that had been read already.
 #[test]
 fn a_job_that_begins_between_two_parts_of_a_hearing_is_not_killed() {
     let job = |labels, runs| Op::Job { repo: "acme/app", labels, runs: seconds(runs) };
@@ -117,8 +117,8 @@ fn a_job_that_begins_between_two_parts_of_a_hearing_is_not_killed() {
     });
 }
 
-/// Two jobs of one VM became one start check; the one that it carried was over, and the other ran on the runner of
-/// another VM. The check ended, so when that VM vanished, nobody saw the job wait until the next look at that one.
+/// Two jobs of one VM shared a task. The job that it carried was over, and the other ran on the runner of another VM.
+/// The pass ended, so when that VM vanished, no pass saw the job wait until that VM's next one.
 #[test]
 fn a_check_that_two_jobs_share_ends_with_neither_of_them_alone() {
     let job = |repo, labels, runs| Op::Job { repo, labels, runs: seconds(runs) };
@@ -135,8 +135,8 @@ fn a_check_that_two_jobs_share_ends_with_neither_of_them_alone() {
     });
 }
 
-/// A VM vanished under a job, which GitHub still showed running, while another waited for a review. From then on only the
-/// one in review was asked for.
+/// A VM vanished under a job, which GitHub still showed running, while another waited for a review. From then on only
+/// the job in review was queried.
 #[test]
 fn a_job_that_lost_its_vm_is_not_forgotten_for_one_in_review() {
     keeps_every_promise(&Day {
@@ -157,8 +157,8 @@ fn a_job_that_lost_its_vm_is_not_forgotten_for_one_in_review() {
     });
 }
 
-/// GitHub's search index was empty when a VM vanished under its jobs: only the list of runs of any status showed that one
-/// waited.
+/// GitHub's search index was empty when a VM vanished under its jobs: only the list of runs of any status showed that a
+/// job waited.
 #[test]
 fn a_job_that_only_the_newest_runs_show_gets_its_vm() {
     let job = |runs| Op::Job { repo: "acme/app", labels: "self-hosted", runs: seconds(runs) };
