@@ -235,7 +235,12 @@ fn step_1_a_newer_label_supersedes_a_task_unless_its_job_still_waits() {
         JobState::ForAnother(other_vm()),
         JobState::Running(RunsOn::Elsewhere(Some(other_vm()))),
     ] {
-        newer(down().carrying(state)).gives(&[Job], Status::Superseded, Nothing, None);
+        let is_told = matches!(
+            state,
+            JobState::ForAnother(_) | JobState::Running(RunsOn::Elsewhere(Some(_)))
+        );
+        let ended = newer(down().carrying(state)).gives(&[Job], Status::Superseded, Nothing, None);
+        assert_eq!(ended.tell.len(), usize::from(is_told), "{ended:?}");
     }
     let given_up = newer(down().carrying(JobState::Queued(labels("gpu"))));
     given_up.with(|case| case.given_up = vec![7]).gives(&[Job], Status::Superseded, Nothing, None);
@@ -254,8 +259,11 @@ fn step_1_an_older_label_is_written_first() {
     older.gives(&[WriteIdleSince, Runner, Jobs], Status::Stopping, Stop, Some(120));
     let none = idle().with(|case| case.label = None);
     none.gives(&[WriteIdleSince, Runner, Jobs], Status::Stopping, Stop, Some(120));
-    let unmarked = none.with(|case| case.task.unmarked = true);
+    let unmarked = none.clone().with(|case| case.task.unmarked = true);
     unmarked.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    // No event created the task, so there is nothing to write.
+    let before_all = none.with(|case| case.task.idle_since = Some(IdleSince::BEFORE_ALL));
+    before_all.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
 }
 
 #[test]

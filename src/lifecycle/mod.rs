@@ -67,9 +67,11 @@
 //!
 //! # Known gaps
 //!
-//! A job that GitHub assigns in the seconds between the last reading of the lists and the stop is cut short. Two jobs of
-//! one half minute share one evidence: if GitHub goes down and the VM vanishes just after the carried one ended, the
-//! other waits until GitHub is back.
+//! * A job that GitHub assigns in the seconds between the last reading of the lists and the stop is cut short.
+//! * Jobs that wait for one VM share one evidence, since their passes merge. If the carried one ends, GitHub goes down and
+//!   the VM vanishes, the others wait until GitHub is back. Of two jobs in review, the one that is not carried is noticed
+//!   within an hour if no webhook says that it was approved.
+//! * A `completed` that arrives just after `stop_after`, of a job that no pass has seen, comes too late to keep the VM up.
 
 mod context;
 mod decide;
