@@ -281,7 +281,11 @@ impl<'a> Pass<'a> {
 
     fn wait_until_stop_after(&mut self, because: &str) -> Step {
         let stop_after = self.stop_after();
-        let because = format!("{because}; it may be stopped at {}", stop_after.time_of_day());
+        let because = match self.facts.asker {
+            // The page shows the time beside it.
+            Asker::Observer => because.to_owned(),
+            _ => format!("{because}; it may be stopped at {}", stop_after.time_of_day()),
+        };
         let due = due_before(self.base(), stop_after);
         self.requeue(due, Status::StopScheduled, because)
     }

@@ -94,7 +94,7 @@ await step('a wrong secret is refused', async () => {
 await step('the right secret shows the VMs', async () => {
   await enter(secret);
   await shows('gpu-1', 'Stopped');
-  await shows('runner-1', 'Nothing needs it.');
+  await shows('runner-1', 'nothing needs it.');
   assert.equal(await page.$eval('#door', door => door.checkVisibility()), false);
 });
 
@@ -118,12 +118,12 @@ await step('hold and release', async () => {
 
 await step('a queued job appears with its link, and runs', async () => {
   await play('job?repo=acme/web&labels=self-hosted&seconds=600');
-  await shows('runner-1', 'waits for it', 40);
+  await shows('runner-1', 'is queued for it', 40);
   const links = await page.$$eval('article a', all => all.map(a => [a.href, a.rel, a.target]));
   assert.equal(links.length, 1);
   assert.match(links[0][0], /^https:\/\/github\.com\/acme\/web\/actions\/runs\/\d+\/job\/\d+$/);
   assert.deepEqual(links[0].slice(1), ['noopener noreferrer', '_blank']);
-  await shows('runner-1', 'runs on it', 90);
+  await shows('runner-1', 'is running on it', 90);
   await shows('runner-1', 'Working');
 });
 

@@ -35,6 +35,9 @@ pub(super) enum Excuse {
 /// The longest run of a handler, which cannot know of events during that time.
 const WINDOW: Duration = seconds(20);
 
+/// The longest time from a delivery's `idle_since` to its answer.
+const ANSWER: Duration = seconds(8);
+
 /// The bounds of a day.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -75,7 +78,8 @@ impl Bounds {
             Profile::Loss | Profile::All | Profile::Swept => inactive + minutes(60),
         };
         // If the last `completed` was lost, the time counts from the pass that found the VM idle.
-        let idling = if profile.loses() { idling + inactive } else { idling };
+        let late = profile.loses() || profile == Profile::Permission;
+        let idling = if late { idling + inactive } else { idling };
         Self {
             waiting,
             idling,
@@ -439,7 +443,7 @@ impl Review<'_> {
         let in_view = |last: &Timestamp| at.since(*last) > WINDOW;
         if let Some(last) =
             vm.last_completed.filter(in_view).filter(|_| bounds.labels_hold && !by_hand)
-            && at.since(last) < bounds.inactive
+            && at.since(last) + ANSWER < bounds.inactive
         {
             broken.push(format!(
                 "the last job counts: {at}: {name} was stopped {:?} after {last}",
