@@ -279,6 +279,27 @@ fn step_1_tasks_without_the_label_or_without_our_fields_still_work() {
 }
 
 #[test]
+fn step_1_a_pass_older_than_any_event_writes_no_label() {
+    let original = idle().with(|case| {
+        case.task.idle_since = Some(IdleSince::BEFORE_ALL);
+        case.label = None;
+    });
+    original.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+}
+
+#[test]
+fn step_1_a_superseded_pass_tells_the_other_vm_of_its_job() {
+    for state in
+        [JobState::ForAnother(other_vm()), JobState::Running(RunsOn::Elsewhere(Some(other_vm())))]
+    {
+        let superseded = down().carrying(state).with(|case| case.label = Some(ago(30)));
+        let ended = superseded.gives(&[Job], Status::Superseded, Nothing, None);
+        // If that VM vanishes, the job waits from now on.
+        assert_eq!(ended.tell, [(other_vm(), JobRef { queued_at: at(NOW), ..a_job(7) })]);
+    }
+}
+
+#[test]
 fn step_2_nothing_is_asked_before_stop_after() {
     let needed = |minutes| {
         idle().with(|case| {
@@ -327,6 +348,16 @@ fn step_3_a_vm_on_its_way_is_looked_at_in_a_minute_and_sooner_with_evidence() {
         let operator = on_its_way.with(|case| case.task.operator = Some(ago(1)));
         operator.gives(NO_QUESTION, word, Nothing, Some(30));
     }
+}
+
+#[test]
+fn step_3_a_vm_that_boots_is_seen_in_a_minute_even_if_it_was_needed_not_long_ago() {
+    let booting = idle().with(|case| {
+        case.status = "PROVISIONING";
+        case.label = Some(ago(1));
+        case.task.idle_since = Some(IdleSince::of_event(ago(1)));
+    });
+    booting.gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(60));
 }
 
 #[test]
@@ -434,10 +465,40 @@ fn step_4_a_refusal_counts_once_the_pass_before_got_the_same() {
     assert_eq!(next(&first).refused, [Source::Job]);
     refused(idle()).gives(&[Job], Status::Unknown, Nothing, Some(60));
     let again = |case: Case| case.with(|case| case.task.refused = vec![Source::Job]);
-    again(refused(down())).gives(&[Job], Status::Starting, Start, Some(300));
+    let started = again(refused(down())).gives(&[Job], Status::Starting, Start, Some(300));
+    assert_eq!(started.notices, [Notice::Warning("403".into())]);
     let seen_up =
         again(refused(idle())).gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
     assert_eq!(next(&seen_up).job, None);
+    assert_eq!(seen_up.notices, [Notice::Warning("403".into())]);
+}
+
+#[test]
+fn step_4_a_job_that_is_not_queued_yet_waits_from_now_at_the_earliest() {
+    let waits = |case: &Case| {
+        let decision = case.gives(
+            if case.task.pending_since.is_some() { &[Job] } else { &[Job, Runner, Jobs] },
+            Status::StartScheduled,
+            Nothing,
+            Some(300),
+        );
+        next(&decision).job.as_ref().unwrap().queued_at
+    };
+    let pending = down().carrying(JobState::Pending);
+    assert_eq!(waits(&pending), at(NOW));
+    assert_eq!(waits(&pending.with(|case| case.task.pending_since = Some(ago(60)))), at(NOW));
+}
+
+#[test]
+fn step_4_the_latest_end_of_a_job_counts() {
+    let completed = |known, told| {
+        let case = idle().carrying(JobState::Completed(told));
+        let case = case.with(|case| case.task.completed_at = known);
+        next(&case.play().1).completed_at
+    };
+    assert_eq!(completed(Some(ago(20)), Some(ago(16))), Some(ago(16)));
+    assert_eq!(completed(Some(ago(16)), Some(ago(20))), Some(ago(16)));
+    assert_eq!(completed(Some(ago(16)), None), Some(ago(16)));
 }
 
 #[test]
@@ -464,6 +525,13 @@ fn step_5_a_held_vm_and_one_that_cannot_be_stopped_stay_up() {
     assert_eq!(next(&refused).stops, 1);
     let again = ssd(9).gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(300));
     assert!(again.notices.is_empty(), "it is told ever more seldom");
+}
+
+#[test]
+fn step_5_a_vm_that_cannot_be_stopped_serves_its_job() {
+    let ssd = idle().carrying(JobState::Queued(labels("gpu"))).with(|case| case.local_ssd = true);
+    let busy = ssd.gives(&[Job, Runner, Jobs], Status::Busy, Nothing, Some(300));
+    assert!(busy.notices.is_empty());
 }
 
 #[test]
@@ -539,6 +607,7 @@ fn step_8_a_job_that_a_free_vm_did_not_take_for_an_hour_is_given_up_on() {
     };
     let busy = waited(55).gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));
     assert!(busy.given_up.is_empty());
+    assert_eq!(next(&busy).unclaimed, waited(55).task.unclaimed.saw_all(&[9], at(NOW)));
     let stopped = waited(60).gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
     assert_eq!((stopped.given_up.as_slice(), stopped.notices.len()), (&[9][..], 1));
     // A busy runner or a running job clears the hour, and so does a VM that is down.
@@ -566,6 +635,52 @@ fn step_8_a_job_that_a_free_vm_did_not_take_for_an_hour_is_given_up_on() {
 }
 
 #[test]
+fn step_8_a_pass_that_read_every_list_forgets_the_jobs_it_did_not_find() {
+    let Coverage::Partial { resume, .. } = partial(true) else { unreachable!() };
+    let waited = idle().with(|case| {
+        case.task.unclaimed = case.task.unclaimed.saw_all(&[9], ago(5));
+    });
+    let stopped = waited.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert!(next(&stopped).unclaimed.is_empty());
+    // The end of a scan of several passes is a part of it.
+    let resumed = waited.clone().with(|case| case.task.cursor = resume);
+    let confirming = resumed.gives(&[Runner, Jobs], Status::Confirming, Nothing, Some(60));
+    assert!(!next(&confirming).unclaimed.is_empty());
+    // On its way down, the VM is free for no job.
+    let leaving = waited.with(|case| case.status = "STOPPING");
+    let waits = leaving.gives(NO_QUESTION, Status::Stopping, Nothing, Some(60));
+    assert!(next(&waits).unclaimed.is_empty());
+}
+
+#[test]
+fn step_8_a_vm_that_is_down_clears_the_hour_of_its_jobs_whatever_the_reason_of_the_pass() {
+    let waited = down().with(|case| {
+        case.task.unclaimed = case.task.unclaimed.saw_all(&[9], ago(5));
+    });
+    let cleared = |case: Case| next(&case.play().1).unclaimed.is_empty();
+    // It is started before its runner and the jobs are asked for.
+    assert!(cleared(waited.clone().with(|case| case.task.operator = Some(ago(5)))));
+    assert!(cleared(waited.clone().carrying(JobState::Unavailable("503".into()))));
+    // GitHub shows the runner and its job at work for a while.
+    assert!(cleared(waited.with(|case| {
+        case.runner = runner_busy();
+        case.demand.running = Some(a_job(8));
+    })));
+}
+
+#[test]
+fn step_8_a_job_in_evidence_that_the_lists_show_too_is_given_up_on_once() {
+    let waited = idle().carrying(JobState::Queued(labels("gpu"))).with(|case| {
+        case.demand.queued = vec![a_job(7)];
+        let passes = (0..=12).rev().map(|pass| ago(5 * pass));
+        case.task.unclaimed =
+            passes.fold(case.task.unclaimed.clone(), |jobs, at| jobs.saw_all(&[7], at));
+    });
+    let stopped = waited.gives(&[Job, Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!((stopped.given_up.as_slice(), stopped.notices.len()), (&[7][..], 1));
+}
+
+#[test]
 fn step_9_a_vm_that_is_down_ends_its_passes_once_every_list_was_read() {
     down().gives(&[Runner, Jobs], Status::AlreadyStopped, Nothing, None);
     down().with(|case| case.status = "SUSPENDED").gives(
@@ -590,7 +705,11 @@ fn step_9_a_vm_that_is_down_ends_its_passes_once_every_list_was_read() {
     assert!(next(&cut.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(30))).cursor.is_some());
     let unavailable = down().with(|case| case.runner = RunnerState::Unavailable("503".into()));
     unavailable.gives(&[Runner], Status::Unknown, Nothing, Some(300));
-    // A list that is forbidden counts as read, if the pass before got the same.
+    // A list that is forbidden counts as read, if the pass before got the same of it.
+    let no_runner = down().with(|case| case.runner = RunnerState::Forbidden("403".into()));
+    no_runner.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(300));
+    let no_jobs = down().with(|case| case.demand.coverage = Coverage::Forbidden("403".into()));
+    no_jobs.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(300));
     let forbidden = down().with(|case| {
         case.runner = RunnerState::Forbidden("403".into());
         case.demand.coverage = Coverage::Forbidden("403".into());
@@ -599,6 +718,22 @@ fn step_9_a_vm_that_is_down_ends_its_passes_once_every_list_was_read() {
     assert_eq!(next(&first).refused, [Source::Runner, Source::Jobs]);
     let second = forbidden.with(|case| case.task.refused = vec![Source::Runner, Source::Jobs]);
     second.gives(&[Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+}
+
+#[test]
+fn step_9_a_vm_that_is_down_tells_the_others_of_their_jobs() {
+    let elsewhere = down().with(|case| case.demand.elsewhere = [(other_vm(), a_job(8))].into());
+    let ended = elsewhere.gives(&[Runner, Jobs], Status::AlreadyStopped, Nothing, None);
+    assert_eq!(ended.tell, [(other_vm(), a_job(8))]);
+}
+
+#[test]
+fn a_source_that_could_not_be_queried_is_named_with_its_error() {
+    for case in [idle(), down()] {
+        let unavailable = case.with(|case| case.runner = RunnerState::Unavailable("503".into()));
+        let (_, decision) = unavailable.play();
+        assert!(decision.because.contains("(503)"), "{decision:#?}");
+    }
 }
 
 #[test]
@@ -632,6 +767,8 @@ fn step_10_one_source_alone_has_to_say_so_twice() {
             |seconds| again.clone().with(|case| case.task.confirming_at = Some(at(NOW - seconds)));
         confirmed(120).gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
         confirmed(121).gives(&[Runner, Jobs], Status::Confirming, Nothing, Some(60));
+        // A pass does not confirm itself.
+        confirmed(0).gives(&[Runner, Jobs], Status::Confirming, Nothing, Some(60));
     }
 }
 
@@ -648,6 +785,11 @@ fn step_10_a_scan_of_several_passes_has_to_say_so_twice() {
     let cut = second.with(|case| case.demand.coverage = partial(true));
     let unknown = cut.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(30));
     assert_eq!(next(&unknown).confirming_at, Some(ago(6)));
+    // A scan that began before the first one ended confirms nothing.
+    let overlapping = idle().with(|case| {
+        (case.task.cursor, case.task.confirming_at) = (Some(began(5)), Some(ago(4)));
+    });
+    overlapping.gives(&[Runner, Jobs], Status::Confirming, Nothing, Some(60));
 }
 
 #[test]
@@ -663,6 +805,7 @@ fn step_10_without_any_source_a_vm_is_stopped_after_a_day() {
         let first =
             blind(runner.clone(), None).gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(60));
         assert_eq!(next(&first).forbidden_since, Some(at(NOW)));
+        assert_eq!(first.notices, [Notice::Warning(first.because.clone())]);
         blind(runner.clone(), Some(ago(24 * 60 - 1))).gives(
             &[Runner, Jobs],
             Status::Unknown,
@@ -697,6 +840,8 @@ fn step_10_a_vm_that_was_seen_at_work_stays_up_for_a_while_after_it() {
     // An event came since.
     let before = was_busy.with(|case| case.task.busy_at = Some(ago(61)));
     before.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    let with_it = idle().with(|case| case.task.busy_at = Some(ago(60)));
+    with_it.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
 }
 
 #[test]
@@ -706,6 +851,52 @@ fn step_10_a_stop_that_had_no_effect_is_tried_again_ever_later() {
         let stopped = case.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(due));
         assert_eq!(next(&stopped).stops, stops + 1);
     }
+}
+
+#[test]
+fn a_pass_hands_on_what_still_holds() {
+    let remembers = |case: Case| {
+        case.with(|case| {
+            case.task.passes = 5;
+            case.task.stops = 3;
+            case.task.idle_at = Some(ago(20));
+            case.task.forbidden_since = Some(ago(60));
+        })
+    };
+    let busy = remembers(idle()).with(|case| case.runner = runner_busy());
+    let busy = busy.gives(&[Runner], Status::Busy, Nothing, Some(300));
+    let Task { passes, stops, idle_at, forbidden_since, .. } = next(&busy);
+    assert_eq!((*passes, *stops, *idle_at, *forbidden_since), (6, 0, None, None));
+    let queued = |case: Case| remembers(case).with(|case| case.demand.queued = vec![a_job(9)]);
+    for (case, status, action) in
+        [(idle(), Status::Busy, Nothing), (down(), Status::Starting, Start)]
+    {
+        let needed = queued(case).gives(&[Runner, Jobs], status, action, Some(300));
+        assert_eq!((next(&needed).stops, next(&needed).idle_at), (0, None));
+    }
+    let unknown = remembers(idle()).with(|case| case.demand.coverage = partial(false));
+    let unknown = unknown.gives(&[Runner, Jobs], Status::Unknown, Nothing, Some(300));
+    let Task { stops, idle_at, forbidden_since, .. } = next(&unknown);
+    assert_eq!((*stops, *idle_at, *forbidden_since), (3, Some(ago(20)), None));
+    let stopped = remembers(idle()).gives(&[Runner, Jobs], Status::Stopping, Stop, Some(1_200));
+    let Task { passes, stops, forbidden_since, .. } = next(&stopped);
+    assert_eq!((*passes, *stops, *forbidden_since), (0, 4, None));
+}
+
+#[test]
+fn a_pass_hands_on_only_its_own_observations() {
+    let Coverage::Partial { resume, .. } = partial(true) else { unreachable!() };
+    let case = idle().with(|case| {
+        case.runner = runner_busy();
+        case.task.refused = vec![Source::Job, Source::Runner, Source::Jobs];
+        case.task.confirming_at = Some(ago(1));
+        case.task.cursor = resume;
+        case.task.lost_since = Some(ago(10));
+        case.task.unconfigured_since = Some(ago(10));
+    });
+    let busy = case.gives(&[Runner], Status::Busy, Nothing, Some(60));
+    let expected = Task { busy_at: Some(at(NOW)), passes: 1, due: at(NOW), ..idle().task };
+    assert_eq!(*next(&busy), expected);
 }
 
 #[test]
@@ -761,6 +952,33 @@ fn force_asks_nothing() {
     force("STAGING").gives(NO_QUESTION, Status::Stopping, Stop, Some(120));
     force("STOPPING").gives(NO_QUESTION, Status::AlreadyStopped, Nothing, Some(60));
     force("TERMINATED").gives(NO_QUESTION, Status::AlreadyStopped, Nothing, None);
+}
+
+#[test]
+fn an_observer_asks_for_no_task_and_sees_what_a_pass_would_do() {
+    let observed = |case: Case| case.with(|case| case.asker = Asker::Observer);
+    let both = &[Runner, Jobs];
+    observed(idle()).gives(both, Status::Stopping, Stop, Some(120));
+    observed(down()).gives(both, Status::AlreadyStopped, Nothing, None);
+    let recent = observed(idle()).with(|case| case.label = Some(ago(1)));
+    recent.gives(both, Status::StopScheduled, Nothing, Some(300));
+    let held = observed(idle()).with(|case| case.held = true);
+    held.gives(both, Status::Held, Nothing, None);
+    // A VM that boots could work in a moment, one that is on its way down could not.
+    let queued = |status| {
+        observed(idle()).with(|case| {
+            case.status = status;
+            case.demand.queued = vec![a_job(9)];
+        })
+    };
+    queued("STAGING").gives(both, Status::Busy, Nothing, Some(300));
+    queued("STOPPING").gives(both, Status::Starting, Start, Some(300));
+    let on_its_way = |status| observed(idle()).with(|case| case.status = status);
+    on_its_way("STAGING").gives(both, Status::StopScheduled, Nothing, None);
+    on_its_way("STOPPING").gives(both, Status::AlreadyStopped, Nothing, None);
+    // One source is enough: earlier passes are not known.
+    let one = observed(idle()).with(|case| case.runner = RunnerState::Forbidden("403".into()));
+    one.gives(both, Status::Stopping, Stop, Some(120));
 }
 
 /// Every combination of abstract facts. The proof that a simulation cannot give: no situation is left out.

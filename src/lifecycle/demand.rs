@@ -744,6 +744,8 @@ mod tests {
         for status in ["waiting", "pending", "requested", "a_new_one"] {
             let json = format!(r#"{{"id": 7, "status": "{status}", "labels": ["self-hosted"]}}"#);
             is(&json, &JobState::Pending);
+            let json = format!(r#"{{"id": 7, "status": "{status}", "labels": ["gpu"]}}"#);
+            is(&json, &JobState::Gone("its labels lead to another VM"));
         }
         let ended = Timestamp::parse("2026-11-24T11:59:00Z");
         is(
@@ -767,6 +769,10 @@ mod tests {
         is(&runs("other", "gpu", hour_ago), &JobState::Running(RunsOn::Elsewhere(None)));
         let gpu = Some(Vm::new("gpu-1", "z"));
         is(&runs("gpu-1", "self-hosted", hour_ago), &JobState::Running(RunsOn::Elsewhere(gpu)));
+        is(
+            &runs("runner-1", "self-hosted", "2026-11-19T12:00:01Z"),
+            &JobState::Running(RunsOn::Here),
+        );
         is(
             &runs("runner-1", "self-hosted", "2026-11-19T12:00:00Z"),
             &JobState::Gone("it has run for more than 5 days"),

@@ -305,6 +305,45 @@ mod tests {
     }
 
     #[test]
+    fn a_body_has_all_that_the_next_pass_needs_and_nothing_else() {
+        let at = Timestamp::from_unix_seconds;
+        let first = Task::new(&Vm::new("a", "z"), IdleSince::of_event(at(60)));
+        assert_eq!(
+            serde_json::to_string(&first).unwrap(),
+            r#"{"vm_instance_name":"a","vm_instance_zone":"z","idle_since":60,"due":0,"looks":0}"#
+        );
+        let cursor = Cursor {
+            repo: "acme/app".into(),
+            list: 2,
+            before: Some(9),
+            began: at(5),
+            up: true,
+            listed: vec![9, 10],
+        };
+        let job = JobRef { repo: "acme/app".into(), id: 7, queued_at: at(1), labels: Vec::new() };
+        let later = Task {
+            unmarked: true,
+            due: at(300),
+            operator: Some(at(2)),
+            passes: 3,
+            busy_at: Some(at(3)),
+            idle_at: Some(at(4)),
+            completed_at: Some(at(5)),
+            confirming_at: Some(at(6)),
+            refused: vec![Source::Job, Source::Runner, Source::Jobs],
+            forbidden_since: Some(at(7)),
+            lost_since: Some(at(8)),
+            pending_since: Some(at(9)),
+            stops: 4,
+            unconfigured_since: Some(at(10)),
+            unclaimed: Unclaimed::default().saw_all(&[7], at(11)),
+            cursor: Some(cursor),
+            ..first.with_job(job)
+        };
+        assert_eq!(task(&serde_json::to_string(&later).unwrap()), later);
+    }
+
+    #[test]
     fn bodies_of_other_versions_are_read() {
         let later = task(
             r#"{"idle_since": 60, "a_later_field": {"of": "any shape"}, "refused": ["jobs", "moon"]}"#,

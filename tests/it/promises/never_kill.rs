@@ -220,6 +220,31 @@ async fn a_job_is_found_though_one_pass_has_no_time_to_come_to_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cursor_that_leads_nowhere_hides_no_job() {
+    for cursor in [
+        // The entries named this repository earlier; every other comes before it.
+        r#"{"repo": "zeta/gone", "list": 0, "before": null, "up": true}"#,
+        // A version that reads more lists.
+        r#"{"repo": "acme/web", "list": 7, "before": null, "up": true}"#,
+        // The VM was down, so what the scan had found by then did not count.
+        r#"{"repo": "acme/web", "list": 6, "before": null, "up": false}"#,
+    ] {
+        let mut world = World::new();
+        let job = world.queue_job("acme/app", "self-hosted", minutes(60));
+        world.pass_until(minutes(3), |world| world.is_started(job)).await;
+        world.cloud.github.busy_glitch("runner-1", true);
+        // Only the lists tell of the job: the pass that carried it is lost.
+        world.pass(minutes(6)).await;
+        world.cloud.tasks.purge();
+        let body = format!(
+            r#"{{"vm_instance_name": "runner-1", "vm_instance_zone": "{ZONE}", "unmarked": true, "cursor": {cursor}}}"#
+        );
+        let answer = world.callback("/runner/stop", &body).await;
+        assert_eq!(answer.body["status"], "busy", "{cursor} {answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_of_the_second_repository_is_seen_by_either_witness() {
     for blind in [None, Some(Permission::Actions)] {
         let mut world = World::new();
