@@ -486,7 +486,7 @@ fn step_4_a_job_that_is_not_queued_yet_waits_from_now_at_the_earliest() {
     };
     let pending = down().carrying(JobState::Pending);
     assert_eq!(waits(&pending), at(NOW));
-    assert_eq!(waits(&pending.with(|case| case.task.pending_since = Some(ago(60)))), at(NOW));
+    assert_eq!(waits(&pending.with(|case| case.task.pending_since = Some(ago(59)))), at(NOW));
 }
 
 #[test]

@@ -163,7 +163,7 @@ await step('text has the contrast that WCAG AA asks for, in light and in dark', 
 
 await step('a stop while a job runs: the page names the job, and the VM stays up', async () => {
   const text = await command('Stop', 'runner-1');
-  assert.match(text, /job \d+ of acme\/web runs on it/i);
+  assert.match(text, /job \d+ of acme\/web is running on it/i);
   assert.match(text, /Stop it all the same\s+The job that runs now is killed/);
   await shows('runner-1', 'It was not stopped: something needs it.');
   await shows('runner-1', 'Working');
