@@ -145,6 +145,9 @@ class Logged(unittest.TestCase):
         ask(f"{cls.cloud}/play/forbid?permission=compute.instances.start")
         cls.command("start")
         ask(f"{cls.cloud}/play/permit?permission=compute.instances.start")
+        ask(f"{cls.cloud}/play/forbid?permission=compute.instances.get")
+        cls.command("start")
+        ask(f"{cls.cloud}/play/permit?permission=compute.instances.get")
         cls.command("start")
         ask(f"{cls.cloud}/play/github?outage=true")
         # While it boots it is not looked at.

@@ -122,7 +122,8 @@ def drive(service):
     post("/runner/reconcile", {}, operator)
     # Once the VM is stopped, a pass reads why, and starts it.
     deadline = time.monotonic() + 90
-    while post("/runner/start", {**VM, "event_at": int(time.time()) - 300}, task) != "starting":
+    now = int(time.time())
+    while post("/runner/start", {**VM, "idle_since": now, "event_at": now}, task) != "starting":
         assert time.monotonic() < deadline
         time.sleep(3)
     # The next test needs a stopped VM.
