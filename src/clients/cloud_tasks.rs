@@ -110,7 +110,7 @@ impl CloudTasks {
     /// <https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues.tasks/create>
     ///
     /// # Errors
-    /// If Cloud Tasks did not confirm the task. It may have been created all the same.
+    /// Fails if Cloud Tasks did not confirm the task. The task may have been created all the same.
     pub async fn create(&self, task: &Task, deadline: Deadline) -> Result<Created, Error> {
         let call = "tasks.create";
         let token = self.credentials.header(call, deadline).await?;

@@ -51,7 +51,7 @@ impl Credentials {
     /// The `Authorization` header for `call`. gcp_auth sets no time limit of its own.
     ///
     /// # Errors
-    /// If no token could be fetched in time.
+    /// Fails if no token could be fetched in time.
     pub async fn header(
         &self,
         call: &'static str,

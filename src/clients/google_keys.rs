@@ -59,7 +59,7 @@ impl GoogleKeys {
     /// The key of this id; `None` if Google publishes no such key.
     ///
     /// # Errors
-    /// If the key is not known and the keys could not be fetched.
+    /// Fails if the key is not known and the keys could not be fetched.
     pub async fn key(&self, id: &str, deadline: Deadline) -> Result<Option<DecodingKey>, Error> {
         let call = "get Google's public keys";
         // Another request may hold the lock while it fetches the keys.

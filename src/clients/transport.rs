@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// needs none.
 ///
 /// # Errors
-/// If the TLS library refuses its own defaults.
+/// Fails if the TLS library refuses its own defaults.
 pub fn over_tls() -> Result<HttpService, BoxError> {
     let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -111,7 +111,7 @@ impl Transport {
     /// allows. An attempt gets at most half of the remaining time.
     ///
     /// # Errors
-    /// If the last attempt got no response, or one other than 2xx.
+    /// Fails if the last attempt got no response, or one other than 2xx.
     pub async fn send(
         &self,
         request: &Outgoing,
@@ -235,7 +235,7 @@ impl Outgoing {
     /// Sets a JSON body.
     ///
     /// # Errors
-    /// If `body` cannot be written as JSON.
+    /// Fails if `body` cannot be written as JSON.
     pub fn json(mut self, body: &impl Serialize) -> Result<Self, Error> {
         let call = self.call;
         let json = serde_json::to_vec(body)
@@ -273,7 +273,7 @@ pub(super) fn bearer(call: &'static str, token: &str) -> Result<HeaderValue, Err
 /// Parses the body of a 2xx response.
 ///
 /// # Errors
-/// If it is not the JSON that `T` needs.
+/// Fails if the body is not the JSON that `T` needs.
 pub(super) fn read<T: DeserializeOwned>(
     call: &'static str,
     answer: &Response<Bytes>,

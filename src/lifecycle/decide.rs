@@ -371,7 +371,7 @@ impl<'a> Pass<'a> {
             RunsOn::Elsewhere(_) => false,
         };
         if here {
-            // If the VM vanishes, the job waits from then on.
+            // Once that VM is deleted, the job waits from then on.
             self.next.job = Some(JobRef { queued_at: self.now(), ..job.clone() });
             return Err(self.busy(format!("{job} is running on it")));
         }
@@ -745,7 +745,7 @@ impl<'a> Pass<'a> {
         Err(self.requeue(due, Status::Confirming, because))
     }
 
-    // What the rules share.
+    // Helpers of the rules.
 
     fn is_task(&self) -> bool {
         self.facts.asker == Asker::Task

@@ -294,7 +294,7 @@ fn step_1_a_superseded_pass_tells_the_other_vm_of_its_job() {
     {
         let superseded = down().carrying(state).with(|case| case.label = Some(ago(30)));
         let ended = superseded.gives(&[Job], Status::Superseded, Nothing, None);
-        // If that VM vanishes, the job waits from now on.
+        // Once that VM is deleted, the job waits from now on.
         assert_eq!(ended.tell, [(other_vm(), JobRef { queued_at: at(NOW), ..a_job(7) })]);
     }
 }
@@ -315,7 +315,7 @@ fn step_2_nothing_is_asked_before_stop_after() {
     booted.gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(180));
     let with_the_event = needed(16).with(|case| case.started = at(NOW - 16 * 60 - 20));
     with_the_event.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
-    // What earlier passes saw.
+    // Results of earlier passes, carried in the task.
     let idle_again = idle().with(|case| case.task.idle_at = Some(ago(13)));
     idle_again.gives(NO_QUESTION, Status::StopScheduled, Nothing, Some(120));
     let completed = idle().with(|case| case.task.completed_at = Some(ago(14)));
@@ -619,7 +619,7 @@ fn step_8_a_job_that_a_free_vm_did_not_take_for_an_hour_is_given_up_on() {
             .unclaimed
             .is_empty()
     );
-    // What could not be read neither extends nor clears it.
+    // A source that could not be read neither extends nor clears the wait.
     for (runner, coverage) in [
         (RunnerState::Forbidden("403".into()), Coverage::Complete),
         (registered(), partial(false)),
@@ -1355,7 +1355,7 @@ mod every_combination {
                     tell("an observer has no task")
                 );
             }
-            // What waits for a VM that is down starts it, whatever else is.
+            // A queued job starts a VM that is down, whatever the other facts are.
             let counts = |labels: &[Label]| case.runner.fits(labels) && !case.given_up.contains(&7);
             if case.asker == Asker::Task
                 && is_down(case)

@@ -351,7 +351,7 @@ impl Demand {
                     return;
                 }
                 self.running.get_or_insert_with(reference);
-                // If this VM vanishes, the job waits for the one that its labels lead to.
+                // Once this VM is deleted, the job waits for the VM that its labels select.
                 if let Some(routed) = fleet.route(repo, &job.labels).filter(|to| to.vm != vm.vm) {
                     let job = JobRef { queued_at: now, ..reference() };
                     self.elsewhere.entry(routed.vm.clone()).or_insert(job);

@@ -34,7 +34,7 @@ const AT_A_TIME: usize = 4;
 /// Requests every delivery again that no attempt has brought here, and reports the result.
 ///
 /// # Errors
-/// If GitHub could not list the deliveries.
+/// Fails if GitHub could not list the deliveries.
 pub(super) async fn ask_again(cx: &Context, deadline: Deadline) -> Result<Vec<Finding>, Error> {
     let hook = cx.github.hook_config(deadline).await?;
     let here = format!("{}/github/webhook", cx.service_url);

@@ -73,7 +73,7 @@ impl Meaning {
     /// Reads the payload of an event of this name.
     ///
     /// # Errors
-    /// If the payload of a `workflow_job` is not in GitHub's format. Payloads of other events are not read.
+    /// Fails if the payload of a `workflow_job` is not in GitHub's format. Payloads of other events are not read.
     pub fn of(event: &str, payload: &[u8]) -> Result<Self, Unreadable> {
         if event != WORKFLOW_JOB {
             let name: String =
@@ -115,7 +115,7 @@ impl Job {
 /// The JSON in a body of either of GitHub's content types.
 ///
 /// # Errors
-/// If a form has no field for it.
+/// Fails if a form has no field `payload`.
 pub fn payload(body: &[u8], is_form: bool) -> Result<Cow<'_, [u8]>, Unreadable> {
     // curl calls JSON a form unless it is told otherwise.
     if !is_form || body.starts_with(b"{") {

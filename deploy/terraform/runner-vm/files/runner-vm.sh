@@ -13,8 +13,8 @@
 # runner-hook-job-completed, runner-proxy, runner-no-proxy, runner-ca-certificates, runner-ops-agent,
 # runner-block-metadata.
 #
-# Jobs run as the runner's user, so root trusts nothing that this user can write: it works in $OWN, and does as the user
-# what has to be done in the user's directories.
+# Jobs run as the runner's user, so root trusts nothing that this user can write: root works in $OWN, and changes in the
+# user's directories are made as the user.
 #
 # The registration token lives in this process and in the environment of config.sh: never on a disk, in a log or in
 # a list of processes. So no here-documents around it, which bash may keep in files, and no arguments of programs.
