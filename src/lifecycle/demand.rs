@@ -190,7 +190,7 @@ pub(super) fn is_refusal(error: &Error) -> bool {
 pub(super) enum RunsOn {
     /// Its runner is one of the VM's.
     Here,
-    /// Its runner is one that no entry names, and its labels lead here: it runs here if no runner of the VM is
+    /// Its runner is one that no entry names, and its labels route here: it runs here if no runner of the VM is
     /// registered.
     HereIfUnregistered,
     /// On the runner of another VM, if an entry names it.
@@ -232,7 +232,7 @@ pub(super) enum JobState {
     /// It waits for a review or another job before it is queued.
     Pending,
     Running(RunsOn),
-    /// Queued for another VM: the configuration changed, or it ran here although its labels lead there.
+    /// Queued for another VM: the configuration changed, or it ran here although its labels route there.
     ForAnother(Vm),
     Completed(Option<Timestamp>),
     /// GitHub does not know it, or dropped it, or it is a leftover: no VM is needed for it.
@@ -279,7 +279,7 @@ fn job_state(
         JobStatus::Requested | JobStatus::Waiting | JobStatus::Pending | JobStatus::Unknown => {
             match route() {
                 Some(routed) if routed.vm == vm.vm => JobState::Pending,
-                _ => JobState::Gone("its labels lead to another VM"),
+                _ => JobState::Gone("its labels route to another VM"),
             }
         }
     }
@@ -321,11 +321,11 @@ impl Coverage {
 pub(super) struct Demand {
     /// A job that runs on the VM.
     pub(super) running: Option<JobRef>,
-    /// Jobs that are queued and whose labels lead to the VM, less than 24 hours old.
+    /// Jobs that are queued and whose labels route to the VM, less than 24 hours old.
     pub(super) queued: Vec<JobRef>,
-    /// A job whose labels lead to the VM and that waits for something else first.
+    /// A job whose labels route to the VM and that waits for something else first.
     pub(super) pending: Option<JobRef>,
-    /// For each other VM a job that is queued for it, or runs here although its labels lead there.
+    /// For each other VM a job that is queued for it, or runs here although its labels route there.
     pub(super) elsewhere: BTreeMap<Vm, JobRef>,
     /// Jobs on the VM that GitHub shows running although it would have ended them long ago.
     pub(super) leftovers: Vec<JobRef>,
@@ -745,7 +745,7 @@ mod tests {
             let json = format!(r#"{{"id": 7, "status": "{status}", "labels": ["self-hosted"]}}"#);
             is(&json, &JobState::Pending);
             let json = format!(r#"{{"id": 7, "status": "{status}", "labels": ["gpu"]}}"#);
-            is(&json, &JobState::Gone("its labels lead to another VM"));
+            is(&json, &JobState::Gone("its labels route to another VM"));
         }
         let ended = Timestamp::parse("2026-11-24T11:59:00Z");
         is(

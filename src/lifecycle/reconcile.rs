@@ -178,7 +178,7 @@ async fn start(turn: &Turn<'_>, facts: &Facts<'_>, decision: &Decision) -> Resul
 }
 
 /// A VM that vanished comes back for the job in evidence, and may be busy with it for long. What else ran there, although
-/// its labels lead to another VM, waits for that one now.
+/// its labels route to another VM, waits for that one now.
 async fn tell_others(turn: &Turn<'_>) {
     let demand = demand::jobs(turn, true, Extent::ToTheEnd, None).await;
     for (other, job) in &demand.elsewhere {

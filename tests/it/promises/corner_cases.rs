@@ -4,6 +4,7 @@ use runner_manager::emulators::compute::{Instance, Status};
 use runner_manager::emulators::github::Installed;
 use runner_manager::emulators::{ErrorBody, Fault};
 
+use super::never_strand::gpu_1_takes_a_job_and_vanishes;
 use crate::world::{INACTIVE, World, ZONE, fleet, minutes, seconds};
 
 // Neither source of `acme/app` can be queried any more, and the idle registration in `acme/web` decides alone.
@@ -101,21 +102,13 @@ async fn a_job_in_review_is_not_forgotten_with_another_that_came_at_the_same_tim
     world.settle().await;
 }
 
-// As `a_job_that_another_vm_took_gets_its_own_when_that_one_vanishes`, but the other VM has served a job before: its
-// old label supersedes the pass that is to follow it.
+// The other VM has served a job before: its old label supersedes the pass that is to follow it.
 #[tokio::test(start_paused = true)]
 async fn a_vm_with_an_old_label_that_took_anothers_job_is_looked_after() {
     let mut world = used(World::new(), "self-hosted gpu").await;
     world.cloud.compute.start_by_hand("gpu-1");
     world.pass(minutes(1)).await;
-    let job = world.queue_job("acme/app", "self-hosted", minutes(60));
-    world.pass(minutes(5)).await;
-    assert_eq!(world.cloud.github.job(job).runner_name.as_deref(), Some("gpu-1"));
-    world.pass_until(minutes(20), |world| world.is_stopped("runner-1")).await;
-    world.pass(minutes(10)).await;
-    world.cloud.compute.stop_by_hand("gpu-1");
-    world.pass_until(minutes(7), |world| world.starts("runner-1") == 2).await;
-    world.pass_until(minutes(70), |world| world.is_completed(job)).await;
+    gpu_1_takes_a_job_and_vanishes(&mut world).await;
     world.settle().await;
 }
 

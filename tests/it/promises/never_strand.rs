@@ -347,6 +347,12 @@ async fn a_job_that_another_vm_took_gets_its_own_when_that_one_vanishes() {
     // The other VM has no pass: it was started in the console.
     let mut world = World::new().vm("gpu-1", Status::Running);
     world.pass(seconds(30)).await;
+    gpu_1_takes_a_job_and_vanishes(&mut world).await;
+    world.settle().await;
+}
+
+/// `gpu-1` takes a job that `runner-1` was started for, and is stopped in the middle of it: `runner-1` runs it then.
+pub async fn gpu_1_takes_a_job_and_vanishes(world: &mut World) {
     let job = world.queue_job("acme/app", "self-hosted", minutes(60));
     world.pass(minutes(5)).await;
     assert_eq!(world.cloud.github.job(job).runner_name.as_deref(), Some("gpu-1"));
@@ -355,7 +361,6 @@ async fn a_job_that_another_vm_took_gets_its_own_when_that_one_vanishes() {
     world.cloud.compute.stop_by_hand("gpu-1");
     world.pass_until(minutes(7), |world| world.starts("runner-1") == 2).await;
     world.pass_until(minutes(70), |world| world.is_completed(job)).await;
-    world.settle().await;
 }
 
 #[tokio::test(start_paused = true)]
