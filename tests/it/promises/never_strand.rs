@@ -352,7 +352,7 @@ async fn a_job_that_another_vm_took_gets_its_own_when_that_one_vanishes() {
 }
 
 /// `gpu-1` takes a job that `runner-1` was started for, and is stopped in the middle of it: `runner-1` runs it then.
-pub async fn gpu_1_takes_a_job_and_vanishes(world: &mut World) {
+pub(super) async fn gpu_1_takes_a_job_and_vanishes(world: &mut World) {
     let job = world.queue_job("acme/app", "self-hosted", minutes(60));
     world.pass(minutes(5)).await;
     assert_eq!(world.cloud.github.job(job).runner_name.as_deref(), Some("gpu-1"));
