@@ -10,8 +10,9 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
+use super::keys::rsa_key;
 use super::wire::{Incoming, json_response};
-use super::{hash, lock, rsa_key};
+use super::{hash, lock};
 use crate::clock::Clock;
 
 /// The VMs' identity tokens. Cheap to clone; clones share their state.

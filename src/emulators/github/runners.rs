@@ -98,7 +98,7 @@ impl GitHub {
                 Scope::Repository(repo) => {
                     state.repo_mut(repo);
                 }
-                Scope::Organization(login) => state.add_owner(login, true, now),
+                Scope::Organization(login) => state.add_owner(login, true),
             }
             let id = 20 + state.next();
             let online = spec.online && spec.instance.is_none();
