@@ -21,7 +21,6 @@ const FIELDS: &str = "id,status,labels,labelFingerprint,lastStartTimestamp,lastS
 /// The status of an instance, by the names in the API's reference.
 /// <https://cloud.google.com/compute/docs/instances/instance-lifecycle>
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the reference says what each means")]
 pub enum Status {
     Deprovisioning,
     Pending,

@@ -77,7 +77,6 @@ pub struct Runner {
 /// The status of a job or of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "GitHub's own names")]
 pub enum JobStatus {
     Requested,
     Waiting,
@@ -396,30 +395,31 @@ impl GitHub {
         request: impl Fn() -> Outgoing,
         deadline: Deadline,
     ) -> Result<T, Error> {
-        let request = |token: &HeaderValue| versioned(request()).bearer(token);
         let token = self.installation_token(None, deadline).await?;
-        let mut answer = self.transport.send(&request(&token.header), deadline).await;
-        if is_refused(&answer)
-            && self.is_new(&token)
-            && deadline.remaining() > 2 * REPLICATION_PAUSE
-        {
-            tokio::time::sleep(REPLICATION_PAUSE).await;
-            answer = self.transport.send(&request(&token.header), deadline).await;
-        }
+        let mut answer = self.send_with(&token, &request, deadline).await;
         if answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED)) {
             // The token was revoked before its expiry.
             let fresh = self.installation_token(Some(&token.header), deadline).await?;
-            answer = self.transport.send(&request(&fresh.header), deadline).await;
-            if is_refused(&answer) && deadline.remaining() > 2 * REPLICATION_PAUSE {
-                tokio::time::sleep(REPLICATION_PAUSE).await;
-                answer = self.transport.send(&request(&fresh.header), deadline).await;
-            }
+            answer = self.send_with(&fresh, &request, deadline).await;
         }
         read(call, &answer?)
     }
 
-    fn is_new(&self, token: &InstallationToken) -> bool {
-        self.clock.now().since(token.fetched) < TOKEN_REPLICATION
+    /// Sends a request with this token, once more after a pause while GitHub may not know the token yet.
+    async fn send_with(
+        &self,
+        token: &InstallationToken,
+        request: &impl Fn() -> Outgoing,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Error> {
+        let request = versioned(request()).bearer(&token.header);
+        let answer = self.transport.send(&request, deadline).await;
+        let is_new = self.clock.now().since(token.fetched) < TOKEN_REPLICATION;
+        if !is_refused(&answer) || !is_new || deadline.remaining() < 2 * REPLICATION_PAUSE {
+            return answer;
+        }
+        tokio::time::sleep(REPLICATION_PAUSE).await;
+        self.transport.send(&request, deadline).await
     }
 
     /// A valid token, from the cache unless that one is `refused`.
