@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_again_and_again_is_asked_for_less_and_less_often() {
+    fn a_delivery_that_keeps_failing_is_requested_less_and_less_often() {
         let due = |attempts, minutes| {
             Lost { attempt: 1, at: at(0), answered: 502, attempts }.is_due(at(minutes))
         };

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn who_names_html_gets_it_and_everybody_else_json() {
+    fn a_client_that_names_html_gets_it_and_any_other_json() {
         prefers(&[], false);
         prefers(&["*/*"], false);
         prefers(&["application/json"], false);

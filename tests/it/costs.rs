@@ -116,7 +116,7 @@ async fn a_matrix_that_arrives_at_once_costs_what_one_job_costs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_joins_late_waits_for_the_rest_only_and_what_comes_after_begins_anew() {
+async fn a_delivery_that_joins_late_waits_for_the_rest_only_and_a_later_one_begins_anew() {
     let world = world_of_rounds();
     let (began, queued) = (world.clock.now(), [1, 2, 3].map(|job| about(QUEUED, job)));
     let late = async {
@@ -158,7 +158,7 @@ async fn when_all_hang_up_nothing_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fails_for_the_first_is_tried_again_by_each_of_the_others() {
+async fn work_that_failed_for_the_first_delivery_is_tried_again_by_each_of_the_others() {
     let world = world_of_rounds();
     world.cloud.faults.next("tasks.create", Fault::Before(StatusCode::BAD_REQUEST, ErrorBody::Api));
     let (first, second) = (about(QUEUED, 1), about(QUEUED, 2));

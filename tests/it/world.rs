@@ -333,7 +333,7 @@ impl World {
     }
 
     /// The findings of a resync.
-    pub(crate) async fn sweep(&self) -> serde_json::Value {
+    pub(crate) async fn resync(&self) -> serde_json::Value {
         let answer = self.command("/runner/reconcile", "{}").await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         answer.body
@@ -412,7 +412,7 @@ impl Service {
     }
 
     /// A resync, as a scheduler requests it, and its response, unless the instance vanishes.
-    pub(crate) async fn sweep(&self) -> Option<(StatusCode, Bytes)> {
+    pub(crate) async fn resync(&self) -> Option<(StatusCode, Bytes)> {
         let request = Request::post("http://service.example/runner/reconcile")
             .header("X-Runner-Secret", SECRET)
             .body(Full::default())

@@ -110,7 +110,7 @@ async fn without_the_permission_the_error_says_what_to_grant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_released_before_its_stop_check_was_accepted() {
+async fn nothing_is_released_before_its_pass_was_accepted() {
     let world = World::new().vm("gpu-1", Status::Running);
     world.command("/runner/hold", GPU).await;
     world.cloud.tasks.forbid_create(true);

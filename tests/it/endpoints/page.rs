@@ -67,7 +67,7 @@ async fn the_page_runs_its_own_script_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_page_tells_nothing_of_the_fleet_to_who_does_not_know_the_secret() {
+async fn the_page_shows_nothing_of_the_fleet_without_the_secret() {
     let page = root(Some(BROWSER)).await;
     let text = std::str::from_utf8(page.body()).unwrap();
     for word in ["acme", "gpu-1", "asia-northeast1", SECRET] {

@@ -51,7 +51,7 @@ async fn a_vm_of_ours_gets_what_it_needs_to_register() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_token_says_has_to_be_so() {
+async fn the_claims_of_a_token_are_checked() {
     let world = world();
     let now = world.clock.now().unix_seconds();
     let engine = |field: &str, value: &str| {
@@ -94,7 +94,7 @@ async fn what_a_token_says_has_to_be_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_signed_a_token_has_to_be_google() {
+async fn a_token_has_to_be_signed_by_google() {
     let world = world();
     let good = world.cloud.identities.sign(&claims(&world));
     let (head, rest) = good.split_once('.').unwrap();
@@ -226,7 +226,7 @@ async fn a_vm_of_several_repositories_names_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unless_an_entry_says_so_nobody_gets_a_token() {
+async fn without_register_no_token_is_given() {
     let world = World::new();
     world.cloud.github.permit(Permission::Registration);
     let token = world.cloud.identities.sign(&claims(&world));

@@ -8,7 +8,7 @@ use crate::world::{SECRET, World, ZONE, fleet, minutes, seconds};
 const GPU: &str = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"}"#;
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_know_the_secret_is_refused() {
+async fn a_caller_without_the_secret_is_refused() {
     let world = World::new();
     for path in ["/runner/start", "/runner/stop", "/runner/hold", "/runner/release"] {
         for (headers, why) in [
@@ -119,7 +119,7 @@ async fn a_stop_by_hand_asks_the_witnesses_unless_it_is_forced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_stop_by_hand_schedules_gives_way_to_newer_work() {
+async fn the_pass_of_a_stop_by_hand_gives_way_to_newer_work() {
     let mut world = World::new();
     world.queue_job("acme/app", "self-hosted gpu", minutes(10));
     world.pass(minutes(2)).await;
@@ -169,7 +169,7 @@ async fn a_held_vm_can_be_stopped_by_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_google_refuses_is_told_with_the_call_and_its_status() {
+async fn a_refusal_by_google_is_reported_with_the_call_and_its_status() {
     let world = World::new();
     world.cloud.compute.forbid("compute.instances.start");
     let refused = world.command("/runner/start", GPU).await;

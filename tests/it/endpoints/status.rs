@@ -23,7 +23,7 @@ fn not_asked(vm: &Value) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_status_is_for_who_knows_the_secret() {
+async fn the_status_needs_the_secret() {
     let world = World::new();
     for headers in [&[][..], &[("X-Runner-Secret", "another")][..]] {
         let answer = world.send(Method::GET, "/runner/status", headers, "").await;
@@ -114,7 +114,7 @@ async fn a_look_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_vm_is_stopped_no_earlier_than_was_told() {
+async fn an_idle_vm_is_stopped_no_earlier_than_shown() {
     let mut world = World::new();
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
     world.pass_until(minutes(5), |world| world.is_completed(job)).await;
@@ -190,7 +190,7 @@ async fn why_a_vm_is_up_is_said_in_words() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_asked_is_told_and_hides_nothing_else() {
+async fn a_query_that_failed_is_reported_and_hides_nothing_else() {
     let mut world = World::new();
     world.queue_job("acme/app", "self-hosted gpu", minutes(10));
     world.pass(minutes(2)).await;
@@ -233,7 +233,7 @@ async fn what_cannot_be_asked_is_told_and_hides_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_organizations_runner_is_told_with_its_organization() {
+async fn an_organizations_runner_is_shown_with_its_organization() {
     let world = World::new();
     world.cloud.github.remove_runner("gpu-1");
     let scope = Scope::Organization("acme".into());
@@ -258,7 +258,7 @@ async fn a_call_that_hangs_takes_no_longer_than_a_callback_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_watches_leaves_github_to_the_witnesses() {
+async fn an_operator_who_watches_leaves_githubs_limit_to_the_passes() {
     let mut world = World::new();
     let job = world.queue_job("acme/app", "self-hosted gpu", minutes(120));
     world.pass_until(minutes(5), |world| world.is_started(job)).await;
@@ -276,7 +276,7 @@ async fn who_watches_leaves_github_to_the_witnesses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_changes_a_vm_is_a_reason_to_ask_github_anew() {
+async fn a_changed_vm_is_a_reason_to_query_github_again() {
     let mut world = World::new();
     world.pass(minutes(1)).await;
     assert_eq!(of(&world.report().await, "gpu-1")["jobs"], json!([]));

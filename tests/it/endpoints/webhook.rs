@@ -79,7 +79,7 @@ async fn a_completed_job_schedules_the_stop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_needs_no_vm_is_acknowledged_and_nothing_is_done() {
+async fn an_event_that_needs_no_vm_is_acknowledged_and_nothing_is_done() {
     let world = World::new();
     is_ok(&world.webhook("ping", PING).await, "nothing to do: the event ping");
     is_ok(&world.webhook("push", "not even JSON").await, "nothing to do: the event push");

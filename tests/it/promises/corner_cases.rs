@@ -171,7 +171,7 @@ async fn a_resync_at_each_multiple_of_five_minutes_does_not_put_off_the_stop_for
     for _ in 0..36 {
         let now = world.clock.now().unix_seconds();
         world.pass(seconds(((now - 1) / 300 + 1) * 300 + 1 - now)).await;
-        world.sweep().await;
+        world.resync().await;
     }
     assert!(world.is_stopped("runner-1"), "{}", world.story());
     world.settle().await;

@@ -93,7 +93,7 @@ async fn a_completion_counts_for_the_vm_whose_runner_ran_the_job() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_mark_of_an_event_that_comes_late_gives_way_to_a_newer_one() {
+async fn the_label_of_a_late_event_gives_way_to_a_newer_one() {
     let mut world = World::new().vm("runner-1", Status::Running);
     world.pass(seconds(21)).await;
     // The first job's write arrives when the second, of the next half minute, has written its own.
@@ -110,7 +110,7 @@ async fn the_mark_of_an_event_that_comes_late_gives_way_to_a_newer_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mark_is_written_again_if_somebody_wrote_another_label_meanwhile() {
+async fn a_label_is_written_again_after_a_conflict_with_another_writer() {
     let mut world = World::new().vm("runner-1", Status::Running);
     let compute = world.cloud.compute.clone();
     let mut once = Some("infra");
@@ -133,7 +133,7 @@ async fn a_mark_is_written_again_if_somebody_wrote_another_label_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_else_keeps_labels_from_being_set_is_not_remembered_as_a_missing_permission() {
+async fn another_failure_to_set_labels_is_not_remembered_as_a_missing_permission() {
     for (status, reason) in [
         (StatusCode::FORBIDDEN, "rateLimitExceeded"),
         (StatusCode::FORBIDDEN, "accessNotConfigured"),
@@ -151,7 +151,7 @@ async fn what_else_keeps_labels_from_being_set_is_not_remembered_as_a_missing_pe
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_on_a_vm_that_is_up_and_freshly_marked_costs_one_read_and_one_task() {
+async fn a_job_on_a_vm_that_is_up_and_freshly_labelled_costs_one_read_and_one_task() {
     let mut world = World::new().vm("runner-1", Status::Running);
     world.queue_job("acme/app", "self-hosted", minutes(1));
     world.pass(seconds(1)).await;

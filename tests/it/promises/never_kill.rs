@@ -312,7 +312,7 @@ async fn an_idle_vm() -> (World, String) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_happens_to_the_vm_after_the_witnesses_still_counts() {
+async fn a_change_of_the_vm_after_github_was_queried_still_counts() {
     for (label, value, status) in [
         ("team", "infra".to_owned(), "stopping"),
         ("runner-manager-hold", String::new(), "held"),

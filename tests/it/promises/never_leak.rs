@@ -330,7 +330,7 @@ async fn passes_go_on_until_the_vm_is_seen_stopped_and_github_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_nobody_takes_is_given_up_after_a_day() {
+async fn a_job_that_no_runner_takes_is_dropped_after_a_day() {
     let mut world = World::new();
     world.cloud.github.timings(github::Timings {
         queue_limit: minutes(72 * 60),
@@ -370,7 +370,7 @@ async fn a_stop_does_not_wait_for_the_guest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_vm_does_keeps_no_vm_up() {
+async fn the_work_of_another_vm_keeps_no_vm_up() {
     for takes_it in [true, false] {
         let mut world = World::new().vm("runner-1", Status::Running);
         // Its own runner is not known, so labels decide about jobs.
@@ -609,7 +609,7 @@ async fn a_job_that_was_given_up_on_stays_so_for_every_pass() {
     assert_eq!(answer.body["status"], "already_stopped", "{answer:?}");
     world.command("/runner/start", r#"{"vm_instance_name": "runner-1"}"#).await;
     world.pass_until(minutes(12), |world| world.is_stopped("runner-1")).await;
-    world.sweep().await;
+    world.resync().await;
     world.pass(minutes(30)).await;
     assert_eq!(world.starts("runner-1"), 2, "{}", world.story());
 }

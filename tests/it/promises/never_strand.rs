@@ -71,7 +71,7 @@ async fn a_job_survives_the_preemption_of_its_vm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_gets_its_vm_back_after_somebody_stopped_it() {
+async fn a_job_gets_its_vm_back_after_it_was_stopped_by_hand() {
     let mut world = World::new();
     world.cloud.compute.timings(runner_manager::emulators::compute::Timings {
         boot: minutes(2),
@@ -121,7 +121,7 @@ async fn a_job_is_started_though_the_first_answers_of_google_are_errors() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_start_check_github_is_told_that_the_delivery_failed() {
+async fn without_a_pass_github_is_told_that_the_delivery_failed() {
     let (log, _guard) = Log::listen();
     let mut world = World::new();
     world.cloud.tasks.forbid_create(true);
@@ -290,7 +290,7 @@ async fn a_delivery_is_accepted_if_only_the_vm_could_not_be_read_and_fails_witho
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_check_starts_nothing_that_no_task_looks_after() {
+async fn a_pass_starts_nothing_without_a_follow_up() {
     let mut world = World::new();
     world.cloud.compute.stockout(ZONE, true);
     let job = world.queue_job("acme/app", "self-hosted", minutes(2));
@@ -306,7 +306,7 @@ async fn a_start_check_starts_nothing_that_no_task_looks_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_check_that_could_not_make_the_next_comes_again() {
+async fn a_pass_that_could_not_create_the_next_is_repeated() {
     let mut world = World::new();
     world.cloud.compute.stockout(ZONE, true);
     let job = world.queue_job("acme/app", "self-hosted", minutes(2));
@@ -324,7 +324,7 @@ async fn a_start_check_that_could_not_make_the_next_comes_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_loses_its_vm_in_the_middle_gets_it_back_within_one_check_interval() {
+async fn a_job_that_loses_its_vm_in_the_middle_gets_it_back_within_one_pass_interval() {
     let (log, _guard) = Log::listen();
     let mut world = World::new();
     // Their passes are one, and the first job is soon over.
@@ -557,7 +557,7 @@ async fn without_registration_a_vm_that_slept_too_long_does_not_get_its_job() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sweep_keeps_a_runner_known_and_current_for_as_long_as_nobody_needs_it() {
+async fn the_resync_keeps_an_unused_runner_known_and_current() {
     for updates in [true, false] {
         let mut world = World::new();
         world.cloud.github.remove_runner("gpu-1");
@@ -566,7 +566,7 @@ async fn a_sweep_keeps_a_runner_known_and_current_for_as_long_as_nobody_needs_it
         world.command("/runner/start", r#"{"vm_instance_name": "gpu-1"}"#).await;
         for _ in 0..50 {
             world.pass(minutes(24 * 60)).await;
-            world.sweep().await;
+            world.resync().await;
         }
         let job = world.queue_job("acme/app", "self-hosted gpu", minutes(1));
         world.pass(minutes(10)).await;
@@ -627,7 +627,7 @@ async fn a_vm_that_vanishes_is_noticed_within_five_minutes_however_long_it_may_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_zone_that_is_a_region_is_told_as_no_such_instance() {
+async fn a_zone_that_is_a_region_is_reported_as_no_such_instance() {
     let world = World::with_config(fleet("").replace(ZONE, "asia-northeast1"));
     let body = include_str!("../../fixtures/workflow_job.queued.json");
     let answer = world.webhook("workflow_job", body).await;

@@ -24,7 +24,7 @@ async fn without_labels_it_works_as_the_original_did_and_leaks_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_both_witnesses_forbidden_a_vm_is_stopped_after_a_day_and_not_before() {
+async fn with_both_sources_forbidden_a_vm_is_stopped_after_a_day_and_not_before() {
     let mut world = World::new();
     for permission in [Permission::Administration, Permission::OrgRunners, Permission::Actions] {
         world.cloud.github.forbid(permission);

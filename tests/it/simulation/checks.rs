@@ -54,7 +54,7 @@ pub(super) struct Bounds {
     /// Both sources can be read, so no stop comes while an accepted job waits.
     pub(super) both_sources: bool,
     /// There are resyncs, so a job is promised its VM even if its webhook was not accepted.
-    pub(super) swept: bool,
+    pub(super) resyncs: bool,
 }
 
 impl Bounds {
@@ -68,14 +68,14 @@ impl Bounds {
             // A pass that fails or comes late: another interval or two.
             Profile::Loss | Profile::All => minutes(17),
             // And a resync or two, of which one may read nothing.
-            Profile::Swept => minutes(30),
+            Profile::Resyncs => minutes(30),
         };
         let idling = match profile {
             // The boot allowance, and the pass after it: a job that never came to a runner.
             Profile::None | Profile::Stale => inactive + minutes(10),
             // A pass that could not query GitHub, and another that confirms.
             Profile::Outage | Profile::Permission => inactive + minutes(25),
-            Profile::Loss | Profile::All | Profile::Swept => inactive + minutes(60),
+            Profile::Loss | Profile::All | Profile::Resyncs => inactive + minutes(60),
         };
         // If the last `completed` was lost, the time counts from the pass that found the VM idle.
         let late = profile.loses() || profile == Profile::Permission;
@@ -88,7 +88,7 @@ impl Bounds {
             labels_hold: matches!(profile, Profile::None | Profile::Outage | Profile::Stale),
             nothing_fails: matches!(profile, Profile::None | Profile::Stale),
             both_sources: profile != Profile::Permission,
-            swept: profile == Profile::Swept,
+            resyncs: profile == Profile::Resyncs,
         }
     }
 }
@@ -304,7 +304,7 @@ impl Review<'_> {
             let can_be_known = |job: &JobId| self.github_down == 0 || !vm.requeued.contains(job);
             let is_accepted = |job: &JobId| self.accepted.get(job).is_some_and(|at| *at < time);
             // A resync finds the others, if GitHub can be queried.
-            let is_found = self.bounds.swept && self.github_down == 0;
+            let is_found = self.bounds.resyncs && self.github_down == 0;
             let is_promised = |job: &JobId| is_found || is_accepted(job);
             let waits = vm.waiting.keys().any(|job| is_promised(job) && can_be_known(job));
             let stranded = waits && !vm.is_up() && self.stockout == 0 && vm.unconfigured == 0;

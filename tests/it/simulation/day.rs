@@ -56,7 +56,7 @@ pub(crate) enum Profile {
     /// All of it, but for the permission.
     All,
     /// All of it, three in ten webhooks are lost, and a resync comes every five minutes.
-    Swept,
+    Resyncs,
 }
 
 impl Profile {
@@ -67,19 +67,19 @@ impl Profile {
         Self::Permission,
         Self::Stale,
         Self::All,
-        Self::Swept,
+        Self::Resyncs,
     ];
 
     pub(crate) fn loses(self) -> bool {
-        matches!(self, Self::Loss | Self::All | Self::Swept)
+        matches!(self, Self::Loss | Self::All | Self::Resyncs)
     }
 
     pub(crate) fn breaks_down(self) -> bool {
-        matches!(self, Self::Outage | Self::All | Self::Swept)
+        matches!(self, Self::Outage | Self::All | Self::Resyncs)
     }
 
     pub(crate) fn is_stale(self) -> bool {
-        matches!(self, Self::Stale | Self::All | Self::Swept)
+        matches!(self, Self::Stale | Self::All | Self::Resyncs)
     }
 }
 

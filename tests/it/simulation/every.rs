@@ -255,7 +255,7 @@ fn bounds(play: &Play) -> Bounds {
         labels_hold: !call_broke,
         nothing_fails: !call_broke && play.trouble != Trouble::NoCompleted,
         both_sources: true,
-        swept: false,
+        resyncs: false,
     }
 }
 
@@ -303,16 +303,16 @@ fn say(words: fmt::Arguments<'_>) {
 }
 
 #[test]
-fn every_order_of_jobs_that_come_before_the_stop_check() {
+fn every_order_of_jobs_that_come_before_the_pass() {
     every(&[-45, -12, -8, -6, -4, -3, -2, -1]);
 }
 
 #[test]
-fn every_order_of_jobs_that_come_during_the_stop_check() {
+fn every_order_of_jobs_that_come_during_the_pass() {
     every(&[0, 1, 2, 3, 4, 5, 6, 8, 10, 12]);
 }
 
 #[test]
-fn every_order_of_jobs_that_come_after_the_stop_check() {
+fn every_order_of_jobs_that_come_after_the_pass() {
     every(&[14, 20, 30, 40, 60, 120]);
 }

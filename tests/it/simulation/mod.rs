@@ -109,6 +109,6 @@ fn days_of_everything() {
 }
 
 #[test]
-fn days_of_everything_with_a_sweep() {
-    days(Profile::Swept);
+fn days_of_everything_with_resyncs() {
+    days(Profile::Resyncs);
 }

@@ -23,9 +23,9 @@ pub(super) async fn play(day: &Day) -> (String, Result<Figures, String>) {
     }
     stage.finish().await;
     let story = stage.world.story();
-    let Stage { world, excuses, most_tasks, broken_sweep, .. } = stage;
+    let Stage { world, excuses, most_tasks, broken_resync, .. } = stage;
     let result = checks::check(&world, Bounds::of(day), &excuses, most_tasks);
-    (story, broken_sweep.map_or(result, Err))
+    (story, broken_resync.map_or(result, Err))
 }
 
 /// The end of an operation that lasts.
@@ -41,9 +41,9 @@ struct Stage {
     excuses: Vec<(Timestamp, Excuse)>,
     most_tasks: usize,
     /// The time of the next resync, if the profile has them.
-    next_sweep: Option<Timestamp>,
+    next_resync: Option<Timestamp>,
     /// A resync's response that should not have been given.
-    broken_sweep: Option<String>,
+    broken_resync: Option<String>,
     /// The number of API calls until the service vanishes; below zero it does not.
     crash: Arc<AtomicI64>,
     crash_with_effect: Arc<AtomicBool>,
@@ -71,8 +71,8 @@ impl Stage {
             order: 0,
             excuses,
             most_tasks: 0,
-            next_sweep: (day.profile == Profile::Swept).then(|| begun + minutes(1)),
-            broken_sweep: None,
+            next_resync: (day.profile == Profile::Resyncs).then(|| begun + minutes(1)),
+            broken_resync: None,
             crash,
             crash_with_effect: Arc::default(),
         };
@@ -89,7 +89,7 @@ impl Stage {
         let compute = self.world.cloud.compute.clone();
         let quicker = Mutex::new(0);
         // The webhook is not the App's own: its deliveries cannot be requested again.
-        let not_the_apps = profile == Profile::Swept && dice.lock().unwrap().chance(50);
+        let not_the_apps = profile == Profile::Resyncs && dice.lock().unwrap().chance(50);
         self.world.cloud.faults.on(move |call| {
             let mut dice = dice.lock().unwrap();
             if profile.is_stale() && call.method == "instances.setLabels" {
@@ -142,16 +142,16 @@ impl Stage {
     /// Lets time pass, with a resync when it is due.
     async fn pass(&mut self, span: Duration) {
         let now = self.world.clock.now();
-        let Some(due) = self.next_sweep.filter(|due| *due <= now) else {
+        let Some(due) = self.next_resync.filter(|due| *due <= now) else {
             return self.world.pass(span).await;
         };
-        self.next_sweep = Some(due + minutes(5));
+        self.next_resync = Some(due + minutes(5));
         let service = self.world.service();
-        let (answer, ()) = tokio::join!(service.sweep(), self.world.pass(span));
+        let (answer, ()) = tokio::join!(service.resync(), self.world.pass(span));
         if let Some((status, body)) = answer {
             let body = String::from_utf8_lossy(&body);
             if status != StatusCode::OK || body.contains(SECRET) {
-                self.broken_sweep = Some(format!("{now}: a sweep was answered {status}: {body}"));
+                self.broken_resync = Some(format!("{now}: a resync was answered {status}: {body}"));
             }
         }
     }
@@ -323,8 +323,8 @@ impl Stage {
         self.world.cloud.tasks.lateness(Duration::ZERO);
         self.world.cloud.github.lateness_by(|_| Duration::ZERO);
         self.world.cloud.github.lose_webhooks_by(|_| false);
-        let swept = self.next_sweep.is_some();
-        if !swept {
+        let resyncs = self.next_resync.is_some();
+        if !resyncs {
             // Jobs whose webhook was lost are not promised anything; a user would start them again.
             let accepted = checks::accepted(&self.world.history());
             for job in self.world.cloud.github.jobs() {
@@ -342,7 +342,7 @@ impl Stage {
                 let jobs = world.cloud.github.jobs();
                 jobs.iter().any(|job| job.status != JobStatus::Completed && !job.stuck)
             };
-            world.is_quiet() && !(swept && waits(world))
+            world.is_quiet() && !(resyncs && waits(world))
         };
         while !is_over(&self.world) && self.world.clock.now() < end {
             self.pass(minutes(5)).await;
@@ -401,7 +401,7 @@ fn set_the_scene(world: &World, profile: Profile, dice: &mut Dice) {
         // They overtake one another.
         let (slowest, mut late) = (dice.between(0, 60), dice.clone());
         cloud.github.lateness_by(move |_| seconds(late.between(0, slowest)));
-        if profile == Profile::Swept {
+        if profile == Profile::Resyncs {
             let mut lost = dice.clone();
             cloud.github.lose_webhooks_by(move |_| lost.chance(30));
         }

@@ -44,7 +44,7 @@ fn a_delivery_about_a_review_fails_if_its_vm_does_not_exist() {
 /// The runner had a name that no entry gives, and jobs could not be read. A list without such a runner was taken for an
 /// idle one.
 #[test]
-fn a_runner_that_nobody_knows_does_not_say_that_it_is_idle() {
+fn an_unknown_runner_does_not_count_as_idle() {
     keeps_every_promise(&Day {
         seed: 31_000,
         profile: Profile::Permission,
@@ -95,7 +95,7 @@ fn a_job_that_ran_on_another_vm_does_not_wait_for_that_one_to_be_free() {
 /// GitHub did not answer in time, so the next pass resumed the scan. In between a job began on a runner with a name of
 /// its own, in a list that had been read already.
 #[test]
-fn a_job_that_begins_between_two_parts_of_a_hearing_is_not_killed() {
+fn a_job_that_begins_between_two_parts_of_a_scan_is_not_killed() {
     let job = |labels, runs| Op::Job { repo: "acme/app", labels, runs: seconds(runs) };
     let web = Op::Job { repo: "acme/web", labels: "self-hosted", runs: seconds(567) };
     keeps_every_promise(&Day {
@@ -120,7 +120,7 @@ fn a_job_that_begins_between_two_parts_of_a_hearing_is_not_killed() {
 /// Two jobs of one VM shared a task. The job that it carried was over, and the other ran on the runner of another VM.
 /// The pass ended, so when that VM vanished, no pass saw the job wait until that VM's next one.
 #[test]
-fn a_check_that_two_jobs_share_ends_with_neither_of_them_alone() {
+fn a_pass_that_two_jobs_share_ends_with_neither_of_them_alone() {
     let job = |repo, labels, runs| Op::Job { repo, labels, runs: seconds(runs) };
     keeps_every_promise(&Day {
         seed: 70_106,
