@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::config::Routing;
 use crate::fleet::{Entry, Fleet, Label, Mismatch, Quoted, Vm};
 use crate::lifecycle::steps;
-use crate::routes::{self, Job, LARGEST_BODY, Meaning, WORKFLOW_JOB};
+use crate::routes::{self, Job, LARGEST_BODY, WORKFLOW_JOB, WebhookEvent};
 
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
@@ -135,20 +135,20 @@ impl<'a> Explanation<'a> {
     fn of(body: &[u8], routing: &'a Routing) -> Result<Self, routes::Unreadable> {
         let Routing { fleet, inactive, .. } = routing;
         let payload = routes::payload(body, body.starts_with(b"payload="))?;
-        let meaning = Meaning::of(WORKFLOW_JOB, &payload)?;
-        let vm = meaning.vm(fleet).map(|managed| &managed.vm);
-        let (action, job) = match &meaning {
-            Meaning::Nothing(why) => return Ok(Self::nothing(why)),
-            Meaning::Queued { job, .. } => ("queued", job),
-            Meaning::Completed(job) => ("completed", job),
+        let event = WebhookEvent::of(WORKFLOW_JOB, &payload)?;
+        let vm = event.vm(fleet).map(|managed| &managed.vm);
+        let (action, job) = match &event {
+            WebhookEvent::Nothing(why) => return Ok(Self::nothing(why)),
+            WebhookEvent::Queued { job, .. } => ("queued", job),
+            WebhookEvent::Completed(job) => ("completed", job),
         };
         let entries = verdicts(fleet, job);
         let because = because(fleet, job, vm, &entries);
-        let steps = match (&meaning, vm) {
-            (_, None) | (Meaning::Nothing(_), _) => Vec::new(),
-            (Meaning::Queued { awaits_review: true, .. }, _) => steps::of_a_waiting_job(),
-            (Meaning::Queued { .. }, _) => steps::of_a_queued_job(*inactive),
-            (Meaning::Completed(_), _) => steps::of_a_completed_job(*inactive),
+        let steps = match (&event, vm) {
+            (_, None) | (WebhookEvent::Nothing(_), _) => Vec::new(),
+            (WebhookEvent::Queued { awaits_review: true, .. }, _) => steps::of_a_waiting_job(),
+            (WebhookEvent::Queued { .. }, _) => steps::of_a_queued_job(*inactive),
+            (WebhookEvent::Completed(_), _) => steps::of_a_completed_job(*inactive),
         };
         Ok(Self {
             event: WORKFLOW_JOB,

@@ -126,7 +126,7 @@ pub struct Operation {
 }
 
 /// The most pages of a list that are read. Each has up to 500 instances.
-const MOST_PAGES: usize = 10;
+const MAX_PAGES: usize = 10;
 
 /// Compute Engine in one project; cheap to clone.
 #[derive(Clone, Debug)]
@@ -250,7 +250,7 @@ impl Compute {
         let filter = format!("labels.{label}:*");
         let mut all = Vec::new();
         let mut token = String::new();
-        for _ in 0..MOST_PAGES {
+        for _ in 0..MAX_PAGES {
             let parameters = [
                 ("filter", filter.as_str()),
                 ("fields", "items,nextPageToken"),

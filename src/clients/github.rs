@@ -29,7 +29,7 @@ use crate::secret::Secret;
 const PER_PAGE: usize = 100;
 
 /// The most pages of one list that are read. A list of runs ends at 1,000 anyway.
-const MOST_PAGES: usize = 100;
+const MAX_PAGES: usize = 100;
 
 /// The time for which GitHub may refuse a new installation token with 401 or 403, until it is replicated.
 /// <https://github.com/octokit/auth-app.js/issues/65>
@@ -248,7 +248,7 @@ impl GitHub {
         let filter: Vec<(&str, &str)> = name.map(|name| ("name", name)).into_iter().collect();
         let page = |page| self.page::<wire::Runners>(call, &path, &filter, page, deadline);
         let mut all = Vec::new();
-        for number in 1..=MOST_PAGES {
+        for number in 1..=MAX_PAGES {
             let found = page(number).await?;
             let last = found.runners.len() < PER_PAGE;
             all.extend(found.runners.into_iter().map(Runner::from));
@@ -333,7 +333,7 @@ impl GitHub {
             status.into_iter().chain([("exclude_pull_requests", "true")]).collect();
         let path = format!("/repos/{repo}/actions/runs");
         let found: wire::Runs = self.page("list runs", &path, &filter, page, deadline).await?;
-        let more = found.workflow_runs.len() == PER_PAGE && page < MOST_PAGES;
+        let more = found.workflow_runs.len() == PER_PAGE && page < MAX_PAGES;
         Ok(Page { items: found.workflow_runs, more })
     }
 
@@ -347,7 +347,7 @@ impl GitHub {
     ) -> Result<Vec<Job>, Error> {
         let path = format!("/repos/{repo}/actions/runs/{run}/jobs");
         let mut all = Vec::new();
-        for number in 1..=MOST_PAGES {
+        for number in 1..=MAX_PAGES {
             let found: wire::Jobs = self
                 .page("list jobs of a run", &path, &[("filter", "latest")], number, deadline)
                 .await?;

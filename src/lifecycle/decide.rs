@@ -10,8 +10,9 @@
 
 use std::time::Duration;
 
-use super::demand::{Coverage, Demand, JobState, RunnerState, RunsOn};
+use super::demand::{Demand, JobState, RunnerState, RunsOn};
 use super::outcome::Status;
+use super::scan::Coverage;
 use super::schedule::{
     BUCKET, DAY, HOUR, IdleSince, MINUTE, PASS_INTERVAL, due_after_stop, due_before, next_interval,
     rounded_up, schedule_base, usual_due,
@@ -873,5 +874,4 @@ impl<'a> Pass<'a> {
 }
 
 #[cfg(test)]
-#[path = "decide_tests.rs"]
 mod tests;

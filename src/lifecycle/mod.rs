@@ -88,6 +88,7 @@ pub mod reconcile;
 mod redelivery;
 pub mod registration;
 pub mod resync;
+mod scan;
 mod schedule;
 mod snapshot;
 pub mod status;

@@ -17,19 +17,19 @@ use crate::clients::github::app::{Delivery, DeliveryFilter};
 use crate::clock::{Deadline, Timestamp};
 
 /// The time for which GitHub keeps a delivery.
-const KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+const DELIVERY_RETENTION: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 /// The time after which GitHub drops a waiting job. An older `queued` would only start its VM for nothing.
-const QUEUED: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_QUEUE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The most pages of 100 attempts that are read, newest first: enough to find the later attempts of failed deliveries.
-const MOST_PAGES: usize = 20;
+const MAX_PAGES: usize = 20;
 
 /// The most deliveries that are requested in one resync. The next one requests the others.
-const MOST: usize = 50;
+const MAX_REDELIVERIES: usize = 50;
 
 /// The most requests at a time. GitHub asks for no more than a few.
-const AT_A_TIME: usize = 4;
+const CONCURRENT_REQUESTS: usize = 4;
 
 /// Requests every delivery again that no attempt has brought here, and reports the result.
 ///
@@ -54,9 +54,11 @@ pub(super) async fn ask_again(cx: &Context, deadline: Deadline) -> Result<Vec<Fi
         first.at.rfc3339(),
         first.answered,
     );
-    let due: Vec<&Lost> = lost.iter().filter(|lost| lost.is_due(now)).take(MOST).collect();
+    let due: Vec<&Lost> =
+        lost.iter().filter(|lost| lost.is_due(now)).take(MAX_REDELIVERIES).collect();
     let asked = due.iter().map(|lost| cx.github.redeliver(lost.attempt, deadline));
-    let asked: Vec<_> = stream::iter(asked.collect::<Vec<_>>()).buffered(AT_A_TIME).collect().await;
+    let asked: Vec<_> =
+        stream::iter(asked.collect::<Vec<_>>()).buffered(CONCURRENT_REQUESTS).collect().await;
     // GitHub may have dropped a delivery since it listed it.
     let sent = asked.iter().filter(|asked| asked.is_ok()).count();
     let error = asked.into_iter().filter_map(Result::err).find(|error| !error.is_not_found());
@@ -75,7 +77,7 @@ fn deliveries(count: usize) -> String {
     format!("{count} deliver{}", if count == 1 { "y" } else { "ies" })
 }
 
-/// All attempts that GitHub still has, up to [`MOST_PAGES`].
+/// All attempts that GitHub still has, up to [`MAX_PAGES`].
 async fn attempts(
     cx: &Context,
     now: Timestamp,
@@ -83,9 +85,10 @@ async fn attempts(
 ) -> Result<Vec<Delivery>, Error> {
     let mut all = Vec::new();
     let mut cursor: Option<String> = None;
-    for _ in 0..MOST_PAGES {
+    for _ in 0..MAX_PAGES {
         let page = cx.github.deliveries(DeliveryFilter::All, cursor.as_deref(), deadline).await?;
-        let old = page.items.last().is_none_or(|last| now.since(last.delivered_at) >= KEPT);
+        let old =
+            page.items.last().is_none_or(|last| now.since(last.delivered_at) >= DELIVERY_RETENTION);
         all.extend(page.items);
         cursor = page.next;
         if old || cursor.is_none() {
@@ -143,8 +146,8 @@ fn matters(first: &Delivery, now: Timestamp) -> bool {
     let age = now.since(first.delivered_at);
     first.event == "workflow_job"
         && match first.action.as_deref() {
-            Some("queued") => age < QUEUED,
-            Some("completed") => age < KEPT,
+            Some("queued") => age < MAX_QUEUE_TIME,
+            Some("completed") => age < DELIVERY_RETENTION,
             _ => false,
         }
 }

@@ -8,10 +8,10 @@ use futures_util::{StreamExt, stream};
 use super::context::{Context, Turn};
 use super::decide::{Asker, Decision, Facts, Step, decide, stop_after};
 use super::demand::{
-    CONCURRENT_CALLS, Coverage, Demand, RunnerLists, RunnerState, Scan, is_refusal, runner_refusal,
-    runner_state, runners_in, scopes,
+    Demand, RunnerLists, RunnerState, runner_refusal, runner_state, runners_in, scopes,
 };
 use super::error::Error;
+use super::scan::{CONCURRENT_CALLS, Coverage, JobScan, is_refusal};
 use super::schedule::IdleSince;
 use super::task::{JobRef, Task};
 use super::vm::{VmSnapshot, observe};
@@ -119,7 +119,7 @@ impl FleetSnapshot {
 impl OpenJobs {
     async fn read(cx: &Context, repo: &RepoName, max_runs: usize, deadline: Deadline) -> Self {
         let mut jobs = BTreeMap::new();
-        let mut scan = Scan::new(cx, repo, cx.clock.now(), deadline).of_snapshot(max_runs);
+        let mut scan = JobScan::new(cx, repo, cx.clock.now(), deadline).of_snapshot(max_runs);
         let coverage = scan
             .run(None, |job| {
                 if job.status != JobStatus::Completed {

@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::meaning::Unreadable;
+use super::webhook_event::Unreadable;
 use super::{OUTCOME, outcome_header};
 use crate::fleet::NoSuchVm;
 use crate::lifecycle;

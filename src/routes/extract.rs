@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use super::meaning::{self, Meaning};
+use super::webhook_event::{self, WebhookEvent};
 use crate::state::AppState;
 
 /// The largest body. GitHub's own limit is 25 MB; a `workflow_job` has about 15 KB.
@@ -20,10 +20,10 @@ pub const LARGEST_BODY: usize = 1 << 20;
 const SLOWEST_BODY: Duration = Duration::from_secs(5);
 
 /// A webhook event whose signature was verified.
-pub struct SignedDelivery(Meaning);
+pub struct SignedDelivery(WebhookEvent);
 
 impl SignedDelivery {
-    pub(super) fn into_meaning(self) -> Meaning {
+    pub(super) fn into_event(self) -> WebhookEvent {
         self.0
     }
 }
@@ -46,12 +46,12 @@ impl FromRequest<AppState> for SignedDelivery {
             .headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
-        if event != meaning::WORKFLOW_JOB {
+        if event != webhook_event::WORKFLOW_JOB {
             // The payload is not read.
-            return Ok(Self(Meaning::of(&String::from_utf8_lossy(event.as_bytes()), b"")?));
+            return Ok(Self(WebhookEvent::of(&String::from_utf8_lossy(event.as_bytes()), b"")?));
         }
-        let payload = meaning::payload(&body, is_form)?;
-        Ok(Self(Meaning::of(meaning::WORKFLOW_JOB, &payload)?))
+        let payload = webhook_event::payload(&body, is_form)?;
+        Ok(Self(WebhookEvent::of(webhook_event::WORKFLOW_JOB, &payload)?))
     }
 }
 
@@ -128,7 +128,7 @@ impl FromRequest<AppState> for Bearer {
 
 fn body_of<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let body: &[u8] = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    Ok(meaning::json(body)?)
+    Ok(webhook_event::json(body)?)
 }
 
 /// Reads the body, unless it is too large. An announced length is checked before reading.

@@ -3,12 +3,12 @@
 mod error;
 mod extract;
 mod info;
-mod meaning;
 mod observe;
 mod page;
 mod registration;
 mod runner;
 mod webhook;
+mod webhook_event;
 
 use std::any::Any;
 
@@ -26,7 +26,7 @@ use crate::telemetry::Origin;
 use error::ApiError;
 pub use extract::{LARGEST_BODY, SignedDelivery};
 pub use info::SERVICE;
-pub use meaning::{Job, Meaning, Unreadable, WORKFLOW_JOB, payload};
+pub use webhook_event::{Job, Unreadable, WORKFLOW_JOB, WebhookEvent, payload};
 
 /// The path of GitHub's webhook.
 pub const WEBHOOK: &str = "/github/webhook";

@@ -5,7 +5,7 @@ use axum::http::HeaderValue;
 
 use super::error::ApiError;
 use super::extract::SignedDelivery;
-use super::meaning::Meaning;
+use super::webhook_event::WebhookEvent;
 use super::{OUTCOME, log, outcome_header};
 use crate::clock::Deadline;
 use crate::lifecycle::Outcome;
@@ -21,23 +21,23 @@ pub(super) async fn receive(
     delivery: SignedDelivery,
 ) -> Result<Reply, ApiError> {
     let deadline = Deadline::after(WEBHOOK_TIME);
-    let outcome = act(&app, delivery.into_meaning(), deadline).await?;
+    let outcome = act(&app, delivery.into_event(), deadline).await?;
     let json = ("content-type", HeaderValue::from_static("application/json"));
     Ok(([json, (OUTCOME, outcome_header(&outcome))], r#"{"status":"ok"}"#))
 }
 
 /// Acts on a delivery and describes the outcome.
-async fn act(app: &AppState, meaning: Meaning, deadline: Deadline) -> Result<String, ApiError> {
-    let vm = meaning.vm(&app.cx.fleet);
-    let (vm, outcome) = match (meaning, vm) {
-        (Meaning::Nothing(why), _) => return Ok(nothing_to_do(why)),
-        (Meaning::Queued { job, .. } | Meaning::Completed(job), None) => {
+async fn act(app: &AppState, event: WebhookEvent, deadline: Deadline) -> Result<String, ApiError> {
+    let vm = event.vm(&app.cx.fleet);
+    let (vm, outcome) = match (event, vm) {
+        (WebhookEvent::Nothing(why), _) => return Ok(nothing_to_do(why)),
+        (WebhookEvent::Queued { job, .. } | WebhookEvent::Completed(job), None) => {
             return Ok(nothing_to_do(job.unmatched()));
         }
-        (Meaning::Completed(job), Some(vm)) => {
+        (WebhookEvent::Completed(job), Some(vm)) => {
             (vm, job_completed(&app.cx, vm, job.id, deadline).await?)
         }
-        (Meaning::Queued { job, awaits_review }, Some(vm)) => {
+        (WebhookEvent::Queued { job, awaits_review }, Some(vm)) => {
             // The job waits for a runner from this event on, however long it waited for a review before.
             let queued_at = app.cx.clock.now();
             let job = JobRef { repo: job.repo, id: job.id, queued_at, labels: job.labels };
@@ -49,10 +49,10 @@ async fn act(app: &AppState, meaning: Meaning, deadline: Deadline) -> Result<Str
         }
     };
     log(&vm.vm, &outcome);
-    Ok(told(&vm.vm.name, &outcome))
+    Ok(describe(&vm.vm.name, &outcome))
 }
 
-fn told(vm: &str, outcome: &Outcome) -> String {
+fn describe(vm: &str, outcome: &Outcome) -> String {
     format!("{vm}: {outcome}")
 }
 

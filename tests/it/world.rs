@@ -284,7 +284,7 @@ impl World {
             .lock()
             .unwrap()
             .iter()
-            .map(|happening| format!("{}\n", told(happening)))
+            .map(|happening| format!("{}\n", describe(happening)))
             .collect()
     }
 
@@ -447,7 +447,7 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-fn told(happening: &Event) -> String {
+fn describe(happening: &Event) -> String {
     let answer = |reply: &runner_manager::emulators::Reply| {
         let outcome =
             reply.headers.get("x-runner-manager-outcome").and_then(|value| value.to_str().ok());

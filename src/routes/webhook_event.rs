@@ -1,4 +1,4 @@
-//! The meaning of a delivery, from the delivery alone: a job waits, a job is over, or there is nothing to do.
+//! What a delivery says, from its payload alone: a job is queued, a job has completed, or nothing has to be done.
 //!
 //! The webhook's handler and `explain` share it, so that they always agree.
 
@@ -13,14 +13,13 @@ use crate::fleet::{Fleet, Label, ManagedVm, RepoName};
 /// The one event about jobs.
 pub const WORKFLOW_JOB: &str = "workflow_job";
 
-/// The meaning of a delivery.
+/// A delivery, as far as the service acts on it.
 #[derive(Clone, Debug)]
-pub enum Meaning {
+pub enum WebhookEvent {
     /// No action is needed, for this reason.
     Nothing(String),
     /// A job waits for a runner.
     Queued {
-        /// The job.
         job: Job,
         /// The job may have to be approved first.
         awaits_review: bool,
@@ -32,9 +31,7 @@ pub enum Meaning {
 /// A job, as a delivery describes it.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Its id.
     pub id: u64,
-    /// Its repository.
     pub repo: RepoName,
     /// Its `runs-on`.
     pub labels: Vec<Label>,
@@ -69,7 +66,7 @@ struct Repository {
     full_name: RepoName,
 }
 
-impl Meaning {
+impl WebhookEvent {
     /// Reads the payload of an event of this name.
     ///
     /// # Errors
