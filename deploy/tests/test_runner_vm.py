@@ -696,6 +696,30 @@ class RunnerVm(Surrounded):
             self.assertIn(line + "\n", unit)
         self.assertIn("systemctl start --no-block runner-vm.service runner-vm-prune.timer", self.read("commands"))
 
+    def started(self):
+        """The commands of the unit, in the order in which systemd runs them."""
+        self.assertEqual(self.script("boot"), 0, self.log)
+        unit = (self.root / "etc/systemd/system/runner-vm.service").read_text()
+        return re.findall(r"^ExecStart(?:Pre)?=(.*)$", unit, re.M)
+
+    def test_room_is_made_before_the_runner_takes_a_job(self):
+        prepare, register, prune, run = self.started()
+        for command, name in ((prepare, "prepare"), (register, "register"), (prune, "prune"), (run, "run")):
+            self.assertTrue(command.endswith(f"/usr/local/sbin/runner-vm {name}"), command)
+        # As root, and a failure does not keep the runner from its job.
+        self.assertTrue(prune.startswith("-+/"), prune)
+
+    def test_making_room_delays_the_runner_for_a_limited_time(self):
+        command = self.started()[2].removeprefix("-+").split()
+        seconds = command.index("180")
+        command[seconds] = "1"
+        self.disk(95, images=(95,))
+        self.stand_in("docker", "#!/bin/bash\nexec /bin/sleep 60\n")
+        before = time.monotonic()
+        done = subprocess.run(command, env=self.environment, capture_output=True, timeout=30)
+        self.assertEqual(done.returncode, 124)
+        self.assertLess(time.monotonic() - before, 20)
+
     def test_a_spot_vm_has_less_time_to_sign_off(self):
         self.around.preemptible = "TRUE"
         self.assertEqual(self.script("boot"), 0, self.log)

@@ -5,7 +5,7 @@
 #   runner-vm prepare    root, before each start of the service: packages, the owner's scripts, the runner's program
 #   runner-vm register   root, after that: registers the runner if GitHub does not know it
 #   runner-vm run        the runner's user: runs the runner
-#   runner-vm prune      root, hourly: makes room on the disks while no job runs
+#   runner-vm prune      root, before each start of the runner and hourly: makes room on the disks while no job runs
 #
 # Settings are attributes in the VM's metadata, all optional: runner-manager-url, runner-repository, runner-name,
 # runner-labels, runner-default-labels, runner-group, runner-version, runner-sha256, runner-user, runner-directory,
@@ -38,6 +38,9 @@ PATIENCE=${RUNNER_VM_PATIENCE:-300}
 REFUSED_PAUSE=600
 # GitHub gives no jobs to a runner that has missed an update for 30 days, so one that slept long is renewed first.
 RENEW_AFTER_DAYS=20
+
+# Seconds that making room may delay the runner: a job may be waiting for it.
+PRUNE_SECONDS=180
 
 REFUSED=3
 
@@ -147,7 +150,8 @@ mount_data_disk() {
 
 write_units() {
   local units=$ROOT/etc/systemd/system
-  # Docker is to outlive the runner's jobs. The system's updates wait until the packages are installed.
+  # Docker is to outlive the runner's jobs. The system's updates wait until the packages are installed. Most VMs are not
+  # up long enough for the timer to find them idle, so room is made before the runner takes a job as well.
   cat >"$units/runner-vm.service" <<UNIT
 [Unit]
 Description=GitHub Actions runner
@@ -163,6 +167,7 @@ RuntimeDirectoryPreserve=yes
 EnvironmentFile=-$OWN/environment
 ExecStartPre=+$INSTALLED prepare
 ExecStartPre=+$INSTALLED register
+ExecStartPre=-+/usr/bin/timeout --kill-after=10 $PRUNE_SECONDS $INSTALLED prune
 ExecStart=$INSTALLED run
 Restart=always
 RestartSec=5
