@@ -234,6 +234,7 @@ class Surrounded(unittest.TestCase):
         for name in ("systemctl", "apt-get", "useradd", "usermod", "update-ca-certificates"):
             self.stand_in(name, f'#!/bin/bash\necho "{name} $*" >>"$SEEN/commands"\n')
         self.stand_in("dpkg-query", "#!/bin/bash\necho 'install ok installed'\n")
+        self.stand_in("dpkg", "#!/bin/bash\n")
         with tarfile.open(fileobj=io.BytesIO(self.around.archive)) as tar:
             tar.extractall(self.runner, filter="data")
         shutil.copy(self.runner / "bin/installdependencies.sh", self.own)
@@ -672,6 +673,32 @@ class RunnerVm(Surrounded):
         self.environment["RUNNER_VM_OPS_AGENT"] = self.around.url + "/nothing-here"
         self.up()
         self.assertIn("going on without the Ops Agent", self.log)
+
+    def interrupted(self, configure):
+        """A dpkg with a package that is not configured yet, and what it does when it is told to configure it."""
+        (self.seen / "unfinished").touch()
+        self.stand_in(
+            "dpkg",
+            '#!/bin/bash\nif [[ $1 == --audit ]]; then ls "$SEEN/unfinished" 2>/dev/null || true; exit 0; fi\n'
+            f'echo "dpkg $*" >>"$SEEN/commands"\n{configure}\n',
+        )
+
+    def test_what_dpkg_left_unfinished_is_finished_before_anything_is_installed(self):
+        self.interrupted('rm "$SEEN/unfinished"')
+        self.around.attributes |= {"runner-pre-install": 'echo pre-install >>"$SEEN/commands"', "runner-packages": "zstd"}
+        self.stand_in("dpkg-query", "#!/bin/bash\n")
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        commands = [line for line in self.read("commands").splitlines() if line.startswith(("dpkg", "apt-get install", "pre"))]
+        self.assertEqual(
+            [re.match("dpkg|apt-get|pre-install", line).group() for line in commands], ["dpkg", "pre-install", "apt-get"]
+        )
+        self.assertIn("--configure --pending", commands[0])
+
+    def test_a_package_that_cannot_be_configured_does_not_keep_jobs_from_running(self):
+        self.interrupted("exit 1")
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertIn("going on with packages that dpkg could not configure", self.log)
+        self.assertLess(sum(float(pause) for pause in self.read("sleeps").split()), 100)
 
     def test_missing_packages_are_installed(self):
         self.around.attributes["runner-packages"] = "docker.io,zstd"

@@ -203,6 +203,7 @@ prepare() {
   directory=$(runner_directory)
   mkdir -p "$OWN"
   use_proxy
+  PATIENCE=60 patiently "dpkg" finish_packages || say "going on with packages that dpkg could not configure"
   trust_certificates
   text=$(setting runner-pre-install)
   patiently "userdata_pre_install" provision pre-install "$text" || return 1
@@ -236,7 +237,17 @@ install_packages() {
   apt_get "${missing[@]}"
 }
 
+# A stop of the VM in the middle of an installation leaves packages half configured. Then apt refuses to do anything, until
+# dpkg has been told to finish.
+finish_packages() {
+  local journal=${DPKG_ADMINDIR:-/var/lib/dpkg}/updates
+  if [[ -z $(dpkg --audit 2>/dev/null) && -z $(ls "$journal" 2>/dev/null) ]]; then return 0; fi
+  say "dpkg was interrupted: finishing its work"
+  DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure --pending >&2
+}
+
 apt_get() {
+  finish_packages || say "dpkg did not finish: trying apt"
   apt-get update --quiet --quiet &&
     DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends "$@"
 }
