@@ -747,6 +747,20 @@ class RunnerVm(Surrounded):
         self.assertEqual(done.returncode, 124)
         self.assertLess(time.monotonic() - before, 20)
 
+    @unittest.skipUnless(shutil.which("perl"), "perl is not on the PATH")
+    def test_updates_of_the_system_do_not_restart_the_runner(self):
+        self.assertEqual(self.script("boot"), 0, self.log)
+        # As needrestart does: its files are Perl, and each key is a regular expression of services.
+        tell = """
+            our %nrconf = (override_rc => {qr(^dbus) => 0});
+            do $ARGV[0] or !$@ or die $@;
+            for my $service ("runner-vm.service", "dbus.service", "ssh.service") {
+                print "$service\n" if grep { $service =~ /$_/ && !$nrconf{override_rc}{$_} } keys %{$nrconf{override_rc}};
+            }"""
+        file = self.root / "etc/needrestart/conf.d/runner-vm.conf"
+        done = subprocess.run(["perl", "-we", tell, file], capture_output=True, text=True)
+        self.assertEqual((done.stdout, done.stderr), ("runner-vm.service\ndbus.service\n", ""))
+
     def test_a_spot_vm_has_less_time_to_sign_off(self):
         self.around.preemptible = "TRUE"
         self.assertEqual(self.script("boot"), 0, self.log)

@@ -114,12 +114,15 @@ use_proxy() {
 boot() {
   local user spot stop_seconds=85
   command -v curl >/dev/null || patiently "curl" apt_get curl
-  mkdir -p "$(dirname "$INSTALLED")" "$ROOT/etc/systemd/system" "$ROOT/etc/apt/apt.conf.d" "$BASE"
+  mkdir -p "$(dirname "$INSTALLED")" "$ROOT"/etc/{systemd/system,apt/apt.conf.d,needrestart/conf.d} "$BASE"
   # The old file may be running: it is replaced, not written over.
   install -m 755 "$0" "$INSTALLED.new"
   mv "$INSTALLED.new" "$INSTALLED"
   # The system's own updates hold the lock for minutes after a boot.
   printf 'DPkg::Lock::Timeout "300";\n' >"$ROOT/etc/apt/apt.conf.d/90runner-vm"
+  # After an update of a library, needrestart restarts the services that use it. This one may be running a job.
+  # shellcheck disable=SC2016 # Perl's variable
+  printf '%s\n' '$nrconf{override_rc}{qr(^runner-vm\.service$)} = 0;' >"$ROOT/etc/needrestart/conf.d/runner-vm.conf"
   mount_data_disk
   user=$(runner_user)
   id "$user" >/dev/null 2>&1 || useradd --home-dir "$BASE" --no-create-home --shell /bin/bash "$user"
