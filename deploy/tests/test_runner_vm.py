@@ -827,7 +827,15 @@ class RunnerVm(Surrounded):
         log, cache = self.old("_diag/Runner_1.log"), self.old("_work/app/target")
         self.assertEqual(self.script("prune"), 0, self.log)
         self.assertEqual((log.exists(), cache.exists()), (True, True))
-        self.assertIn("docker system prune", self.read("commands"))
+        self.assertEqual(self.read("commands"), "docker system prune --all --force --filter until=168h\n")
+
+    def test_images_that_were_built_lately_go_as_well_if_the_disk_is_still_full(self):
+        self.disk(50, images=(95, 95, 60))
+        self.assertEqual(self.script("prune"), 0, self.log)
+        self.assertEqual(
+            self.read("commands"), "docker system prune --all --force --filter until=168h\ndocker system prune --all --force\n"
+        )
+        self.assertNotIn("enlarge it", self.log)
 
     def test_checkouts_that_fill_the_data_disk_cost_no_image(self):
         self.disk(95, images=(50,))

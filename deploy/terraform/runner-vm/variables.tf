@@ -91,7 +91,7 @@ variable "packages" {
 }
 
 variable "keep_free_percent" {
-  description = "Percentage of each disk that is kept free: below that, the oldest files and images are removed while no job runs."
+  description = "Percentage of each disk that is kept free: below that, old files and unused images are removed while no job runs."
   type        = number
   default     = 20
 

@@ -710,6 +710,7 @@ prune() {
   images=$(docker_directory)
   keep_free=$(setting runner-keep-free 20)
   make_room prune_logs "$directory" "$keep_free" &&
+    make_room prune_old_images "$images" "$keep_free" &&
     make_room prune_images "$images" "$keep_free" &&
     make_room prune_work "$directory" "$keep_free" || return 0
   for place in "$directory" "$images"; do
@@ -746,9 +747,15 @@ prune_logs() {
   as_user find "$1/_diag" -type f -mtime +7 -delete
 }
 
-prune_images() {
-  say "removing images and containers that were not used for a week"
+# Docker does not know when an image was last used. Its filter is about when the image was built, or the container created.
+prune_old_images() {
+  say "removing stopped containers, and unused images that were built more than a week ago"
   docker system prune --all --force --filter until=168h >/dev/null
+}
+
+prune_images() {
+  say "removing stopped containers and all unused images"
+  docker system prune --all --force >/dev/null
 }
 
 # Removes directories in which nothing changed for a month: checkouts, downloaded actions, tools. A link that a job left
