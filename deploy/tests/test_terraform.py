@@ -452,6 +452,19 @@ class Terraform(unittest.TestCase):
             vm, _ = self.vm(machine_type=machine_type)
             self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "MIGRATE")
 
+    def test_a_vm_that_cannot_be_moved_to_another_host_is_stopped_for_maintenance(self):
+        disk = {"type": "hyperdisk-balanced"}
+        for machine_type in ("h4d-standard-192", "h4d-highmem-192-lssd", "c3-standard-192-metal", "c4-standard-288-metal"):
+            with self.subTest(machine_type):
+                vm, _ = self.vm(machine_type=machine_type, boot_disk=disk, discard_local_ssd=True)
+                self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
+        vm, _ = self.vm(machine_type="c4-standard-4", boot_disk=disk)
+        self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "MIGRATE")
+        vm, _ = self.vm(
+            machine_type="z3-highmem-88-highlssd", discard_local_ssd=True, on_host_maintenance="TERMINATE"
+        )
+        self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
+
     def test_jobs_get_the_vms_identity_only_where_something_on_it_may_need_it(self):
         url = "https://service.run.app"
         for variables, blocked in [
@@ -521,6 +534,8 @@ class Terraform(unittest.TestCase):
                 },
                 "set data_disk.type to hyperdisk-balanced",
             ),
+            ({"on_host_maintenance": "STOP"}, "MIGRATE or TERMINATE"),
+            ({"on_host_maintenance": "TERMINATE"}, "of the family e2"),
             ({"proxy": {"url": "proxy:3128"}}, "The proxy's URL"),
             ({"ca_certificates": "MIIB"}, "Certificates are in PEM"),
             ({"labels": {"runner-manager-hold": "x"}}, "the service's own"),

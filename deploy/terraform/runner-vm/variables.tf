@@ -247,6 +247,22 @@ variable "spot" {
   default     = false
 }
 
+variable "on_host_maintenance" {
+  description = "What Compute Engine does with the VM when its host needs maintenance: MIGRATE or TERMINATE. By default TERMINATE for VMs that it cannot migrate: Spot VMs, those with GPUs, h4d and bare metal; MIGRATE for others. Z3, Z4D and Z4M with the largest local SSDs, and VMs with Cloud RDMA, need TERMINATE."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.on_host_maintenance == null || contains(["MIGRATE", "TERMINATE"], coalesce(var.on_host_maintenance, "MIGRATE"))
+    error_message = "on_host_maintenance is MIGRATE or TERMINATE, or left out."
+  }
+
+  validation {
+    condition     = var.on_host_maintenance != "TERMINATE" || var.spot || !startswith(var.machine_type, "e2-")
+    error_message = "Compute Engine always migrates VMs of the family e2 unless they are Spot VMs: leave on_host_maintenance out."
+  }
+}
+
 variable "network" {
   description = "Network and subnetwork of the VM, by name or self link. A subnetwork alone is enough. `external_ip` is ephemeral, static or none; with none, the VM needs Cloud NAT to reach GitHub."
   type = object({
