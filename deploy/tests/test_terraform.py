@@ -291,7 +291,9 @@ class Terraform(unittest.TestCase):
         plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
         self.assertEqual(plan["time_sleep.iam"]["create_duration"], "120s")
         self.assertEqual(plan["time_sleep.metrics[0]"]["create_duration"], "600s")
-        arguments, place = self.with_variables(MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
+        credentials = {"username": "x", "password_secret_version": "projects/my-project/secrets/x/versions/1"}
+        private = {"image": "ghcr.io/acme/runner-manager:1.0.0", "ghcr_credentials": credentials}
+        arguments, place = self.with_variables(MANAGER | private | {"alerts": {"notification_channels": [CHANNEL]}})
         log = self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
         done = re.findall(r"^(\S+): Creation complete", log, re.M)
 
@@ -302,6 +304,12 @@ class Terraform(unittest.TestCase):
                 self.assertLess(max(earlier), min(later), done)
 
         before("google_secret_manager_secret_iam_member.service", "time_sleep.iam", "google_cloud_run_v2_service.this")
+        before(
+            "google_secret_manager_secret_iam_member.ghcr",
+            "time_sleep.ghcr",
+            "google_artifact_registry_repository.ghcr",
+            "google_cloud_run_v2_service.this",
+        )
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.unknown")
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.refused")
 

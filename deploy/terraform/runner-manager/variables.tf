@@ -332,7 +332,7 @@ variable "deletion_protection" {
 variable "propagation" {
   description = <<-EOT
     Pauses of an apply that creates what others wait for:
-    iam      between granting access to the secrets and starting the service
+    iam      between granting access to secrets and what reads them: the service, Artifact Registry
     metrics  between creating log-based metrics and the alerts on them, which Cloud Monitoring refuses until then
   EOT
   type = object({
