@@ -313,6 +313,19 @@ class Terraform(unittest.TestCase):
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.unknown")
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.refused")
 
+    def test_everything_waits_until_the_apis_are_turned_on(self):
+        graph = self.run_terraform("terraform/runner-manager", "graph")
+        needs = {}
+        for dependent, dependency in re.findall(r'"([^"]+)" -> "([^"]+)"', graph):
+            needs.setdefault(dependent, set()).add(dependency)
+        resources = set(re.findall(r'^\s*"(google_[a-z0-9_]+\.\w+)" \[', graph, re.M)) - {"google_project_service.this"}
+        self.assertIn("google_cloud_run_v2_service.this", resources)
+
+        def waits(address):
+            return address == "google_project_service.this" or any(map(waits, needs.get(address, ())))
+
+        self.assertEqual(sorted(each for each in resources if not waits(each)), [])
+
     def test_no_alert_has_a_condition_that_cloud_monitoring_refuses(self):
         plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
         policies = [each for address, each in plan.items() if address.startswith("google_monitoring_alert_policy")]

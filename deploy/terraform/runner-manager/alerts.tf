@@ -68,6 +68,8 @@ resource "google_monitoring_alert_policy" "log" {
     mime_type = "text/markdown"
     content   = "$${log.extracted_label.line}\n\n${each.value.advice}"
   }
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_logging_metric" "unknown" {
@@ -89,6 +91,8 @@ resource "google_logging_metric" "unknown" {
       key = "vm"
     }
   }
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_monitoring_alert_policy" "unknown" {
@@ -137,6 +141,8 @@ resource "google_logging_metric" "refused" {
     metric_kind = "DELTA"
     value_type  = "INT64"
   }
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_monitoring_alert_policy" "refused" {
@@ -209,4 +215,6 @@ resource "google_monitoring_alert_policy" "up" {
     mime_type = "text/markdown"
     content   = "GET /runner/status says why it is up: jobs, a hold, or that GitHub cannot be queried. A VM that was started by other means is not watched until a job comes for it, or POST /runner/release."
   }
+
+  depends_on = [google_project_service.this]
 }

@@ -82,6 +82,8 @@ resource "google_secret_manager_secret_iam_member" "ghcr" {
   secret_id = regex("^(projects/[^/]+/secrets/[^/]+)/", var.ghcr_credentials.password_secret_version)[0]
   role      = "roles/secretmanager.secretAccessor"
   member    = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
+
+  depends_on = [google_project_service.this]
 }
 
 # Artifact Registry refuses credentials that it cannot read, and a grant takes minutes to be in force everywhere.
