@@ -312,6 +312,7 @@ class Terraform(unittest.TestCase):
         )
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.unknown")
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.refused")
+        before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.resync")
 
     def test_everything_waits_until_the_apis_are_turned_on(self):
         graph = self.run_terraform("terraform/runner-manager", "graph")
@@ -335,11 +336,26 @@ class Terraform(unittest.TestCase):
             for condition in policy["conditions"]
             for threshold in condition["condition_threshold"]
         ]
-        self.assertEqual(len(thresholds), 3)
+        self.assertEqual(len(thresholds), 4)
         for each in thresholds:
             seconds = int(each["duration"].removesuffix("s"))
             self.assertEqual(seconds % 60, 0)
             self.assertTrue(seconds > 0 or each["evaluation_missing_data"] is None, each)
+            self.assertEqual(int(each["aggregations"][0]["alignment_period"].removesuffix("s")) % 60, 0)
+
+    def test_resyncs_that_stop_are_an_alert(self):
+        alerts = {"notification_channels": [CHANNEL]}
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": alerts})
+        (condition,) = plan["google_monitoring_alert_policy.resync[0]"]["conditions"]
+        (threshold,) = condition["condition_threshold"]
+        (aggregation,) = threshold["aggregations"]
+        # Fewer than one in a window: for half an hour with the window itself.
+        self.assertEqual((threshold["comparison"], threshold["threshold_value"]), ("COMPARISON_LT", 1))
+        self.assertEqual((aggregation["alignment_period"], threshold["duration"]), ("900s", "900s"))
+        # Cloud Run is scaled to zero then, and no line means no data.
+        self.assertEqual(threshold["evaluation_missing_data"], "EVALUATION_MISSING_DATA_ACTIVE")
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": alerts | {"resync_minutes": 0}})
+        self.assertFalse([address for address in plan if address.endswith("resync[0]")])
 
     def test_the_resync_is_made_by_a_command_or_by_terraform(self):
         secrets = {"create": False, "runner_manager_secret": {"version": "1"}}
@@ -360,7 +376,7 @@ class Terraform(unittest.TestCase):
             "terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL], "vm_up_hours": 6}}
         )
         policies = [each for address, each in plan.items() if address.startswith("google_monitoring_alert_policy")]
-        self.assertEqual(len(policies), 6)
+        self.assertEqual(len(policies), 7)
         self.assertTrue(all(each["notification_channels"] == [CHANNEL] for each in policies))
         threshold = plan["google_monitoring_alert_policy.up[0]"]["conditions"][0]["condition_threshold"][0]
         self.assertEqual(threshold["threshold_value"], 6 * 3600)
@@ -393,6 +409,7 @@ class Terraform(unittest.TestCase):
                 "A version is a number",
             ),
             ({"alerts": {"notification_channels": ["me@example.com"]}}, "A notification channel looks like"),
+            ({"alerts": {"notification_channels": [CHANNEL], "resync_minutes": 5}}, "an even number from 10 to 1440"),
             ({"public_access": "yes"}, "public_access is no_check"),
             (
                 {"ghcr_credentials": {"username": "x", "password_secret_version": "projects/p/secrets/s/versions/1"}},

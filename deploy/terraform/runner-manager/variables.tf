@@ -303,13 +303,21 @@ variable "alerts" {
     notification_channels  names of the channels, projects/PROJECT/notificationChannels/NUMBER
     vm_up_hours            a VM that is up for longer is worth a look
     refused_deliveries     so many refused webhooks in a quarter of an hour are still no alert: anyone can send some
+    resync_minutes         so long without a resync is an alert, once there was one: at least twice the interval of the
+                           schedule; 0 for no such alert
   EOT
   type = object({
     notification_channels = list(string)
     vm_up_hours           = optional(number, 12)
     refused_deliveries    = optional(number, 2)
+    resync_minutes        = optional(number, 30)
   })
   default = null
+
+  validation {
+    condition     = var.alerts == null || contains(concat([0], range(10, 1441, 2)), try(var.alerts.resync_minutes, 0))
+    error_message = "alerts.resync_minutes is an even number from 10 to 1440, or 0 for no such alert."
+  }
 
   validation {
     condition     = alltrue([for channel in try(var.alerts.notification_channels, []) : can(regex("^projects/[^/]+/notificationChannels/[0-9]+$", channel))])
