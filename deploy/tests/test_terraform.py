@@ -95,10 +95,10 @@ class Terraform(unittest.TestCase):
             "planned_values"
         ].get("outputs", {})
 
-    def refused(self, directory, variables, text):
+    def refused(self, directory, variables, text, secret=None):
         arguments, _ = self.with_variables(variables)
-        done = self.terraform(directory, "plan", *arguments)
-        self.assertEqual(done.returncode, 1, f"{variables} was accepted")
+        done = self.terraform(directory, "plan", *arguments, secret=secret)
+        self.assertEqual(done.returncode, 1, f"{secret or variables} was accepted")
         self.assertIn(text, " ".join(re.sub(r"[│╷╵]", " ", done.stderr).split()), done.stderr)
 
     # -- all of them -----------------------------------------------------------------------------------------------
@@ -246,6 +246,28 @@ class Terraform(unittest.TestCase):
         for file in place.rglob("*"):
             for secret in written:
                 self.assertNotIn(secret, file.read_text(), file)
+
+    def test_a_shared_secret_that_can_be_guessed_is_refused(self):
+        for secret, text in [
+            ("0123456789abcde", "at least 16 characters"),
+            ("a secret with white space", "visible ASCII"),
+            ("a-line-break-at-its-end\n", "visible ASCII"),
+            ("change-me-change-me", "looks like a placeholder"),
+            ("<your secret goes here>".replace(" ", "-"), "looks like a placeholder"),
+            ("runner-manager-secret", "looks like a placeholder"),
+            ("xxxxxxxxxxxxxxxxxxxxxxxx", "looks like a placeholder"),
+        ]:
+            with self.subTest(secret):
+                self.refused("terraform/runner-manager", MANAGER, text, secret=secret)
+
+    def test_the_shared_secrets_that_the_documentation_creates_are_accepted(self):
+        pages = "".join((DEPLOY.parent / page).read_text() for page in ("docs/deploy.md", "docs/migrating.md", "README.md"))
+        commands = re.findall(r"^ *(printf .*) \| gcloud secrets", pages, re.M)
+        self.assertGreaterEqual(len(commands), 2)
+        arguments, _ = self.with_variables(MANAGER)
+        for command in set(commands):
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+            self.run_terraform("terraform/runner-manager", "plan", *arguments, secret=done.stdout)
 
     def test_a_state_of_version_0_1_loses_no_secret(self):
         arguments, place = self.with_variables(MANAGER)

@@ -130,8 +130,16 @@ variable "runner_manager_secret" {
   ephemeral   = true
 
   validation {
-    condition     = var.runner_manager_secret == null || can(regex("^\\S{16,}$", var.runner_manager_secret))
-    error_message = "The secret has at least 16 characters and no white space: openssl rand -hex 32."
+    condition     = var.runner_manager_secret == null || can(regex("^[!-~]{16,}$", var.runner_manager_secret))
+    error_message = "runner_manager_secret has at least 16 characters, all of them visible ASCII: create one with openssl rand -hex 32."
+  }
+
+  validation {
+    condition = var.runner_manager_secret == null || (
+      !can(regex("(?i)change.?me|placeholder|example|your.?secret|shared.?secret|manager.?secret|password|^<.*>$", var.runner_manager_secret))
+      && length(distinct(split("", coalesce(var.runner_manager_secret, "x")))) >= 6
+    )
+    error_message = "runner_manager_secret looks like a placeholder, and anyone could guess it: create one with openssl rand -hex 32."
   }
 }
 
