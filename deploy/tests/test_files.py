@@ -143,9 +143,49 @@ class Packages(unittest.TestCase):
 
     def test_the_driver_of_the_gpu_example_is_there(self):
         script = (EXAMPLES / "gpu-beside-plain/install-driver.sh").read_text()
-        packages = re.search(r"--no-install-recommends \"[^\"]*\" (.*)", script).group(1).split()
-        installed = self.installed("linux-headers-amd64", *packages)
-        self.assertLessEqual(set(packages), installed)
+        install = re.search(r"--no-install-recommends ((?:.*\\\n)*.*)", script).group(1).replace('"', "").replace("\\\n", "")
+        for kernel in ("cloud-amd64", "amd64"):
+            packages = install.replace("$kernel", kernel).split()
+            installed = self.installed(*packages)
+            self.assertLessEqual(set(packages), installed)
+            # The kernel that a restart begins has the headers that the driver is built with.
+            (image,) = [each for each in installed if re.match(r"linux-image-[0-9]", each)]
+            self.assertIn(image.replace("image", "headers"), installed)
+
+
+class Driver(unittest.TestCase):
+    """The GPU example's script, with stand-ins for what it calls."""
+
+    def run_script(self, running, installed):
+        with tempfile.TemporaryDirectory() as directory:
+            root = pathlib.Path(directory)
+            script = (EXAMPLES / "gpu-beside-plain/install-driver.sh").read_text()
+            (root / "script").write_text(script.replace("/etc/apt/sources.list.d", directory))
+            (root / "bin").mkdir()
+            stand_ins = {name: f'echo "{name} $*" >>{root}/log' for name in ("apt-get", "systemctl", "sleep", "nvidia-smi")}
+            stand_ins["uname"] = f"echo {running}"
+            stand_ins["modprobe"] = f"[[ {running} == {installed} ]]"
+            stand_ins["linux-version"] = f"if [[ $1 == list ]]; then echo {installed}; echo {running}; else sort --version-sort; fi"
+            for name, text in stand_ins.items():
+                (root / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+                (root / "bin" / name).chmod(0o755)
+            environment = os.environ | {"PATH": f"{root}/bin:{os.environ['PATH']}"}
+            done = subprocess.run(["bash", root / "script"], env=environment, capture_output=True, text=True)
+            return done.returncode, (root / "log").read_text()
+
+    def test_the_headers_are_those_of_every_kernel_to_come(self):
+        for running, kernel in (("6.12.43+deb13-cloud-amd64", "cloud-amd64"), ("6.12.43+deb13-amd64", "amd64")):
+            code, log = self.run_script(running, running)
+            self.assertEqual(code, 0)
+            self.assertIn(f" linux-image-{kernel} linux-headers-{kernel} ", log)
+            self.assertNotIn("6.12", log)
+            self.assertNotIn("reboot", log)
+
+    def test_a_driver_for_a_newer_kernel_restarts_the_vm(self):
+        code, log = self.run_script("6.12.43+deb13-cloud-amd64", "6.12.48+deb13-cloud-amd64")
+        self.assertNotEqual(code, 0)
+        self.assertIn("systemctl reboot", log)
+        self.assertNotIn("nvidia-smi \n", log)
 
 
 if __name__ == "__main__":

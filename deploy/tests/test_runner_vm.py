@@ -234,6 +234,7 @@ class Surrounded(unittest.TestCase):
         for name in ("systemctl", "apt-get", "useradd", "usermod", "update-ca-certificates"):
             self.stand_in(name, f'#!/bin/bash\necho "{name} $*" >>"$SEEN/commands"\n')
         self.stand_in("dpkg-query", "#!/bin/bash\necho 'install ok installed'\n")
+        self.stand_in("dpkg", "#!/bin/bash\n")
         with tarfile.open(fileobj=io.BytesIO(self.around.archive)) as tar:
             tar.extractall(self.runner, filter="data")
         shutil.copy(self.runner / "bin/installdependencies.sh", self.own)
@@ -673,6 +674,32 @@ class RunnerVm(Surrounded):
         self.up()
         self.assertIn("going on without the Ops Agent", self.log)
 
+    def interrupted(self, configure):
+        """A dpkg with a package that is not configured yet, and what it does when it is told to configure it."""
+        (self.seen / "unfinished").touch()
+        self.stand_in(
+            "dpkg",
+            '#!/bin/bash\nif [[ $1 == --audit ]]; then ls "$SEEN/unfinished" 2>/dev/null || true; exit 0; fi\n'
+            f'echo "dpkg $*" >>"$SEEN/commands"\n{configure}\n',
+        )
+
+    def test_what_dpkg_left_unfinished_is_finished_before_anything_is_installed(self):
+        self.interrupted('rm "$SEEN/unfinished"')
+        self.around.attributes |= {"runner-pre-install": 'echo pre-install >>"$SEEN/commands"', "runner-packages": "zstd"}
+        self.stand_in("dpkg-query", "#!/bin/bash\n")
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        commands = [line for line in self.read("commands").splitlines() if line.startswith(("dpkg", "apt-get install", "pre"))]
+        self.assertEqual(
+            [re.match("dpkg|apt-get|pre-install", line).group() for line in commands], ["dpkg", "pre-install", "apt-get"]
+        )
+        self.assertIn("--configure --pending", commands[0])
+
+    def test_a_package_that_cannot_be_configured_does_not_keep_jobs_from_running(self):
+        self.interrupted("exit 1")
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertIn("going on with packages that dpkg could not configure", self.log)
+        self.assertLess(sum(float(pause) for pause in self.read("sleeps").split()), 100)
+
     def test_missing_packages_are_installed(self):
         self.around.attributes["runner-packages"] = "docker.io,zstd"
         self.stand_in("dpkg-query", '#!/bin/bash\n[[ ${!#} == zstd || ${!#} == jq ]] || echo "install ok installed"\n')
@@ -695,6 +722,44 @@ class RunnerVm(Surrounded):
         ):
             self.assertIn(line + "\n", unit)
         self.assertIn("systemctl start --no-block runner-vm.service runner-vm-prune.timer", self.read("commands"))
+
+    def started(self):
+        """The commands of the unit, in the order in which systemd runs them."""
+        self.assertEqual(self.script("boot"), 0, self.log)
+        unit = (self.root / "etc/systemd/system/runner-vm.service").read_text()
+        return re.findall(r"^ExecStart(?:Pre)?=(.*)$", unit, re.M)
+
+    def test_room_is_made_before_the_runner_takes_a_job(self):
+        prepare, register, prune, run = self.started()
+        for command, name in ((prepare, "prepare"), (register, "register"), (prune, "prune"), (run, "run")):
+            self.assertTrue(command.endswith(f"/usr/local/sbin/runner-vm {name}"), command)
+        # As root, and a failure does not keep the runner from its job.
+        self.assertTrue(prune.startswith("-+/"), prune)
+
+    def test_making_room_delays_the_runner_for_a_limited_time(self):
+        command = self.started()[2].removeprefix("-+").split()
+        seconds = command.index("180")
+        command[seconds] = "1"
+        self.disk(95, images=(95,))
+        self.stand_in("docker", "#!/bin/bash\nexec /bin/sleep 60\n")
+        before = time.monotonic()
+        done = subprocess.run(command, env=self.environment, capture_output=True, timeout=30)
+        self.assertEqual(done.returncode, 124)
+        self.assertLess(time.monotonic() - before, 20)
+
+    @unittest.skipUnless(shutil.which("perl"), "perl is not on the PATH")
+    def test_updates_of_the_system_do_not_restart_the_runner(self):
+        self.assertEqual(self.script("boot"), 0, self.log)
+        # As needrestart does: its files are Perl, and each key is a regular expression of services.
+        tell = """
+            our %nrconf = (override_rc => {qr(^dbus) => 0});
+            do $ARGV[0] or !$@ or die $@;
+            for my $service ("runner-vm.service", "dbus.service", "ssh.service") {
+                print "$service\n" if grep { $service =~ /$_/ && !$nrconf{override_rc}{$_} } keys %{$nrconf{override_rc}};
+            }"""
+        file = self.root / "etc/needrestart/conf.d/runner-vm.conf"
+        done = subprocess.run(["perl", "-we", tell, file], capture_output=True, text=True)
+        self.assertEqual((done.stdout, done.stderr), ("runner-vm.service\ndbus.service\n", ""))
 
     def test_a_spot_vm_has_less_time_to_sign_off(self):
         self.around.preemptible = "TRUE"
@@ -762,7 +827,15 @@ class RunnerVm(Surrounded):
         log, cache = self.old("_diag/Runner_1.log"), self.old("_work/app/target")
         self.assertEqual(self.script("prune"), 0, self.log)
         self.assertEqual((log.exists(), cache.exists()), (True, True))
-        self.assertIn("docker system prune", self.read("commands"))
+        self.assertEqual(self.read("commands"), "docker system prune --all --force --filter until=168h\n")
+
+    def test_images_that_were_built_lately_go_as_well_if_the_disk_is_still_full(self):
+        self.disk(50, images=(95, 95, 60))
+        self.assertEqual(self.script("prune"), 0, self.log)
+        self.assertEqual(
+            self.read("commands"), "docker system prune --all --force --filter until=168h\ndocker system prune --all --force\n"
+        )
+        self.assertNotIn("enlarge it", self.log)
 
     def test_checkouts_that_fill_the_data_disk_cost_no_image(self):
         self.disk(95, images=(50,))

@@ -200,6 +200,28 @@ class AsRoot(Surrounded):
             waited = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         self.assertEqual(waited.returncode, 0, waited.stderr)
 
+    @unittest.skipUnless(shutil.which("dpkg") and shutil.which("apt-get"), "dpkg and apt-get are not on the PATH")
+    def test_apt_works_again_after_a_stop_in_the_middle_of_an_installation(self):
+        for name in ("dpkg", "apt-get"):
+            (self.bin / name).unlink()
+        state = self.root / "dpkg"
+        for directory in ("updates", "info", "triggers"):
+            (state / directory).mkdir(parents=True)
+        package = "Package: jobs-tool\nStatus: install ok %s\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.com>\nDescription: x\n"
+        (state / "status").write_text(package % "half-configured")
+        (state / "info/jobs-tool.list").write_text("/.\n")
+        # dpkg's journal, which a shutdown leaves behind.
+        (state / "updates/0000").write_text(package % "unpacked")
+        self.environment["DPKG_ADMINDIR"] = str(state)
+        command = ["apt-get", "-o", f"Dir::State::status={state}/status", "--yes", "autoremove"]
+        refused = subprocess.run(command, env=os.environ | {"DPKG_ADMINDIR": str(state)}, capture_output=True, text=True)
+        self.assertIn("dpkg was interrupted", refused.stderr)
+        self.assertEqual(self.script("prepare"), 0, self.log)
+        self.assertIn("dpkg was interrupted: finishing its work", self.log)
+        done = subprocess.run(command, env=os.environ | {"DPKG_ADMINDIR": str(state)}, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("Status: install ok installed", (state / "status").read_text())
+
     # -- the user --------------------------------------------------------------------------------------------------
 
     def test_the_runner_runs_as_its_user_with_its_home(self):

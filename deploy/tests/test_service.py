@@ -141,6 +141,7 @@ class Logged(unittest.TestCase):
         for _ in range(3):
             ask(f"{cls.url}/github/webhook", body=b"{}", statuses=cls.requests)
         ask(f"{cls.url}/runner/start", body=b"{}", statuses=cls.requests)
+        ask(f"{cls.url}/runner/reconcile", secret=cls.secret)
         cls.requests.append(request_line(f"{cls.url}/runner/stop", 503))
         ask(f"{cls.cloud}/play/forbid?permission=compute.instances.start")
         cls.command("start")
@@ -226,6 +227,10 @@ class Logged(unittest.TestCase):
         extractor = resources("alerts.tf", "google_logging_metric")["unknown"]["label_extractors"]["vm"]
         field = re.fullmatch(r"EXTRACT\(jsonPayload\.(\w+)\)", extractor).group(1)
         self.assertEqual([line[field] for line in lines], ["gpu-1"])
+
+    def test_each_resync_is_counted_and_nothing_else(self):
+        lines = self.seen_by(self.of_metric("resync"))
+        self.assertEqual(len(lines), 1, self.lines)
 
     def test_each_refused_delivery_is_counted_and_nothing_else(self):
         lines = self.seen_by(self.of_metric("refused"))

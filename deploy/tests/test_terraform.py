@@ -95,10 +95,10 @@ class Terraform(unittest.TestCase):
             "planned_values"
         ].get("outputs", {})
 
-    def refused(self, directory, variables, text):
+    def refused(self, directory, variables, text, secret=None):
         arguments, _ = self.with_variables(variables)
-        done = self.terraform(directory, "plan", *arguments)
-        self.assertEqual(done.returncode, 1, f"{variables} was accepted")
+        done = self.terraform(directory, "plan", *arguments, secret=secret)
+        self.assertEqual(done.returncode, 1, f"{secret or variables} was accepted")
         self.assertIn(text, " ".join(re.sub(r"[│╷╵]", " ", done.stderr).split()), done.stderr)
 
     # -- all of them -----------------------------------------------------------------------------------------------
@@ -247,6 +247,28 @@ class Terraform(unittest.TestCase):
             for secret in written:
                 self.assertNotIn(secret, file.read_text(), file)
 
+    def test_a_shared_secret_that_can_be_guessed_is_refused(self):
+        for secret, text in [
+            ("0123456789abcde", "at least 16 characters"),
+            ("a secret with white space", "visible ASCII"),
+            ("a-line-break-at-its-end\n", "visible ASCII"),
+            ("change-me-change-me", "looks like a placeholder"),
+            ("<your secret goes here>".replace(" ", "-"), "looks like a placeholder"),
+            ("runner-manager-secret", "looks like a placeholder"),
+            ("xxxxxxxxxxxxxxxxxxxxxxxx", "looks like a placeholder"),
+        ]:
+            with self.subTest(secret):
+                self.refused("terraform/runner-manager", MANAGER, text, secret=secret)
+
+    def test_the_shared_secrets_that_the_documentation_creates_are_accepted(self):
+        pages = "".join((DEPLOY.parent / page).read_text() for page in ("docs/deploy.md", "docs/migrating.md", "README.md"))
+        commands = re.findall(r"^ *(printf .*) \| gcloud secrets", pages, re.M)
+        self.assertGreaterEqual(len(commands), 2)
+        arguments, _ = self.with_variables(MANAGER)
+        for command in set(commands):
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+            self.run_terraform("terraform/runner-manager", "plan", *arguments, secret=done.stdout)
+
     def test_a_state_of_version_0_1_loses_no_secret(self):
         arguments, place = self.with_variables(MANAGER)
         self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
@@ -291,7 +313,9 @@ class Terraform(unittest.TestCase):
         plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
         self.assertEqual(plan["time_sleep.iam"]["create_duration"], "120s")
         self.assertEqual(plan["time_sleep.metrics[0]"]["create_duration"], "600s")
-        arguments, place = self.with_variables(MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
+        credentials = {"username": "x", "password_secret_version": "projects/my-project/secrets/x/versions/1"}
+        private = {"image": "ghcr.io/acme/runner-manager:1.0.0", "ghcr_credentials": credentials}
+        arguments, place = self.with_variables(MANAGER | private | {"alerts": {"notification_channels": [CHANNEL]}})
         log = self.run_terraform("terraform/runner-manager", "apply", "-auto-approve", *arguments)
         done = re.findall(r"^(\S+): Creation complete", log, re.M)
 
@@ -302,8 +326,28 @@ class Terraform(unittest.TestCase):
                 self.assertLess(max(earlier), min(later), done)
 
         before("google_secret_manager_secret_iam_member.service", "time_sleep.iam", "google_cloud_run_v2_service.this")
+        before(
+            "google_secret_manager_secret_iam_member.ghcr",
+            "time_sleep.ghcr",
+            "google_artifact_registry_repository.ghcr",
+            "google_cloud_run_v2_service.this",
+        )
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.unknown")
         before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.refused")
+        before("google_logging_metric.", "time_sleep.metrics", "google_monitoring_alert_policy.resync")
+
+    def test_everything_waits_until_the_apis_are_turned_on(self):
+        graph = self.run_terraform("terraform/runner-manager", "graph")
+        needs = {}
+        for dependent, dependency in re.findall(r'"([^"]+)" -> "([^"]+)"', graph):
+            needs.setdefault(dependent, set()).add(dependency)
+        resources = set(re.findall(r'^\s*"(google_[a-z0-9_]+\.\w+)" \[', graph, re.M)) - {"google_project_service.this"}
+        self.assertIn("google_cloud_run_v2_service.this", resources)
+
+        def waits(address):
+            return address == "google_project_service.this" or any(map(waits, needs.get(address, ())))
+
+        self.assertEqual(sorted(each for each in resources if not waits(each)), [])
 
     def test_no_alert_has_a_condition_that_cloud_monitoring_refuses(self):
         plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL]}})
@@ -314,11 +358,26 @@ class Terraform(unittest.TestCase):
             for condition in policy["conditions"]
             for threshold in condition["condition_threshold"]
         ]
-        self.assertEqual(len(thresholds), 3)
+        self.assertEqual(len(thresholds), 4)
         for each in thresholds:
             seconds = int(each["duration"].removesuffix("s"))
             self.assertEqual(seconds % 60, 0)
             self.assertTrue(seconds > 0 or each["evaluation_missing_data"] is None, each)
+            self.assertEqual(int(each["aggregations"][0]["alignment_period"].removesuffix("s")) % 60, 0)
+
+    def test_resyncs_that_stop_are_an_alert(self):
+        alerts = {"notification_channels": [CHANNEL]}
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": alerts})
+        (condition,) = plan["google_monitoring_alert_policy.resync[0]"]["conditions"]
+        (threshold,) = condition["condition_threshold"]
+        (aggregation,) = threshold["aggregations"]
+        # Fewer than one in a window: for half an hour with the window itself.
+        self.assertEqual((threshold["comparison"], threshold["threshold_value"]), ("COMPARISON_LT", 1))
+        self.assertEqual((aggregation["alignment_period"], threshold["duration"]), ("900s", "900s"))
+        # Cloud Run is scaled to zero then, and no line means no data.
+        self.assertEqual(threshold["evaluation_missing_data"], "EVALUATION_MISSING_DATA_ACTIVE")
+        plan, _ = self.planned("terraform/runner-manager", MANAGER | {"alerts": alerts | {"resync_minutes": 0}})
+        self.assertFalse([address for address in plan if address.endswith("resync[0]")])
 
     def test_the_resync_is_made_by_a_command_or_by_terraform(self):
         secrets = {"create": False, "runner_manager_secret": {"version": "1"}}
@@ -339,7 +398,7 @@ class Terraform(unittest.TestCase):
             "terraform/runner-manager", MANAGER | {"alerts": {"notification_channels": [CHANNEL], "vm_up_hours": 6}}
         )
         policies = [each for address, each in plan.items() if address.startswith("google_monitoring_alert_policy")]
-        self.assertEqual(len(policies), 6)
+        self.assertEqual(len(policies), 7)
         self.assertTrue(all(each["notification_channels"] == [CHANNEL] for each in policies))
         threshold = plan["google_monitoring_alert_policy.up[0]"]["conditions"][0]["condition_threshold"][0]
         self.assertEqual(threshold["threshold_value"], 6 * 3600)
@@ -372,6 +431,7 @@ class Terraform(unittest.TestCase):
                 "A version is a number",
             ),
             ({"alerts": {"notification_channels": ["me@example.com"]}}, "A notification channel looks like"),
+            ({"alerts": {"notification_channels": [CHANNEL], "resync_minutes": 5}}, "an even number from 10 to 1440"),
             ({"public_access": "yes"}, "public_access is no_check"),
             (
                 {"ghcr_credentials": {"username": "x", "password_secret_version": "projects/p/secrets/s/versions/1"}},
@@ -452,6 +512,19 @@ class Terraform(unittest.TestCase):
             vm, _ = self.vm(machine_type=machine_type)
             self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "MIGRATE")
 
+    def test_a_vm_that_cannot_be_moved_to_another_host_is_stopped_for_maintenance(self):
+        disk = {"type": "hyperdisk-balanced"}
+        for machine_type in ("h4d-standard-192", "h4d-highmem-192-lssd", "c3-standard-192-metal", "c4-standard-288-metal"):
+            with self.subTest(machine_type):
+                vm, _ = self.vm(machine_type=machine_type, boot_disk=disk, discard_local_ssd=True)
+                self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
+        vm, _ = self.vm(machine_type="c4-standard-4", boot_disk=disk)
+        self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "MIGRATE")
+        vm, _ = self.vm(
+            machine_type="z3-highmem-88-highlssd", discard_local_ssd=True, on_host_maintenance="TERMINATE"
+        )
+        self.assertEqual(vm["scheduling"][0]["on_host_maintenance"], "TERMINATE")
+
     def test_jobs_get_the_vms_identity_only_where_something_on_it_may_need_it(self):
         url = "https://service.run.app"
         for variables, blocked in [
@@ -521,6 +594,8 @@ class Terraform(unittest.TestCase):
                 },
                 "set data_disk.type to hyperdisk-balanced",
             ),
+            ({"on_host_maintenance": "STOP"}, "MIGRATE or TERMINATE"),
+            ({"on_host_maintenance": "TERMINATE"}, "of the family e2"),
             ({"proxy": {"url": "proxy:3128"}}, "The proxy's URL"),
             ({"ca_certificates": "MIIB"}, "Certificates are in PEM"),
             ({"labels": {"runner-manager-hold": "x"}}, "the service's own"),

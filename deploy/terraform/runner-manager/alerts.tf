@@ -5,6 +5,7 @@ locals {
   # The service's own lines, and Cloud Run's line for each request.
   service_filter = "resource.type=\"cloud_run_revision\" AND resource.labels.service_name=\"${var.service_name}\""
   log_filter     = "${local.service_filter} AND log_id(\"run.googleapis.com/stdout\")"
+  resync_minutes = try(var.alerts.resync_minutes, 0)
   request_filter = "${local.service_filter} AND log_id(\"run.googleapis.com/requests\")"
 
   texts = {
@@ -68,6 +69,8 @@ resource "google_monitoring_alert_policy" "log" {
     mime_type = "text/markdown"
     content   = "$${log.extracted_label.line}\n\n${each.value.advice}"
   }
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_logging_metric" "unknown" {
@@ -89,6 +92,8 @@ resource "google_logging_metric" "unknown" {
       key = "vm"
     }
   }
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_monitoring_alert_policy" "unknown" {
@@ -137,6 +142,8 @@ resource "google_logging_metric" "refused" {
     metric_kind = "DELTA"
     value_type  = "INT64"
   }
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_monitoring_alert_policy" "refused" {
@@ -171,6 +178,55 @@ resource "google_monitoring_alert_policy" "refused" {
   depends_on = [time_sleep.metrics]
 }
 
+resource "google_logging_metric" "resync" {
+  count = local.resync_minutes > 0 ? 1 : 0
+
+  project     = var.project
+  name        = "${var.service_name}/resync"
+  description = "Resyncs that ended. The first one begins the watch over those that follow."
+  filter      = "${local.log_filter} AND jsonPayload.message=~\"^resync: \""
+
+  metric_descriptor {
+    metric_kind = "DELTA"
+    value_type  = "INT64"
+  }
+
+  depends_on = [google_project_service.this]
+}
+
+resource "google_monitoring_alert_policy" "resync" {
+  count = local.resync_minutes > 0 ? 1 : 0
+
+  project               = var.project
+  display_name          = "${var.service_name}: no resync"
+  combiner              = "OR"
+  notification_channels = local.alert_channels
+
+  conditions {
+    display_name = "none for ${local.resync_minutes} minutes"
+    condition_threshold {
+      filter          = "metric.type=\"logging.googleapis.com/user/${google_logging_metric.resync[0].name}\" AND resource.type=\"cloud_run_revision\""
+      comparison      = "COMPARISON_LT"
+      threshold_value = 1
+      # A window without a resync, and as long again until the alert. Without a line there may be zeros or no data.
+      duration                = "${local.resync_minutes * 30}s"
+      evaluation_missing_data = "EVALUATION_MISSING_DATA_ACTIVE"
+      aggregations {
+        alignment_period     = "${local.resync_minutes * 30}s"
+        per_series_aligner   = "ALIGN_DELTA"
+        cross_series_reducer = "REDUCE_SUM"
+      }
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = "Lost webhooks and tasks are not made up for. The job of Cloud Scheduler says why: it is paused or gone, or it carries an older secret. gcloud scheduler jobs describe ${var.service_name}-reconcile --location ${var.region}"
+  }
+
+  depends_on = [time_sleep.metrics]
+}
+
 # Cloud Monitoring refuses a policy on a metric that it does not know yet.
 resource "time_sleep" "metrics" {
   count = var.alerts == null ? 0 : 1
@@ -180,6 +236,7 @@ resource "time_sleep" "metrics" {
   triggers = {
     unknown = google_logging_metric.unknown[0].id
     refused = google_logging_metric.refused[0].id
+    resync  = join("", google_logging_metric.resync[*].id)
   }
 }
 
@@ -209,4 +266,6 @@ resource "google_monitoring_alert_policy" "up" {
     mime_type = "text/markdown"
     content   = "GET /runner/status says why it is up: jobs, a hold, or that GitHub cannot be queried. A VM that was started by other means is not watched until a job comes for it, or POST /runner/release."
   }
+
+  depends_on = [google_project_service.this]
 }

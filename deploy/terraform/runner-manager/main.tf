@@ -73,7 +73,7 @@ resource "google_artifact_registry_repository" "ghcr" {
     }
   }
 
-  depends_on = [google_project_service.this, google_secret_manager_secret_iam_member.ghcr]
+  depends_on = [google_project_service.this, time_sleep.ghcr]
 }
 
 resource "google_secret_manager_secret_iam_member" "ghcr" {
@@ -82,6 +82,19 @@ resource "google_secret_manager_secret_iam_member" "ghcr" {
   secret_id = regex("^(projects/[^/]+/secrets/[^/]+)/", var.ghcr_credentials.password_secret_version)[0]
   role      = "roles/secretmanager.secretAccessor"
   member    = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
+
+  depends_on = [google_project_service.this]
+}
+
+# Artifact Registry refuses credentials that it cannot read, and a grant takes minutes to be in force everywhere.
+resource "time_sleep" "ghcr" {
+  count = var.ghcr_credentials == null ? 0 : 1
+
+  create_duration = var.propagation.iam
+
+  triggers = { secret = google_secret_manager_secret_iam_member.ghcr[0].secret_id }
+
+  depends_on = [google_secret_manager_secret_iam_member.ghcr]
 }
 
 resource "google_cloud_tasks_queue" "callbacks" {

@@ -31,6 +31,8 @@ resource "google_project_iam_custom_role" "vms" {
     "compute.instances.start",
     "compute.instances.stop",
   ]
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_compute_instance_iam_member" "service" {
@@ -61,6 +63,8 @@ resource "google_project_iam_custom_role" "project" {
     "compute.instances.list",
     "compute.zoneOperations.list",
   ]
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_project_iam_member" "project" {
@@ -75,6 +79,8 @@ resource "google_project_iam_custom_role" "queue" {
   title       = "Runner Manager: its queue"
   description = "Create tasks. Not read them: they carry the shared secret."
   permissions = ["cloudtasks.tasks.create"]
+
+  depends_on = [google_project_service.this]
 }
 
 resource "google_cloud_tasks_queue_iam_member" "service" {

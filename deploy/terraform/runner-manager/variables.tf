@@ -130,8 +130,16 @@ variable "runner_manager_secret" {
   ephemeral   = true
 
   validation {
-    condition     = var.runner_manager_secret == null || can(regex("^\\S{16,}$", var.runner_manager_secret))
-    error_message = "The secret has at least 16 characters and no white space: openssl rand -hex 32."
+    condition     = var.runner_manager_secret == null || can(regex("^[!-~]{16,}$", var.runner_manager_secret))
+    error_message = "runner_manager_secret has at least 16 characters, all of them visible ASCII: create one with openssl rand -hex 32."
+  }
+
+  validation {
+    condition = var.runner_manager_secret == null || (
+      !can(regex("(?i)change.?me|placeholder|example|your.?secret|shared.?secret|manager.?secret|password|^<.*>$", var.runner_manager_secret))
+      && length(distinct(split("", coalesce(var.runner_manager_secret, "x")))) >= 6
+    )
+    error_message = "runner_manager_secret looks like a placeholder, and anyone could guess it: create one with openssl rand -hex 32."
   }
 }
 
@@ -303,13 +311,21 @@ variable "alerts" {
     notification_channels  names of the channels, projects/PROJECT/notificationChannels/NUMBER
     vm_up_hours            a VM that is up for longer is worth a look
     refused_deliveries     so many refused webhooks in a quarter of an hour are still no alert: anyone can send some
+    resync_minutes         so long without a resync is an alert, once there was one: at least twice the interval of the
+                           schedule; 0 for no such alert
   EOT
   type = object({
     notification_channels = list(string)
     vm_up_hours           = optional(number, 12)
     refused_deliveries    = optional(number, 2)
+    resync_minutes        = optional(number, 30)
   })
   default = null
+
+  validation {
+    condition     = var.alerts == null || contains(concat([0], range(10, 1441, 2)), try(var.alerts.resync_minutes, 0))
+    error_message = "alerts.resync_minutes is an even number from 10 to 1440, or 0 for no such alert."
+  }
 
   validation {
     condition     = alltrue([for channel in try(var.alerts.notification_channels, []) : can(regex("^projects/[^/]+/notificationChannels/[0-9]+$", channel))])
@@ -332,7 +348,7 @@ variable "deletion_protection" {
 variable "propagation" {
   description = <<-EOT
     Pauses of an apply that creates what others wait for:
-    iam      between granting access to the secrets and starting the service
+    iam      between granting access to secrets and what reads them: the service, Artifact Registry
     metrics  between creating log-based metrics and the alerts on them, which Cloud Monitoring refuses until then
   EOT
   type = object({

@@ -4,8 +4,11 @@
 locals {
   region = regex("^[a-z]+-[a-z]+[0-9]+", var.zone)
 
-  # Machine types that come with GPUs. A VM with a GPU cannot be moved to another host.
+  # Machine types that come with GPUs.
   has_gpu = var.gpu != null || can(regex("^(a2|a3|a4|a4x|a5x|g2|g4)-", var.machine_type))
+
+  # Compute Engine cannot move these to another host while they run.
+  stays_on_host = var.spot || local.has_gpu || can(regex("^h4d-|-metal$", var.machine_type))
 
   # With an account of its own that has no roles, a VM needs its identity for the registration alone.
   block_metadata = coalesce(var.block_metadata, var.runner_manager_url != null && var.service_account == null)
@@ -124,7 +127,7 @@ resource "google_compute_instance" "vm" {
   scheduling {
     # A Spot VM is not started again by Compute Engine; the service does it while a job waits.
     automatic_restart           = !var.spot
-    on_host_maintenance         = var.spot || local.has_gpu ? "TERMINATE" : "MIGRATE"
+    on_host_maintenance         = coalesce(var.on_host_maintenance, local.stays_on_host ? "TERMINATE" : "MIGRATE")
     preemptible                 = var.spot
     provisioning_model          = var.spot ? "SPOT" : "STANDARD"
     instance_termination_action = var.spot ? "STOP" : null

@@ -91,7 +91,7 @@ variable "packages" {
 }
 
 variable "keep_free_percent" {
-  description = "Percentage of each disk that is kept free: below that, the oldest files and images are removed while no job runs."
+  description = "Percentage of each disk that is kept free: below that, old files and unused images are removed while no job runs."
   type        = number
   default     = 20
 
@@ -245,6 +245,22 @@ variable "spot" {
   description = "A Spot VM: cheaper, and Compute Engine may stop it in the middle of a job."
   type        = bool
   default     = false
+}
+
+variable "on_host_maintenance" {
+  description = "What Compute Engine does with the VM when its host needs maintenance: MIGRATE or TERMINATE. By default TERMINATE for VMs that it cannot migrate: Spot VMs, those with GPUs, h4d and bare metal; MIGRATE for others. Z3, Z4D and Z4M with the largest local SSDs, and VMs with Cloud RDMA, need TERMINATE."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.on_host_maintenance == null || contains(["MIGRATE", "TERMINATE"], coalesce(var.on_host_maintenance, "MIGRATE"))
+    error_message = "on_host_maintenance is MIGRATE or TERMINATE, or left out."
+  }
+
+  validation {
+    condition     = var.on_host_maintenance != "TERMINATE" || var.spot || !startswith(var.machine_type, "e2-")
+    error_message = "Compute Engine always migrates VMs of the family e2 unless they are Spot VMs: leave on_host_maintenance out."
+  }
 }
 
 variable "network" {

@@ -5,7 +5,7 @@
 #   runner-vm prepare    root, before each start of the service: packages, the owner's scripts, the runner's program
 #   runner-vm register   root, after that: registers the runner if GitHub does not know it
 #   runner-vm run        the runner's user: runs the runner
-#   runner-vm prune      root, hourly: makes room on the disks while no job runs
+#   runner-vm prune      root, before each start of the runner and hourly: makes room on the disks while no job runs
 #
 # Settings are attributes in the VM's metadata, all optional: runner-manager-url, runner-repository, runner-name,
 # runner-labels, runner-default-labels, runner-group, runner-version, runner-sha256, runner-user, runner-directory,
@@ -38,6 +38,9 @@ PATIENCE=${RUNNER_VM_PATIENCE:-300}
 REFUSED_PAUSE=600
 # GitHub gives no jobs to a runner that has missed an update for 30 days, so one that slept long is renewed first.
 RENEW_AFTER_DAYS=20
+
+# Seconds that making room may delay the runner: a job may be waiting for it.
+PRUNE_SECONDS=180
 
 REFUSED=3
 
@@ -111,12 +114,15 @@ use_proxy() {
 boot() {
   local user spot stop_seconds=85
   command -v curl >/dev/null || patiently "curl" apt_get curl
-  mkdir -p "$(dirname "$INSTALLED")" "$ROOT/etc/systemd/system" "$ROOT/etc/apt/apt.conf.d" "$BASE"
+  mkdir -p "$(dirname "$INSTALLED")" "$ROOT"/etc/{systemd/system,apt/apt.conf.d,needrestart/conf.d} "$BASE"
   # The old file may be running: it is replaced, not written over.
   install -m 755 "$0" "$INSTALLED.new"
   mv "$INSTALLED.new" "$INSTALLED"
   # The system's own updates hold the lock for minutes after a boot.
   printf 'DPkg::Lock::Timeout "300";\n' >"$ROOT/etc/apt/apt.conf.d/90runner-vm"
+  # After an update of a library, needrestart restarts the services that use it. This one may be running a job.
+  # shellcheck disable=SC2016 # Perl's variable
+  printf '%s\n' '$nrconf{override_rc}{qr(^runner-vm\.service$)} = 0;' >"$ROOT/etc/needrestart/conf.d/runner-vm.conf"
   mount_data_disk
   user=$(runner_user)
   id "$user" >/dev/null 2>&1 || useradd --home-dir "$BASE" --no-create-home --shell /bin/bash "$user"
@@ -147,7 +153,8 @@ mount_data_disk() {
 
 write_units() {
   local units=$ROOT/etc/systemd/system
-  # Docker is to outlive the runner's jobs. The system's updates wait until the packages are installed.
+  # Docker is to outlive the runner's jobs. The system's updates wait until the packages are installed. Most VMs are not
+  # up long enough for the timer to find them idle, so room is made before the runner takes a job as well.
   cat >"$units/runner-vm.service" <<UNIT
 [Unit]
 Description=GitHub Actions runner
@@ -163,6 +170,7 @@ RuntimeDirectoryPreserve=yes
 EnvironmentFile=-$OWN/environment
 ExecStartPre=+$INSTALLED prepare
 ExecStartPre=+$INSTALLED register
+ExecStartPre=-+/usr/bin/timeout --kill-after=10 $PRUNE_SECONDS $INSTALLED prune
 ExecStart=$INSTALLED run
 Restart=always
 RestartSec=5
@@ -198,6 +206,7 @@ prepare() {
   directory=$(runner_directory)
   mkdir -p "$OWN"
   use_proxy
+  PATIENCE=60 patiently "dpkg" finish_packages || say "going on with packages that dpkg could not configure"
   trust_certificates
   text=$(setting runner-pre-install)
   patiently "userdata_pre_install" provision pre-install "$text" || return 1
@@ -231,7 +240,17 @@ install_packages() {
   apt_get "${missing[@]}"
 }
 
+# A stop of the VM in the middle of an installation leaves packages half configured. Then apt refuses to do anything, until
+# dpkg has been told to finish.
+finish_packages() {
+  local journal=${DPKG_ADMINDIR:-/var/lib/dpkg}/updates
+  if [[ -z $(dpkg --audit 2>/dev/null) && -z $(ls "$journal" 2>/dev/null) ]]; then return 0; fi
+  say "dpkg was interrupted: finishing its work"
+  DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold --configure --pending >&2
+}
+
 apt_get() {
+  finish_packages || say "dpkg did not finish: trying apt"
   apt-get update --quiet --quiet &&
     DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends "$@"
 }
@@ -691,6 +710,7 @@ prune() {
   images=$(docker_directory)
   keep_free=$(setting runner-keep-free 20)
   make_room prune_logs "$directory" "$keep_free" &&
+    make_room prune_old_images "$images" "$keep_free" &&
     make_room prune_images "$images" "$keep_free" &&
     make_room prune_work "$directory" "$keep_free" || return 0
   for place in "$directory" "$images"; do
@@ -727,9 +747,15 @@ prune_logs() {
   as_user find "$1/_diag" -type f -mtime +7 -delete
 }
 
-prune_images() {
-  say "removing images and containers that were not used for a week"
+# Docker does not know when an image was last used. Its filter is about when the image was built, or the container created.
+prune_old_images() {
+  say "removing stopped containers, and unused images that were built more than a week ago"
   docker system prune --all --force --filter until=168h >/dev/null
+}
+
+prune_images() {
+  say "removing stopped containers and all unused images"
+  docker system prune --all --force >/dev/null
 }
 
 # Removes directories in which nothing changed for a month: checkouts, downloaded actions, tools. A link that a job left
