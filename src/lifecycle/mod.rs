@@ -61,8 +61,8 @@
 //!
 //! # Tasks
 //!
-//! A pass is named by its VM, its `idle_since`, whether it carries evidence, and its due time. Everything else in its body
-//! is a hint. So equal passes merge, whatever created them, and passes cannot multiply. Tasks of earlier versions are
+//! A pass is named by its VM, its `idle_since`, the kind of its evidence, and its due time. Everything else in its body is
+//! a hint. So equal passes merge, whatever created them, and passes cannot multiply. Tasks of earlier versions are
 //! passes too ([`task`]).
 //!
 //! # Known gaps

@@ -199,7 +199,12 @@ impl Task {
         let idle_since = self.idle_since.filter(|_| !self.unmarked);
         let idle_since =
             idle_since.map_or_else(|| "unmarked".to_owned(), |value| value.to_string());
-        let evidence = if self.evidence().is_some() { "evidence" } else { "no evidence" };
+        let evidence = match (self.evidence(), self.pending_since) {
+            (None, _) => "no evidence",
+            (Some(_), None) => "evidence",
+            // It asks for this job only, and must not take the place of a pass for another one.
+            (Some(_), Some(_)) => "a pending job",
+        };
         let Self { vm_instance_name: name, vm_instance_zone: zone, due, .. } = self;
         let run_at = self.run_early_at.map(|at| format!("\n{}", at.unix_seconds()));
         let origin = if self.resync { "\nresync" } else { "" };
@@ -290,6 +295,7 @@ mod tests {
             Task { vm_instance_name: "b".into(), ..base.clone() },
             Task { vm_instance_zone: "y".into(), ..base.clone() },
             base.clone().with_job(job.clone()),
+            Task { pending_since: Some(at(200)), ..base.clone().with_job(job.clone()) },
         ];
         for (nth, task) in different.iter().enumerate() {
             assert_ne!(task.id(), id);

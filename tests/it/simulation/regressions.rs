@@ -157,6 +157,24 @@ fn a_job_that_lost_its_vm_is_not_forgotten_for_one_in_review() {
     });
 }
 
+/// A job was queued although its delivery said that it waited for a review, while another one really did: the pass for it
+/// had the name of the pass that queried only the other, and was lost.
+#[test]
+fn a_job_that_is_queued_already_is_not_forgotten_for_one_in_review() {
+    keeps_every_promise(&Day {
+        seed: 102_458,
+        profile: Profile::Stale,
+        inactive: 1,
+        ops: vec![
+            (
+                seconds(5_403),
+                Op::Review { repo: "acme/web", approved_after: seconds(1_680), runs: seconds(85) },
+            ),
+            (seconds(5_577), Op::StaleWaiting { repo: "acme/web", runs: seconds(115) }),
+        ],
+    });
+}
+
 /// GitHub's search index was empty when a VM vanished under its jobs: only the list of runs of any status showed that a
 /// job waited.
 #[test]
