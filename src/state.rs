@@ -18,6 +18,7 @@ use crate::lifecycle::registration::RegistrationTokenCache;
 use crate::lifecycle::status::StatusCache;
 use crate::lifecycle::{Context, LabelPermission, Parts};
 use crate::secret::SharedSecret;
+use crate::throttle::Throttle;
 
 /// The state of the service; cheap to clone, and clones share it.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct Shared {
     pub secret: SharedSecret,
     pub registrations: RegistrationTokenCache,
     pub status: StatusCache,
+    /// For the log lines of failed requests.
+    pub failures: Throttle,
     pub draining: Draining,
 }
 
@@ -94,6 +97,7 @@ impl AppState {
             secret: config.secret,
             registrations: RegistrationTokenCache::default(),
             status: StatusCache::default(),
+            failures: Throttle::default(),
             draining: Draining::default(),
         }))
     }

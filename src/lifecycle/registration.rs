@@ -24,7 +24,7 @@ const SHARED: Duration = Duration::from_secs(10 * 60);
 #[derive(Clone, Copy, Debug)]
 pub struct RegistrationRequest<'a> {
     /// The VM's identity token, not verified yet.
-    pub token: Option<&'a str>,
+    pub token: &'a str,
     /// The repository to register in, if the VM's entries leave a choice.
     pub repo: Option<&'a RepoName>,
 }
@@ -91,6 +91,16 @@ fn write_permission(place: &RunnerScope) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct RegistrationTokenCache(Arc<Mutex<BTreeMap<String, (Timestamp, RegistrationToken)>>>);
 
+/// Refuses a request that no body could make right: no VM registers here, or its token cannot be one of Google's.
+pub fn plausible(cx: &Context, token: Option<String>) -> Result<String, Refusal> {
+    if cx.fleet.entries().iter().all(|entry| entry.register.is_none()) {
+        return Err(Refusal::TurnedOff);
+    }
+    let token = token.ok_or(Untrusted::Missing)?;
+    identity::key_id(&token)?;
+    Ok(token)
+}
+
 /// Gives a VM that proves its identity what it needs to register its runner.
 pub async fn register(
     cx: &Context,
@@ -99,10 +109,6 @@ pub async fn register(
     deadline: Deadline,
 ) -> Result<Grant, Refusal> {
     let RegistrationRequest { token, repo } = request;
-    if cx.fleet.entries().iter().all(|entry| entry.register.is_none()) {
-        return Err(Refusal::TurnedOff);
-    }
-    let token = token.ok_or(Untrusted::Missing)?;
     let key = cx.google_keys.key(&identity::key_id(token)?, deadline).await;
     let key = key.map_err(Refusal::Upstream)?.ok_or(Untrusted::UnknownKey)?;
     let now = cx.clock.now();

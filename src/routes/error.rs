@@ -1,18 +1,19 @@
 //! Errors as a caller sees them: the one place that knows HTTP statuses, and where a failure is logged.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tracing::Level;
 
 use super::webhook_event::Unreadable;
 use super::{OUTCOME, outcome_header};
+use crate::clock::Timestamp;
 use crate::fleet::NoSuchVm;
 use crate::lifecycle;
 use crate::lifecycle::registration::Refusal;
 use crate::secret::Refused;
+use crate::throttle::Throttle;
 
 /// The failure of a request. The replies have FastAPI's format, `{"detail": "…"}`.
 #[derive(Debug, thiserror::Error)]
@@ -78,15 +79,51 @@ struct Detail<'a> {
     detail: &'a str,
 }
 
-/// Logs the first ten refusals of this instance, then every hundredth: any caller can be refused as often as it likes,
-/// and log lines cost money.
-fn warn_now_and_then(status: StatusCode, detail: &str) {
-    static REFUSED: AtomicU64 = AtomicU64::new(0);
-    let count = REFUSED.fetch_add(1, Ordering::Relaxed) + 1;
-    if count <= 10 {
-        tracing::warn!("{status}: {detail}");
-    } else if count.is_multiple_of(100) {
-        tracing::warn!("{status}: {detail}: {count} were refused since this instance was started");
+/// The log line of a failed request. The router writes it, which knows the path.
+#[derive(Clone)]
+pub(super) struct Failure {
+    line: String,
+    level: Level,
+    /// The names of the error's variants, without their values.
+    kind: String,
+}
+
+impl Failure {
+    fn of(error: &ApiError, line: String) -> Self {
+        let level = match error {
+            ApiError::NoSuchPath | ApiError::NoSuchMethod => Level::DEBUG,
+            ApiError::ShuttingDown => Level::INFO,
+            // A caller without a valid token can cause it.
+            ApiError::NotNow(Refusal::Upstream(_)) => Level::WARN,
+            _ if error.status().is_client_error() => Level::WARN,
+            _ => Level::ERROR,
+        };
+        let kind = format!("{error:?}");
+        let is_name = |c: &char| c.is_ascii_alphanumeric() || *c == '(';
+        Self { line, level, kind: kind.chars().take_while(is_name).collect() }
+    }
+
+    /// Logs the line, unless too many like it were logged lately. Callers that know the secret cause errors only.
+    pub(super) fn log(&self, path: &str, throttle: &Throttle, now: Timestamp) {
+        let Self { line, level, kind } = self;
+        if *level == Level::DEBUG {
+            tracing::debug!("{line}");
+            return;
+        }
+        if *level == Level::ERROR {
+            tracing::error!("{line}");
+            return;
+        }
+        let line = match throttle.admit(&format!("{path} {kind}"), now) {
+            None => return,
+            Some(0) => line.clone(),
+            Some(more) => format!("{line} (and {more} more like this since the last such line)"),
+        };
+        if *level == Level::INFO {
+            tracing::info!("{line}");
+        } else {
+            tracing::warn!("{line}");
+        }
     }
 }
 
@@ -103,17 +140,12 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let detail = self.to_string();
-        match &self {
-            // Any caller can cause these, as often as it likes.
-            Self::NoSuchPath | Self::NoSuchMethod => tracing::debug!("{status}: {detail}"),
-            Self::Refused(_) => warn_now_and_then(status, &detail),
-            Self::NoRegistration(why) => {
-                warn_now_and_then(status, &format!("a registration was refused: {why}"));
-            }
-            _ if status.is_client_error() => tracing::warn!("{status}: {detail}"),
-            _ => tracing::error!("{status}: {detail}"),
-        }
+        let line = match &self {
+            Self::NoRegistration(why) => format!("{status}: a registration was refused: {why}"),
+            _ => format!("{status}: {detail}"),
+        };
         let mut response = (status, Json(Detail { detail: &detail })).into_response();
+        response.extensions_mut().insert(Failure::of(&self, line));
         let headers = response.headers_mut();
         headers.insert(OUTCOME, outcome_header(&detail));
         if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::webhook_event::{self, WebhookEvent};
+use crate::lifecycle::registration;
+use crate::secret::Signature;
 use crate::state::AppState;
 
 /// The largest body. GitHub's own limit is 25 MB; a `workflow_job` has about 15 KB.
@@ -33,26 +35,28 @@ impl FromRequest<AppState> for SignedDelivery {
 
     async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
         let (head, body) = request.into_parts();
+        // A request that cannot be right is refused before its body is read.
         let signature = head.headers.get("x-hub-signature-256").map(|value| value.as_bytes());
-        if signature.is_none() {
-            // An unsigned request is refused before its body is read.
-            app.secret.verify_signature(None, b"")?;
-        }
+        let signature = Signature::parse(signature)?;
         let body = read(&head.headers, body).await?;
         // The signature covers the bytes as sent, so nothing is parsed before it holds.
-        app.secret.verify_signature(signature, &body)?;
+        app.secret.verify_signature(&signature, &body)?;
         let event = head.headers.get("x-github-event").ok_or(ApiError::NoEvent)?;
-        let is_form = head
-            .headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
+        let as_form =
+            head.headers.get(header::CONTENT_TYPE).is_some_and(|kind| is_form(kind.as_bytes()));
         if event != webhook_event::WORKFLOW_JOB {
             // The payload is not read.
             return Ok(Self(WebhookEvent::of(&String::from_utf8_lossy(event.as_bytes()), b"")?));
         }
-        let payload = webhook_event::payload(&body, is_form)?;
+        let payload = webhook_event::payload(&body, as_form)?;
         Ok(Self(WebhookEvent::of(webhook_event::WORKFLOW_JOB, &payload)?))
     }
+}
+
+/// The media type's parameters do not count, nor does its case.
+fn is_form(content_type: &[u8]) -> bool {
+    let kind = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+    kind.trim_ascii().eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
 }
 
 /// A command whose caller knows the secret.
@@ -97,14 +101,14 @@ impl FromRequest<AppState> for Authorized {
 
 /// A request by a VM: its identity token, not verified yet, and its body.
 pub(super) struct Bearer {
-    token: Option<String>,
+    token: String,
     body: Bytes,
 }
 
 impl Bearer {
-    /// The token in `Authorization: Bearer …`.
-    pub(super) fn token(&self) -> Option<&str> {
-        self.token.as_deref()
+    /// The token in `Authorization: Bearer …`. It has the form of an identity token.
+    pub(super) fn token(&self) -> &str {
+        &self.token
     }
 
     /// The body. An empty one is the default value.
@@ -116,13 +120,14 @@ impl Bearer {
 impl FromRequest<AppState> for Bearer {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
         let (head, body) = request.into_parts();
-        let bearer = head.headers.get(header::AUTHORIZATION).and_then(|value| {
+        let token = head.headers.get(header::AUTHORIZATION).and_then(|value| {
             let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
             scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim().to_owned())
         });
-        Ok(Self { token: bearer, body: read(&head.headers, body).await? })
+        let token = registration::plausible(&app.cx, token)?;
+        Ok(Self { token, body: read(&head.headers, body).await? })
     }
 }
 

@@ -13,7 +13,7 @@ mod webhook_event;
 use std::any::Any;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::HeaderValue;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -23,7 +23,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::lifecycle::Outcome;
 use crate::state::AppState;
 use crate::telemetry::Origin;
-use error::ApiError;
+use error::{ApiError, Failure};
 pub use extract::{LARGEST_BODY, SignedDelivery};
 pub use info::SERVICE;
 pub use webhook_event::{Job, Unreadable, WORKFLOW_JOB, WebhookEvent, payload};
@@ -38,6 +38,7 @@ const OUTCOME: &str = "x-runner-manager-outcome";
 pub fn router(app: AppState) -> Router {
     Router::new()
         .route(WEBHOOK, post(webhook::receive))
+        .route("/github/webhook/", post(webhook::receive))
         .route("/runner/start", post(runner::start))
         .route("/runner/stop", post(runner::stop))
         .route("/runner/hold", post(runner::hold))
@@ -61,12 +62,18 @@ async fn with_its_origin(State(app): State<AppState>, request: Request, next: Ne
         return next.run(request).await;
     }
     let origin = Origin::of(&request);
+    let path = request.extensions().get::<MatchedPath>().cloned();
     let respond = async {
-        if app.draining.is_set() {
+        let mut response = if app.draining.is_set() {
             ApiError::ShuttingDown.into_response()
         } else {
             next.run(request).await
+        };
+        if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+            let path = path.as_ref().map_or("", MatchedPath::as_str);
+            failure.log(path, &app.failures, app.cx.clock.now());
         }
+        response
     };
     origin.scope(respond).await
 }

@@ -16,13 +16,13 @@ use crate::state::AppState;
 /// The body of the request.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Wish {
+struct Request {
     /// The repository to register in, if the VM's entries leave a choice.
     repo: Option<RepoName>,
 }
 
 #[derive(Serialize)]
-pub(super) struct Answer {
+pub(super) struct Response {
     url: String,
     token: String,
     expires_at: String,
@@ -33,19 +33,19 @@ pub(super) struct Answer {
 pub(super) async fn registration(
     State(app): State<AppState>,
     request: Bearer,
-) -> Result<([(header::HeaderName, HeaderValue); 1], Json<Answer>), ApiError> {
-    let wish: Wish = request.body()?;
+) -> Result<([(header::HeaderName, HeaderValue); 1], Json<Response>), ApiError> {
+    let Request { repo } = request.body()?;
     let deadline = Deadline::after(PASS_TIME);
-    let wish = RegistrationRequest { token: request.token(), repo: wish.repo.as_ref() };
-    let grant = register(&app.cx, &app.registrations, wish, deadline).await?;
+    let request = RegistrationRequest { token: request.token(), repo: repo.as_ref() };
+    let grant = register(&app.cx, &app.registrations, request, deadline).await?;
     let Grant { url, token, name, labels } = grant;
     tracing::info!("VM {name}: it may register its runner in {url} until {}", token.expires_at);
-    let answer = Answer {
+    let response = Response {
         url,
         token: token.token.expose().to_owned(),
         expires_at: token.expires_at,
         name,
         labels,
     };
-    Ok(([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(answer)))
+    Ok(([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(response)))
 }

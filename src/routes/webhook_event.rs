@@ -123,8 +123,12 @@ pub fn payload(body: &[u8], is_form: bool) -> Result<Cow<'_, [u8]>, Unreadable> 
     Ok(payload.into_owned().into_bytes().into())
 }
 
-/// Parses JSON. The error gives the position and the missing field, but repeats nothing of the input.
+/// Parses a JSON object. The error gives the position and the missing field, but repeats nothing of the input.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
+    // serde would take an array for a struct, its elements for the fields in their order.
+    if matches!(body.trim_ascii_start().first(), Some(b'[')) {
+        return Err(Unreadable("the body is a JSON array, not an object".into()));
+    }
     serde_json::from_slice(body).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
         let text = error.to_string();

@@ -7,6 +7,7 @@ mod reconcile;
 mod registration;
 mod runner;
 mod status;
+mod strangers;
 mod webhook;
 
 use http::{Method, StatusCode};
