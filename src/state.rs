@@ -2,7 +2,8 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
 
 use crate::clients::cloud_tasks::{CloudTasks, Queue};
 use crate::clients::compute::Compute;
@@ -39,15 +40,21 @@ pub struct Shared {
 
 /// A flag that is set when the service is told to stop. From then on it begins nothing new.
 #[derive(Clone, Debug, Default)]
-pub struct Draining(Arc<AtomicBool>);
+pub struct Draining(watch::Sender<bool>);
 
 impl Draining {
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.send_replace(true);
     }
 
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        *self.0.borrow()
+    }
+
+    /// Waits until the flag is set.
+    pub async fn wait(&self) {
+        // The sender is here, so the channel is open.
+        self.0.subscribe().wait_for(|set| *set).await.ok();
     }
 }
 

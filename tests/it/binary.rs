@@ -168,6 +168,61 @@ fn sigterm_lets_a_request_in_flight_finish() {
     assert!(program.0.wait().unwrap().success());
 }
 
+/// The text that the program logs until it ends.
+fn log_of(mut program: Running) -> String {
+    terminate(&program);
+    assert!(program.0.wait().unwrap().success());
+    let mut log = String::new();
+    program.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    log
+}
+
+#[test]
+fn half_a_request_does_not_delay_the_end() {
+    let port = free_port();
+    let program = Running(configured(port).spawn().unwrap());
+    let mut half = connect(port);
+    half.write_all(b"POST /github/webhook HTTP/1.1\r\nHost:").unwrap();
+    let _silent = connect(port);
+    let answer = exchange(
+        &mut connect(port),
+        "GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let log = log_of(program);
+    assert!(log.contains("shutdown: signal received") && !log.contains("cut off"), "{log}");
+}
+
+#[test]
+fn http_2_is_named_in_the_log() {
+    let port = free_port();
+    let program = Running(configured(port).spawn().unwrap());
+    exchange(&mut connect(port), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    let log = log_of(program);
+    assert!(log.contains("--use-http2"), "{log}");
+}
+
+#[test]
+fn connections_that_cannot_be_accepted_are_logged() {
+    let port = free_port();
+    let ready = configured(port);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 40; exec \"$0\""]).arg(ready.get_program()).env_clear();
+    limited.envs(ready.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = Running(limited.spawn().unwrap());
+    let silent: Vec<TcpStream> = (0..50).map(|_| connect(port)).collect();
+    let log = BufReader::new(program.0.stderr.take().unwrap());
+    let line = log.lines().map(Result::unwrap).find(|line| line.contains("no connection can be"));
+    assert!(line.is_some_and(|line| line.contains("Too many open files")));
+    drop(silent);
+    let answer = exchange(
+        &mut connect(port),
+        "GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
 #[test]
 fn on_cloud_run_each_line_is_json_that_names_its_trace() {
     let port = free_port();
