@@ -116,6 +116,7 @@ impl CloudTasks {
         let token = self.credentials.header(call, deadline).await?;
         let request = Outgoing::post(call, format!("{}/v2/{}/tasks", self.root, self.queue))
             .bearer(&token)
+            .containing(self.secret.clone())
             .json(&wire::CreateTask { task: self.wire_task(task) })?;
         match self.transport.send(&request, deadline).await {
             Ok(_) => Ok(Created::New),

@@ -383,7 +383,7 @@ impl GitHub {
     ) -> Result<T, Error> {
         let request = || {
             let url = format!("{}{path}", self.root);
-            Outgoing::get(call, url).query(query.iter().copied())
+            Outgoing::get(call, url).query(query.iter().copied()).following_redirects()
         };
         self.send(call, request, deadline).await
     }
@@ -397,7 +397,9 @@ impl GitHub {
     ) -> Result<T, Error> {
         let token = self.installation_token(None, deadline).await?;
         let mut answer = self.send_with(&token, &request, deadline).await;
-        if answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED)) {
+        let is_unauthorized =
+            answer.as_ref().is_err_and(|error| error.status() == Some(StatusCode::UNAUTHORIZED));
+        if is_unauthorized && !self.may_be_unknown(&token) {
             // The token was revoked before its expiry.
             let fresh = self.installation_token(Some(&token.header), deadline).await?;
             answer = self.send_with(&fresh, &request, deadline).await;
@@ -405,7 +407,7 @@ impl GitHub {
         read(call, &answer?)
     }
 
-    /// Sends a request with this token, once more after a pause while GitHub may not know the token yet.
+    /// Sends a request with this token, again every second while GitHub may not know the token yet.
     async fn send_with(
         &self,
         token: &InstallationToken,
@@ -413,13 +415,19 @@ impl GitHub {
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Error> {
         let request = versioned(request()).bearer(&token.header);
-        let answer = self.transport.send(&request, deadline).await;
-        let is_new = self.clock.now().since(token.fetched) < TOKEN_REPLICATION;
-        if !is_refused(&answer) || !is_new || deadline.remaining() < 2 * REPLICATION_PAUSE {
-            return answer;
+        loop {
+            let answer = self.transport.send(&request, deadline).await;
+            let has_time = deadline.remaining() >= 2 * REPLICATION_PAUSE;
+            if !is_refused(&answer) || !self.may_be_unknown(token) || !has_time {
+                return answer;
+            }
+            tokio::time::sleep(REPLICATION_PAUSE).await;
         }
-        tokio::time::sleep(REPLICATION_PAUSE).await;
-        self.transport.send(&request, deadline).await
+    }
+
+    /// GitHub may not have replicated the token yet. Another one would be no better.
+    fn may_be_unknown(&self, token: &InstallationToken) -> bool {
+        self.clock.now().since(token.fetched) < TOKEN_REPLICATION
     }
 
     /// A valid token, from the cache unless that one is `refused`.

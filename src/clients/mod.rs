@@ -4,17 +4,21 @@
 //! nothing, a task has a name, Compute Engine's commands carry a request id and labels a fingerprint, and an unused
 //! token does no harm. So the transport repeats any of them once.
 
+pub mod budget;
 pub mod cloud_tasks;
 pub mod compute;
 pub mod github;
 pub mod google;
 pub mod google_keys;
+mod redirects;
 pub mod service;
 pub mod transport;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
 use serde::Deserialize;
+
+use crate::secret::Secret;
 
 /// The failure of a call. The texts hold no secrets: they quote neither headers nor body of the request.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -107,6 +111,11 @@ impl Error {
         }
     }
 
+    /// True for a rate limit.
+    fn is_limited(&self) -> bool {
+        matches!(self, Self::Status { limited: true, .. })
+    }
+
     /// True if the resource changed between a read and the call. Compute Engine reports this in several ways.
     pub fn is_stale(&self) -> bool {
         matches!(
@@ -115,8 +124,8 @@ impl Error {
         )
     }
 
-    /// The error of a response other than 2xx.
-    fn from_answer(call: &'static str, answer: &Response<Bytes>) -> Self {
+    /// The error of a response other than 2xx. An API may repeat the request in its message: `secrets` are left out.
+    fn from_answer(call: &'static str, answer: &Response<Bytes>, secrets: &[Secret]) -> Self {
         let said: ErrorBody = serde_json::from_slice(answer.body()).unwrap_or_default();
         let reason = said
             .error
@@ -131,8 +140,8 @@ impl Error {
         Self::Status {
             call,
             status: answer.status(),
-            reason: tidy(&reason),
-            message: tidy(&message),
+            reason: tidy(&redacted(reason, secrets)),
+            message: tidy(&redacted(message, secrets)),
             limited,
         }
     }
@@ -160,6 +169,17 @@ fn is_limit(
     status == StatusCode::TOO_MANY_REQUESTS
         || (status == StatusCode::FORBIDDEN
             && (exhausted || google || github || headers.contains_key(header::RETRY_AFTER)))
+}
+
+/// The text without the secrets, plain or escaped for JSON. A secret of a few letters would occur in any text.
+fn redacted(mut text: String, secrets: &[Secret]) -> String {
+    for secret in secrets.iter().map(Secret::expose).filter(|secret| secret.len() >= 4) {
+        let json = serde_json::Value::from(secret).to_string();
+        for shown in [secret, json.trim_matches('"')] {
+            text = text.replace(shown, "[redacted]");
+        }
+    }
+    text
 }
 
 /// The text as one line of at most 200 characters.
@@ -199,7 +219,8 @@ mod tests {
         for (name, value) in headers {
             answer = answer.header(*name, *value);
         }
-        Error::from_answer("a.call", &answer.body(Bytes::from(body)).unwrap())
+        let secret = Secret::new("hush \"hush\"");
+        Error::from_answer("a.call", &answer.body(Bytes::from(body)).unwrap(), &[secret])
     }
 
     #[test]
@@ -220,6 +241,13 @@ mod tests {
         assert!(!answer(403, &[("retry-after", "60")], "{}").is_forbidden());
         assert!(!answer(429, &[], "").is_forbidden());
         assert!(!answer(401, &[], r#"{"message":"Bad credentials"}"#).is_forbidden());
+    }
+
+    #[test]
+    fn an_error_repeats_no_secret() {
+        let echo = r#"{"error":{"message":"no task {\"X-Runner-Secret\": \"hush \\\"hush\\\"\"}, hush \"hush\""}}"#;
+        let text = answer(400, &[], echo).to_string();
+        assert!(!text.contains("hush") && text.matches("[redacted]").count() == 2, "{text}");
     }
 
     #[test]

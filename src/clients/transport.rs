@@ -1,8 +1,7 @@
 //! One request in, one response out.
 //!
 //! The seam between the service and the network: in production [`over_tls`], in a simulation the emulators' Routers,
-//! called in process. On top come redirects (a renamed repository answers with one), a time limit, and a second
-//! attempt.
+//! called in process. On top come a time limit, a second attempt, and the redirects of renamed repositories.
 
 use std::time::Duration;
 
@@ -12,12 +11,13 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
-use tower::{ServiceBuilder, ServiceExt};
-use tower_http::follow_redirect::FollowRedirectLayer;
 
-use super::Error;
+use super::redirects::Redirects;
+use super::{Error, budget};
 use crate::clock::Deadline;
+use crate::secret::Secret;
 
 /// A service that sends a request and returns its response.
 pub type HttpService = BoxCloneSyncService<Request<Full<Bytes>>, Response<Bytes>, BoxError>;
@@ -70,6 +70,9 @@ async fn exchange(
         if body.len() + chunk.len() > LARGEST_ANSWER {
             return Err("the answer is larger than 16 MiB".into());
         }
+        if !budget::take(chunk.len()) {
+            return Err("the answers for this request are larger than 128 MiB".into());
+        }
         body.extend_from_slice(&chunk);
     }
     *response.body_mut() = body.freeze();
@@ -80,8 +83,7 @@ async fn exchange(
 #[derive(Clone)]
 pub struct Transport {
     http: HttpService,
-    /// Used only for a redirected request: it has to copy each request that it sends, and few are redirected.
-    following: HttpService,
+    redirects: Redirects,
 }
 
 impl std::fmt::Debug for Transport {
@@ -91,20 +93,22 @@ impl std::fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// Sends through `http` and follows redirects. Credentials are sent only to the original host.
+    /// Sends through `http`.
     pub fn new(http: HttpService) -> Self {
-        let following =
-            ServiceBuilder::new().layer(FollowRedirectLayer::new()).service(http.clone());
-        Self { http, following: BoxCloneSyncService::new(following) }
+        Self { http, redirects: Redirects::default() }
     }
 
-    /// Makes one attempt, following redirects.
+    /// Makes one attempt. A redirect is followed once, and only if the request may be: any other is a failure.
     async fn exchange(&self, request: &Outgoing) -> Result<Response<Bytes>, BoxError> {
-        let answer = self.http.clone().oneshot(request.to_http()).await?;
-        if answer.status().is_redirection() {
-            return self.following.clone().oneshot(request.to_http()).await;
+        let url = self.redirects.current(&request.url);
+        let answer = self.http.clone().oneshot(request.to_http(&url)).await?;
+        if !request.follows || !answer.status().is_redirection() {
+            return Ok(answer);
         }
-        Ok(answer)
+        match self.redirects.follow(&url, answer.headers()) {
+            Some(target) => self.http.clone().oneshot(request.to_http(&target)).await,
+            None => Ok(answer),
+        }
     }
 
     /// Sends the request and returns a 2xx response. A failure that may be temporary is repeated once, if the time
@@ -155,8 +159,8 @@ impl Transport {
         if answer.status().is_success() {
             return Ok(answer);
         }
-        let again_after = pause_before_repeating(&answer);
-        Err(Failed { error: Error::from_answer(call, &answer), again_after })
+        let error = Error::from_answer(call, &answer, &request.secrets);
+        Err(Failed { again_after: pause_before_repeating(&answer, &error), error })
     }
 }
 
@@ -166,13 +170,15 @@ struct Failed {
     again_after: Option<Duration>,
 }
 
-/// `Retry-After` if given; otherwise a pause for an error of the server's own only.
-fn pause_before_repeating(answer: &Response<Bytes>) -> Option<Duration> {
+/// `Retry-After` if given; otherwise a pause for an error of the server's own, and for a limit that says nothing about
+/// its end: Google's limits pass within a second.
+fn pause_before_repeating(answer: &Response<Bytes>, error: &Error) -> Option<Duration> {
     let told =
         answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let passing =
         answer.status().is_server_error() && answer.status() != StatusCode::NOT_IMPLEMENTED;
-    told.map(Duration::from_secs).or(passing.then_some(PAUSE))
+    let is_brief = error.is_limited() && !answer.headers().contains_key("x-ratelimit-remaining");
+    told.map(Duration::from_secs).or((passing || is_brief).then_some(PAUSE))
 }
 
 /// The innermost cause. reqwest's own message is only "error sending request". The URL is in neither.
@@ -188,6 +194,9 @@ pub struct Outgoing {
     url: String,
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
+    follows: bool,
+    /// Texts in the request that no error may repeat.
+    secrets: Vec<Secret>,
 }
 
 /// Without the body, which may hold the shared secret.
@@ -200,7 +209,15 @@ impl std::fmt::Debug for Outgoing {
 impl Outgoing {
     /// A GET of `url`; `call` is the method's name in the API's reference.
     pub fn get(call: &'static str, url: String) -> Self {
-        Self { call, method: Method::GET, url, headers: Vec::new(), body: Bytes::new() }
+        Self {
+            call,
+            method: Method::GET,
+            url,
+            headers: Vec::new(),
+            body: Bytes::new(),
+            follows: false,
+            secrets: Vec::new(),
+        }
     }
 
     /// A POST to `url`, with an empty body unless [`json`](Self::json) sets one.
@@ -229,7 +246,23 @@ impl Outgoing {
     /// Sets the `Authorization` header.
     #[must_use]
     pub fn bearer(self, token: &HeaderValue) -> Self {
-        self.header(AUTHORIZATION, token.clone())
+        let text = token.to_str().unwrap_or_default();
+        let secret = Secret::new(text.strip_prefix("Bearer ").unwrap_or(text));
+        self.header(AUTHORIZATION, token.clone()).containing(secret)
+    }
+
+    /// Names a secret in the request, so that no error repeats it.
+    #[must_use]
+    pub fn containing(mut self, secret: Secret) -> Self {
+        self.secrets.push(secret);
+        self
+    }
+
+    /// Lets a redirect to another path of the same API be followed. Only a GET means the same there.
+    #[must_use]
+    pub fn following_redirects(mut self) -> Self {
+        self.follows = self.method == Method::GET;
+        self
     }
 
     /// Sets a JSON body.
@@ -244,10 +277,10 @@ impl Outgoing {
         Ok(self.header(CONTENT_TYPE, HeaderValue::from_static("application/json")))
     }
 
-    fn to_http(&self) -> Request<Full<Bytes>> {
+    fn to_http(&self, url: &str) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.url.parse().unwrap_or_default();
+        *request.uri_mut() = url.parse().unwrap_or_default();
         let headers = request.headers_mut();
         headers.insert(
             USER_AGENT,
@@ -287,7 +320,15 @@ pub(super) fn read<T: DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    fn pause(answer: &Response<Bytes>) -> Option<Duration> {
+        pause_before_repeating(answer, &Error::from_answer("a.call", answer, &[]))
+    }
 
     #[track_caller]
     fn pauses(status: u16, retry_after: Option<&str>, seconds: Option<u64>) {
@@ -295,8 +336,7 @@ mod tests {
         if let Some(told) = retry_after {
             answer = answer.header(RETRY_AFTER, told);
         }
-        let pause = pause_before_repeating(&answer.body(Bytes::new()).unwrap());
-        assert_eq!(pause, seconds.map(Duration::from_secs));
+        assert_eq!(pause(&answer.body(Bytes::new()).unwrap()), seconds.map(Duration::from_secs));
     }
 
     #[test]
@@ -304,13 +344,80 @@ mod tests {
         pauses(429, Some("3"), Some(3));
         pauses(503, Some("7"), Some(7));
         pauses(403, Some("60"), Some(60));
-        pauses(429, None, None);
         pauses(404, None, None);
         pauses(501, None, None);
         // A date is not parsed, and a fault of the server's own passes soon.
         let soon =
             Response::builder().status(503).header(RETRY_AFTER, "Fri, 31 Dec 1999 23:59:59 GMT");
-        let soon = pause_before_repeating(&soon.body(Bytes::new()).unwrap());
-        assert_eq!(soon, Some(PAUSE));
+        assert_eq!(pause(&soon.body(Bytes::new()).unwrap()), Some(PAUSE));
+        // Google's limits do not say when they end; GitHub's do.
+        let limited = |answer: http::response::Builder, body: &'static str| {
+            pause(&answer.body(Bytes::from(body)).unwrap())
+        };
+        let exceeded = r#"{"error": {"errors": [{"reason": "rateLimitExceeded"}]}}"#;
+        assert_eq!(limited(Response::builder().status(429), ""), Some(PAUSE));
+        assert_eq!(limited(Response::builder().status(403), exceeded), Some(PAUSE));
+        let exhausted = Response::builder().status(403).header("x-ratelimit-remaining", "0");
+        assert_eq!(limited(exhausted, ""), None);
+    }
+
+    /// Answers each request for `/old` with a redirect to `location`, and any other with 200; lists the requests.
+    fn redirecting(location: &'static str) -> (Transport, Arc<Mutex<Vec<String>>>) {
+        let sent: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = sent.clone();
+        let http = tower::service_fn(move |request: Request<Full<Bytes>>| {
+            log.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
+            let old = request.uri().path().starts_with("/old");
+            let answer = Response::builder().status(if old { 301 } else { 200 });
+            let answer = answer.header(http::header::LOCATION, location).body(Bytes::new());
+            std::future::ready(answer.map_err(BoxError::from))
+        });
+        (Transport::new(BoxCloneSyncService::new(http)), sent)
+    }
+
+    #[tokio::test]
+    async fn only_a_get_that_may_be_is_redirected_and_only_within_its_api() {
+        const OLD: &str = "https://api.example/old/a";
+        let new = "https://api.example/new/a";
+        let get = || Outgoing::get("a.call", OLD.into());
+        let post = || Outgoing::post("a.call", OLD.into());
+        for (request, location, succeeds) in [
+            (get().following_redirects(), new, true),
+            (get().following_redirects(), "https://other.example/new/a", false),
+            (get(), new, false),
+            (post(), new, false),
+            (post().following_redirects(), new, false),
+        ] {
+            let (transport, sent) = redirecting(location);
+            let deadline = Deadline::after(Duration::from_secs(1));
+            let answer = transport.send(&request, deadline).await;
+            assert_eq!(answer.is_ok(), succeeds, "{request:?} {location}");
+            assert_eq!(sent.lock().unwrap().len(), if succeeds { 2 } else { 1 });
+            if succeeds {
+                let next = Outgoing::get("a.call", format!("{OLD}/b?c=d"));
+                transport.send(&next, deadline).await.unwrap();
+                let last = sent.lock().unwrap().last().cloned();
+                assert_eq!(last.as_deref(), Some("GET https://api.example/new/a/b?c=d"));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_read_to_the_end() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").await.unwrap();
+            let chunk = vec![b' '; 1 << 20];
+            while stream.write_all(&chunk).await.is_ok() {}
+        };
+        let transport = Transport::new(over_tls().unwrap());
+        let request = Outgoing::get("a.call", url);
+        let deadline = Deadline::after(Duration::from_secs(60));
+        let (answer, ()) = tokio::join!(transport.send_once(&request, deadline), server);
+        let error = answer.unwrap_err().to_string();
+        assert!(error.contains("larger than 16 MiB"), "{error}");
     }
 }

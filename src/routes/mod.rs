@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::clients::budget;
 use crate::lifecycle::Outcome;
 use crate::state::AppState;
 use crate::telemetry::Origin;
@@ -75,7 +76,7 @@ async fn with_its_origin(State(app): State<AppState>, request: Request, next: Ne
         }
         response
     };
-    origin.scope(respond).await
+    origin.scope(budget::limit(respond)).await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]

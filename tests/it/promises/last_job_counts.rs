@@ -141,9 +141,13 @@ async fn another_failure_to_set_labels_is_not_remembered_as_a_missing_permission
     ] {
         let mut world = World::new().vm("runner-1", Status::Running);
         let refusal = Fault::Before(status, ErrorBody::Reason(reason.into()));
-        world.cloud.faults.next("instances.setLabels", refusal);
+        world
+            .cloud
+            .faults
+            .on(move |call| (call.method == "instances.setLabels").then(|| refusal.clone()));
         world.webhook("workflow_job", &completed("acme/app", 4711, "runner-1")).await;
         assert_eq!(world.idle_since("runner-1"), None, "{reason}");
+        world.cloud.faults.off();
         world.webhook("workflow_job", &completed("acme/app", 4712, "runner-1")).await;
         assert!(world.idle_since("runner-1").is_some(), "{reason}");
         world.settle().await;
