@@ -157,6 +157,26 @@ fn a_job_that_lost_its_vm_is_not_forgotten_for_one_in_review() {
     });
 }
 
+/// A VM was preempted, and the next pass came just when GitHub did not know the new token yet: the pass fetched another one,
+/// which GitHub did not know for even longer.
+#[test]
+fn a_token_that_github_does_not_know_for_seconds_is_not_replaced() {
+    keeps_every_promise(&Day {
+        seed: 103_351,
+        profile: Profile::Outage,
+        inactive: 15,
+        ops: vec![
+            (seconds(1_666), Op::Matrix { repo: "acme/app", jobs: 6, runs: seconds(57) }),
+            (
+                seconds(1_950),
+                Op::Job { repo: "acme/app", labels: "self-hosted gpu", runs: seconds(6_865) },
+            ),
+            (seconds(4_747), Op::NewTokensRefused { span: seconds(2), forbidden: false }),
+            (seconds(8_181), Op::Preempt { vm: "gpu-1" }),
+        ],
+    });
+}
+
 /// A job was queued although its delivery said that it waited for a review, while another one really did: the pass for it
 /// had the name of the pass that queried only the other, and was lost.
 #[test]
