@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::StatusCode;
+use bytes::Bytes;
+use http::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -113,12 +114,10 @@ impl CloudTasks {
     /// Fails if Cloud Tasks did not confirm the task. The task may have been created all the same.
     pub async fn create(&self, task: &Task, deadline: Deadline) -> Result<Created, Error> {
         let call = "tasks.create";
-        let token = self.credentials.header(call, deadline).await?;
         let request = Outgoing::post(call, format!("{}/v2/{}/tasks", self.root, self.queue))
-            .bearer(&token)
             .containing(self.secret.clone())
             .json(&wire::CreateTask { task: self.wire_task(task) })?;
-        match self.transport.send(&request, deadline).await {
+        match self.send(request, deadline).await {
             Ok(_) => Ok(Created::New),
             // Other conflicts, such as ABORTED, create no task.
             Err(Error::Status { status: StatusCode::CONFLICT, reason, .. })
@@ -137,9 +136,8 @@ impl CloudTasks {
     /// 404 if there is no such queue.
     pub async fn queue_state(&self, deadline: Deadline) -> Result<QueueState, Error> {
         let call = "queues.get";
-        let token = self.credentials.header(call, deadline).await?;
         let request = Outgoing::get(call, format!("{}/v2/{}", self.root, self.queue));
-        let answer = self.transport.send(&request.bearer(&token), deadline).await?;
+        let answer = self.send(request, deadline).await?;
         read::<wire::Queue>(call, &answer).map(|queue| QueueState::from(queue.state.as_str()))
     }
 
@@ -151,12 +149,14 @@ impl CloudTasks {
         deadline: Deadline,
     ) -> Result<Vec<String>, Error> {
         let call = "queues.testIamPermissions";
-        let token = self.credentials.header(call, deadline).await?;
         let url = format!("{}/v2/{}:testIamPermissions", self.root, self.queue);
-        let request =
-            Outgoing::post(call, url).bearer(&token).json(&Permissions { permissions })?;
-        let answer = self.transport.send(&request, deadline).await?;
+        let request = Outgoing::post(call, url).json(&Permissions { permissions })?;
+        let answer = self.send(request, deadline).await?;
         read::<Held>(call, &answer).map(|held| held.permissions)
+    }
+
+    async fn send(&self, request: Outgoing, deadline: Deadline) -> Result<Response<Bytes>, Error> {
+        self.credentials.send(&self.transport, request, deadline).await
     }
 
     fn wire_task(&self, task: &Task) -> wire::Task<'_> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use http::{HeaderValue, Response};
+use http::Response;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -155,7 +155,7 @@ impl Compute {
     pub async fn get(&self, vm: &Vm, deadline: Deadline) -> Result<Instance, Error> {
         let call = "instances.get";
         let request = Outgoing::get(call, self.url(vm, "")).query([("fields", FIELDS)]);
-        let answer = self.send(request, call, deadline).await?;
+        let answer = self.send(request, deadline).await?;
         read::<wire::Instance>(call, &answer).map(Instance::from)
     }
 
@@ -193,11 +193,10 @@ impl Compute {
         } else {
             &[("noGracefulShutdown", "true")]
         };
-        // Not repeated: a second attempt would be based on a read that is older still.
+        // A second attempt would be based on a read that is older still.
         let call = "instances.stop";
-        let token = self.credentials.header(call, deadline).await?;
-        let request = self.command_request(call, vm, "/stop", parameters).bearer(&token);
-        let answer = self.transport.send_once(&request, deadline).await?;
+        let request = self.command_request(call, vm, "/stop", parameters).once();
+        let answer = self.send(request, deadline).await?;
         Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
     }
 
@@ -219,7 +218,7 @@ impl Compute {
         let request = Outgoing::post(call, self.url(vm, "/setLabels"))
             .query([("requestId", id.as_str())])
             .json(&body)?;
-        self.send(request, call, deadline).await.map(drop)
+        self.send(request, deadline).await.map(drop)
     }
 
     /// The ten latest operations of the instance, newest first.
@@ -238,7 +237,7 @@ impl Compute {
                 ("orderBy", "creationTimestamp desc"),
                 ("maxResults", "10"),
             ]);
-        let answer = self.send(request, call, deadline).await?;
+        let answer = self.send(request, deadline).await?;
         let list: wire::OperationList = read(call, &answer)?;
         Ok(list.items.into_iter().map(Operation::from).collect())
     }
@@ -258,8 +257,7 @@ impl Compute {
             ];
             let given = parameters.into_iter().filter(|(_, value)| !value.is_empty());
             let request = Outgoing::get(call, self.all_instances.clone()).query(given);
-            let page: wire::AggregatedList =
-                read(call, &self.send(request, call, deadline).await?)?;
+            let page: wire::AggregatedList = read(call, &self.send(request, deadline).await?)?;
             let found = page.items.into_values().flat_map(|zone| zone.instances);
             all.extend(found.map(Labelled::from));
             token = page.next_page_token;
@@ -284,7 +282,7 @@ impl Compute {
         let call = "instances.testIamPermissions";
         let request = Outgoing::post(call, self.url(vm, "/testIamPermissions"))
             .json(&Permissions { permissions })?;
-        let answer = self.send(request, call, deadline).await?;
+        let answer = self.send(request, deadline).await?;
         read::<Held>(call, &answer).map(|held| held.permissions)
     }
 
@@ -298,7 +296,7 @@ impl Compute {
         deadline: Deadline,
     ) -> Result<Operation, Error> {
         let request = self.command_request(call, vm, verb, parameters);
-        let answer = self.send(request, call, deadline).await?;
+        let answer = self.send(request, deadline).await?;
         // A 2xx means that the command was accepted, even if the body cannot be read.
         Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
     }
@@ -318,11 +316,9 @@ impl Compute {
     async fn send(
         &self,
         request: Outgoing,
-        call: &'static str,
         deadline: Deadline,
     ) -> Result<Response<bytes::Bytes>, Error> {
-        let token: HeaderValue = self.credentials.header(call, deadline).await?;
-        self.transport.send(&request.bearer(&token), deadline).await
+        self.credentials.send(&self.transport, request, deadline).await
     }
 
     fn url(&self, vm: &Vm, verb: &str) -> String {

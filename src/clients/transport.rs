@@ -123,22 +123,15 @@ impl Transport {
     ) -> Result<Response<Bytes>, Error> {
         let (error, pause) = match self.attempt(request, deadline).await {
             Ok(answer) => return Ok(answer),
-            Err(Failed { error, again_after: Some(pause) }) if pause < deadline.remaining() / 2 => {
+            Err(Failed { error, again_after: Some(pause) })
+                if !request.once && pause < deadline.remaining() / 2 =>
+            {
                 (error, pause)
             }
             Err(Failed { error, .. }) => return Err(error),
         };
         tracing::debug!(%error, "once more");
         tokio::time::sleep(pause).await;
-        self.attempt(request, deadline).await.map_err(|failed| failed.error)
-    }
-
-    /// Sends the request once.
-    pub async fn send_once(
-        &self,
-        request: &Outgoing,
-        deadline: Deadline,
-    ) -> Result<Response<Bytes>, Error> {
         self.attempt(request, deadline).await.map_err(|failed| failed.error)
     }
 
@@ -188,6 +181,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// A request to one of the APIs. It can be sent more than once.
+#[derive(Clone)]
 pub struct Outgoing {
     call: &'static str,
     method: Method,
@@ -195,6 +189,7 @@ pub struct Outgoing {
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
     follows: bool,
+    once: bool,
     /// Texts in the request that no error may repeat.
     secrets: Vec<Secret>,
 }
@@ -216,6 +211,7 @@ impl Outgoing {
             headers: Vec::new(),
             body: Bytes::new(),
             follows: false,
+            once: false,
             secrets: Vec::new(),
         }
     }
@@ -256,6 +252,18 @@ impl Outgoing {
     pub fn containing(mut self, secret: Secret) -> Self {
         self.secrets.push(secret);
         self
+    }
+
+    /// Lets no second attempt follow a failed one.
+    #[must_use]
+    pub fn once(mut self) -> Self {
+        self.once = true;
+        self
+    }
+
+    /// The method's name in the API's reference.
+    pub fn call(&self) -> &'static str {
+        self.call
     }
 
     /// Lets a redirect to another path of the same API be followed. Only a GET means the same there.
@@ -414,9 +422,9 @@ mod tests {
             while stream.write_all(&chunk).await.is_ok() {}
         };
         let transport = Transport::new(over_tls().unwrap());
-        let request = Outgoing::get("a.call", url);
+        let request = Outgoing::get("a.call", url).once();
         let deadline = Deadline::after(Duration::from_secs(60));
-        let (answer, ()) = tokio::join!(transport.send_once(&request, deadline), server);
+        let (answer, ()) = tokio::join!(transport.send(&request, deadline), server);
         let error = answer.unwrap_err().to_string();
         assert!(error.contains("larger than 16 MiB"), "{error}");
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use runner_manager::clients::transport::over_tls;
-use runner_manager::clock::Clock;
+use runner_manager::clock::{Clock, Timestamp};
 use runner_manager::emulators::Cloud;
 use runner_manager::emulators::compute::{Instance, Status};
 use tower::ServiceExt;
@@ -293,6 +293,52 @@ async fn cloud_at(listener: tokio::net::TcpListener, cloud: &Cloud, connections:
     axum::serve(listener, cloud.router()).await.unwrap();
 }
 
+/// The program as on Cloud Run, with the APIs behind this listener and a key file of a service account.
+fn on_cloud_run(port: u16, apis: &tokio::net::TcpListener) -> (Running, tempfile::NamedTempFile) {
+    let url = format!("http://{}", apis.local_addr().unwrap());
+    let key_file = tempfile::NamedTempFile::new().unwrap();
+    let key = harness::keys().service_account_json(&format!("{url}/token"));
+    std::fs::write(key_file.path(), key).unwrap();
+    let mut program = configured(port);
+    program
+        .envs(["COMPUTE_API_URL", "CLOUD_TASKS_API_URL", "GITHUB_API_URL"].map(|api| (api, &url)))
+        .env("GITHUB_APP_PRIVATE_KEY", harness::keys().app_private_key_pem())
+        .env("GOOGLE_APPLICATION_CREDENTIALS", key_file.path())
+        .env("K_SERVICE", "runner-manager");
+    (Running(program.spawn().unwrap()), key_file)
+}
+
+#[tokio::test]
+async fn the_token_endpoints_words_are_logged_once() {
+    let cloud = harness::cloud(&Clock::system());
+    // To the endpoint, each assertion has expired.
+    cloud.accounts.use_clock(Clock::paced(Timestamp::from_unix_seconds(4_000_000_000), 1));
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = free_port();
+    let (mut program, _key_file) = on_cloud_run(port, &listener);
+    let stdout = program.0.stdout.take().unwrap();
+    let (send, refused) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let lines = BufReader::new(stdout).lines().map(Result::unwrap);
+        let mut seen = Vec::new();
+        for line in lines {
+            let is_last = line.contains("no token yet");
+            seen.push(line);
+            if is_last {
+                break;
+            }
+        }
+        send.send(seen).unwrap();
+    });
+    let seen = tokio::select! {
+        () = cloud_at(listener, &cloud, Arc::default()) => unreachable!("it serves for ever"),
+        seen = refused => seen.unwrap(),
+    };
+    let warnings: Vec<&String> = seen.iter().filter(|line| line.contains("WARNING")).collect();
+    assert_eq!(warnings.len(), 1, "{seen:#?}");
+    assert!(warnings[0].contains("invalid_grant: Invalid JWT"), "{seen:#?}");
+}
+
 #[tokio::test]
 async fn tokens_are_fetched_before_the_first_delivery_and_connections_stay_open() {
     let cloud = harness::cloud(&Clock::system());
@@ -301,18 +347,8 @@ async fn tokens_are_fetched_before_the_first_delivery_and_connections_stay_open(
         .compute
         .insert(Instance { status: Status::Running, ..Instance::new("runner-1", harness::ZONE) });
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let key_file = tempfile::NamedTempFile::new().unwrap();
-    let key = harness::keys().service_account_json(&format!("{url}/token"));
-    std::fs::write(key_file.path(), key).unwrap();
     let port = free_port();
-    let mut program = configured(port);
-    program
-        .envs(["COMPUTE_API_URL", "CLOUD_TASKS_API_URL", "GITHUB_API_URL"].map(|api| (api, &url)))
-        .env("GITHUB_APP_PRIVATE_KEY", harness::keys().app_private_key_pem())
-        .env("GOOGLE_APPLICATION_CREDENTIALS", key_file.path())
-        .env("K_SERVICE", "runner-manager");
-    let mut program = Running(program.spawn().unwrap());
+    let (mut program, _key_file) = on_cloud_run(port, &listener);
     let count = |method: &str| cloud.calls().iter().filter(|call| call.method == method).count();
     let tokens = || (count("token"), count("apps.createInstallationAccessToken"));
     let connections = Arc::new(AtomicUsize::new(0));
@@ -342,6 +378,9 @@ async fn tokens_are_fetched_before_the_first_delivery_and_connections_stay_open(
         assert!(connections.load(Ordering::Relaxed) <= 4, "{connections:?}");
         futures_util::future::join_all((21..=60).map(deliver)).await;
         assert_eq!(tokens(), (1, 1));
+        cloud.accounts.revoke_all();
+        deliver(61).await;
+        assert_eq!(tokens(), (2, 1), "a token that is refused before its expiry is replaced");
     };
     tokio::select! {
         () = cloud_at(listener, &cloud, Arc::clone(&connections)) => {}
@@ -355,7 +394,7 @@ async fn tokens_are_fetched_before_the_first_delivery_and_connections_stay_open(
         .collect();
     let outcomes: Vec<_> =
         lines.iter().filter(|line| line["outcome"] == "already_running").collect();
-    assert_eq!(outcomes.len(), 60);
+    assert_eq!(outcomes.len(), 61);
     assert_eq!(outcomes[0]["delivery"], "72d3162e-1");
     let message = outcomes[0]["message"].as_str().unwrap();
     assert!(message.starts_with("VM runner-1: already_running: job 1 of acme/app"), "{message}");
