@@ -5,11 +5,14 @@
 //! problem and quote the value.
 
 mod entries;
+mod mistakes;
 
 use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::EncodingKey;
 use serde::Deserialize;
 
@@ -62,7 +65,11 @@ impl Routing {
         vars: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Problems> {
         let mut problems = Problems::default();
-        let needed = |name: &OsString| name == "RUNNER_CONFIG" || name == "VM_INACTIVE_MINUTES";
+        let needed = |name: &OsString| {
+            ["RUNNER_CONFIG", "RUNNER_CONFIG_FILE", "VM_INACTIVE_MINUTES"]
+                .iter()
+                .any(|needed| name == needed)
+        };
         let raw = read(vars.into_iter().filter(|(name, _)| needed(name)), &mut problems);
         let mut warnings = Vec::new();
         let inactive =
@@ -164,6 +171,14 @@ pub const VARIABLES: [&str; 17] = [
     "GOOGLE_KEYS_API_URL",
 ];
 
+/// The variables that may name a file instead, as `NAME_FILE`: secrets are often mounted.
+const IN_FILES: [&str; 4] = [
+    "RUNNER_CONFIG",
+    "GITHUB_APP_PRIVATE_KEY",
+    "RUNNER_MANAGER_SECRET",
+    "RUNNER_MANAGER_SECRET_PREVIOUS",
+];
+
 /// The problems of an environment, one line each.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<String>);
@@ -208,7 +223,8 @@ impl Config {
             check.required("CLOUD_TASK_LOCATION", raw.cloud_task_location, location);
         let task_queue =
             check.required("CLOUD_TASK_QUEUE_NAME", raw.cloud_task_queue_name, queue_id);
-        let service_url = check.required("CLOUD_RUN_SERVICE_URL", raw.cloud_run_service_url, url);
+        let service_url =
+            check.required("CLOUD_RUN_SERVICE_URL", raw.cloud_run_service_url, service_url);
         let secret = check.required_secret(
             "RUNNER_MANAGER_SECRET",
             raw.runner_manager_secret,
@@ -237,6 +253,21 @@ impl Config {
         let cloud_tasks = check.optional("CLOUD_TASKS_API_URL", raw.cloud_tasks_api_url, url);
         let github = check.optional("GITHUB_API_URL", raw.github_api_url, url);
         let google_keys = check.optional("GOOGLE_KEYS_API_URL", raw.google_keys_api_url, url);
+
+        if let Some(weakness) = secret.as_ref().and_then(Secret::weakness) {
+            warnings.push(format!("RUNNER_MANAGER_SECRET: {weakness}"));
+        }
+        if service_url.as_deref().is_some_and(has_path) {
+            warnings.push(
+                "CLOUD_RUN_SERVICE_URL: has a path; the service answers at the root of its address"
+                    .into(),
+            );
+        }
+        if github.as_deref().is_some_and(|root| root.ends_with("://github.com")) {
+            warnings.push(
+                "GITHUB_API_URL: is GitHub's website; its API is https://api.github.com".into(),
+            );
+        }
 
         let config = || {
             Some(Self {
@@ -269,16 +300,44 @@ impl Config {
 
 /// Assigns the known variables to their fields.
 fn read(vars: impl IntoIterator<Item = (OsString, OsString)>, problems: &mut Problems) -> Raw {
-    let mut texts = Vec::new();
+    let mut texts: Vec<(String, String)> = Vec::new();
+    let mut files = Vec::new();
     for (name, value) in vars {
         // Only exact names: for envy, `port` and `PORT` are the same field twice.
-        let Some(name) = VARIABLES.into_iter().find(|known| name == **known) else { continue };
-        match value.into_string() {
-            Ok(value) => texts.push((name.to_owned(), value)),
-            Err(_) => problems.add(name, "is not UTF-8"),
+        if let Some(name) = VARIABLES.into_iter().find(|known| name == **known) {
+            match value.into_string() {
+                Ok(value) => texts.push((name.to_owned(), value)),
+                Err(_) => problems.add(name, "is not UTF-8"),
+            }
+        } else if let Some(name) = in_file(&name).filter(|_| !value.is_empty()) {
+            files.push((name, value));
+        }
+    }
+    for (name, path) in files {
+        if texts.iter().any(|(set, value)| set == name && !value.trim().is_empty()) {
+            problems.add(name, format_args!("is set, and so is {name}_FILE: remove one of them"));
+            continue;
+        }
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                // The line break with which most editors end a file is not part of a secret.
+                let text = text.strip_suffix('\n').unwrap_or(&text);
+                let text = text.strip_suffix('\r').unwrap_or(text);
+                texts.push((name.to_owned(), text.to_owned()));
+            }
+            Err(error) => {
+                problems
+                    .add(name, format_args!("the file that {name}_FILE names: {}", error.kind()));
+            }
         }
     }
     envy::from_iter(texts).unwrap_or_default()
+}
+
+/// The variable whose value is in the file that the variable `name` names.
+fn in_file(name: &OsString) -> Option<&'static str> {
+    let variable = name.to_str()?.strip_suffix("_FILE")?;
+    IN_FILES.into_iter().find(|known| *known == variable)
 }
 
 impl Problems {
@@ -373,6 +432,25 @@ fn url(text: &str) -> Result<String, String> {
     check(text, scheme && plain, "is not an http or https URL, without a user or query")
 }
 
+/// The service's own URL. Its tasks carry the secret, which must not travel in clear.
+fn service_url(text: &str) -> Result<String, String> {
+    let url = url(text)?;
+    let uri: http::Uri = url.parse().map_err(|_| "is not a URL".to_owned())?;
+    let is_loopback = uri.host().is_some_and(|host| {
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    });
+    check(
+        &url,
+        is_loopback || uri.scheme_str() == Some("https"),
+        "is http, and each task would carry the secret in clear: use https",
+    )
+}
+
+fn has_path(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|uri| uri.path() != "/")
+}
+
 fn shared_secret(text: &str) -> Result<Secret, String> {
     // Callers send the secret in a header, which cannot hold a line break at its end.
     if text.trim() != text {
@@ -419,12 +497,16 @@ fn port(text: &str) -> Result<u16, String> {
     text.parse().map_err(|_| "is not a port, 0 to 65535".into())
 }
 
+/// Reads the App's key: PEM with real or literal line breaks, or that as base64.
 fn rsa_key(text: &str) -> Result<EncodingKey, String> {
-    let pem = text.replace("\\n", "\n");
-    let wrong = "is not an RSA private key in PEM format: use the file that the App's page on GitHub generates";
-    let key = EncodingKey::from_rsa_pem(pem.trim().as_bytes()).map_err(|_| wrong.to_owned())?;
+    let packed: String = text.split_whitespace().collect();
+    let decoded = STANDARD.decode(packed).ok().and_then(|pem| String::from_utf8(pem).ok());
+    let pem = decoded.as_deref().unwrap_or(text).replace("\\r", "").replace("\\n", "\n");
+    let pem = pem.trim();
+    let wrong = || mistakes::not_a_key(pem).to_owned();
+    let key = EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(|_| wrong())?;
     // The PEM frame alone proves nothing: parse the key here, or the first signature would fail.
-    aws_lc_rs::rsa::KeyPair::from_der(key.as_bytes()).map_err(|_| wrong.to_owned())?;
+    aws_lc_rs::rsa::KeyPair::from_der(key.as_bytes()).map_err(|_| wrong())?;
     Ok(key)
 }
 
@@ -434,13 +516,15 @@ mod tests {
 
     const PEM: &str = include_str!("../tests/fixtures/app-private-key.pem");
 
+    const SECRET: &str = "sesame-7f3c9a51d2";
+
     fn vars(changes: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
         let mut vars = vec![
             ("GCP_PROJECT_ID", "my-project"),
             ("CLOUD_TASK_LOCATION", "asia-northeast1"),
             ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
             ("CLOUD_RUN_SERVICE_URL", "https://runner-manager-123.asia-northeast1.run.app/"),
-            ("RUNNER_MANAGER_SECRET", "a-secret"),
+            ("RUNNER_MANAGER_SECRET", SECRET),
             ("GITHUB_APP_ID", "123456"),
             ("GITHUB_APP_PRIVATE_KEY", PEM),
             ("GITHUB_APP_INSTALLATION_ID", "12345678"),
@@ -560,10 +644,97 @@ mod tests {
     }
 
     #[test]
+    fn a_problem_shows_what_was_meant() {
+        let config = r#"[{"repo": "https://github.com/acme/app", "labels": "self-hosted", "vm_name": "runner-1", "vm_instance_zone": "us-west1-b"}]"#;
+        assert_eq!(
+            problems(&[("RUNNER_CONFIG", config)]),
+            [
+                "RUNNER_CONFIG[0].repo: is a URL, not a repository's full name, owner/repo",
+                r#"RUNNER_CONFIG[0].labels: is not an array, such as ["self-hosted"]"#,
+                "RUNNER_CONFIG[0].vm_instance_name: is missing",
+                "RUNNER_CONFIG[0].vm_name: is not a field of an entry: vm_instance_name may be meant",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_apps_key_may_be_packed() {
+        let literal = PEM.replace('\n', "\\r\\n");
+        for key in [literal.as_str(), &STANDARD.encode(PEM), &STANDARD.encode(&literal)] {
+            assert_eq!(problems(&[("GITHUB_APP_PRIVATE_KEY", key)]), Vec::<String>::new());
+        }
+        let framed = |kind: &str| format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----");
+        let key = "GITHUB_APP_PRIVATE_KEY";
+        complains(key, &framed("ENCRYPTED PRIVATE KEY"), "is encrypted");
+        complains(key, &framed("EC PRIVATE KEY"), "elliptic-curve");
+        complains(key, &framed("PUBLIC KEY"), "is a public key");
+        complains(key, &framed("OPENSSH PRIVATE KEY"), "is an OpenSSH key");
+        complains(key, "/secrets/app.pem", "looks like a path");
+        complains(key, &STANDARD.encode(framed("PUBLIC KEY")), "is a public key");
+    }
+
+    #[test]
+    fn values_may_be_in_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (key, secret) = (file("key", PEM), file("secret", "sesame-from-a-file\r\n"));
+        let removed = [("GITHUB_APP_PRIVATE_KEY", "-"), ("RUNNER_MANAGER_SECRET", "-")];
+        let named =
+            [("GITHUB_APP_PRIVATE_KEY_FILE", &*key), ("RUNNER_MANAGER_SECRET_FILE", &secret)];
+        let config = Config::from_vars(vars(&[removed, named].concat())).unwrap();
+        assert_eq!(config.secret.current().expose(), "sesame-from-a-file");
+        assert!(
+            problems(&named)[0].ends_with("so is GITHUB_APP_PRIVATE_KEY_FILE: remove one of them")
+        );
+        let nowhere = [("RUNNER_MANAGER_SECRET", "-"), ("RUNNER_MANAGER_SECRET_FILE", "/no/file")];
+        let found = problems(&nowhere);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("RUNNER_MANAGER_SECRET_FILE") && found[0].contains("not found"));
+    }
+
+    #[track_caller]
+    fn warns(name: &str, value: &str, warning: &str) {
+        let warnings = Config::from_vars(vars(&[(name, value)])).unwrap().warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains(warning), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_starts_but_is_hardly_meant_is_a_warning() {
+        warns("RUNNER_MANAGER_SECRET", "x", "is short");
+        warns("RUNNER_MANAGER_SECRET", "your-secret", "is short");
+        warns("RUNNER_MANAGER_SECRET", "change-me-change-me", "looks like a placeholder");
+        warns("CLOUD_RUN_SERVICE_URL", "https://host.example/runner", "has a path");
+        warns("GITHUB_API_URL", "https://github.com/", "https://api.github.com");
+        let entry = |repo: &str, labels: &str, zone: &str| {
+            format!(
+                r#"{{"repo":"{repo}","labels":["{labels}"],"vm_instance_name":"runner-1","vm_instance_zone":"{zone}"}}"#
+            )
+        };
+        let zone = "us-west1-b";
+        let one = |entry: String| format!("[{entry}]");
+        warns("RUNNER_CONFIG", &one(entry("acme/app", "a", "us-west1")), "is a region");
+        warns("RUNNER_CONFIG", &one(entry("acme/app.git", "a", zone)), "leave out .git");
+        let two = [entry("acme/app", "a", zone), entry("other/app", "a", zone)].join(",");
+        warns("RUNNER_CONFIG", &one(two), "two owners");
+    }
+
+    #[test]
+    fn the_secret_does_not_travel_in_clear() {
+        complains("CLOUD_RUN_SERVICE_URL", "http://runner-manager.example", "use https");
+        for local in ["http://localhost:8080", "http://127.0.0.1", "http://[::1]:80"] {
+            assert_eq!(problems(&[("CLOUD_RUN_SERVICE_URL", local)]), Vec::<String>::new());
+        }
+    }
+
+    #[test]
     fn a_probable_mistake_is_a_warning() {
         let entry = |extra: &str| {
             format!(
-                r#"{{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"z1"{extra}}}"#
+                r#"{{"repo":"acme/app","labels":["self-hosted"],"vm_instance_name":"runner-1","vm_instance_zone":"us-west1-b"{extra}}}"#
             )
         };
         let twice = format!("[{},{}]", entry(""), entry(r#","runner_name":"typo""#));
@@ -589,6 +760,6 @@ mod tests {
     #[test]
     fn no_secret_is_shown_by_debug() {
         let shown = format!("{:?}", Config::from_vars(vars(&[])).unwrap());
-        assert!(!shown.contains("a-secret") && !shown.contains("BEGIN"), "{shown}");
+        assert!(!shown.contains(SECRET) && !shown.contains("BEGIN"), "{shown}");
     }
 }

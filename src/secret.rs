@@ -25,6 +25,29 @@ impl Secret {
         Self(text.into())
     }
 
+    /// The reason why this text is easy to guess, if it is.
+    pub fn weakness(&self) -> Option<&'static str> {
+        let text = self.0.to_ascii_lowercase();
+        let placeholders = [
+            "change-me",
+            "changeme",
+            "your-secret",
+            "your_secret",
+            "placeholder",
+            "example",
+            "password",
+        ];
+        if text.len() < 16 {
+            Some("is short: make one that cannot be guessed with `openssl rand -hex 32`")
+        } else if placeholders.iter().any(|placeholder| text.contains(placeholder)) {
+            Some(
+                "looks like a placeholder: make one that cannot be guessed with `openssl rand -hex 32`",
+            )
+        } else {
+            None
+        }
+    }
+
     /// The text itself, for the code that sends it.
     pub fn expose(&self) -> &str {
         &self.0

@@ -146,7 +146,14 @@ impl Checks {
     fn configuration(&self) -> Vec<Finding> {
         let mut found = Findings::of("configuration");
         found.ok("variables", "all are set and well-formed");
-        for warning in &self.warnings {
+        if let Some(weakness) = self.app.secret.current().weakness() {
+            found.fail(
+                "RUNNER_MANAGER_SECRET",
+                weakness,
+                "set it here and as the webhook's secret: docs/deploy.md, Rotate the secrets",
+            );
+        }
+        for warning in self.warnings.iter().filter(|line| line.starts_with("RUNNER_CONFIG")) {
             found.warn(
                 "RUNNER_CONFIG",
                 warning,

@@ -2,8 +2,19 @@
 
 use serde_json::{Map, Value};
 
-use super::{Problems, Validator, check, is_made_of, location};
+use super::{Problems, Validator, check, is_made_of, location, mistakes};
 use crate::fleet::{Entry, Fleet, Label, RegisterIn, RunnerNames, Vm};
+
+const FIELDS: [&str; 8] = [
+    "repo",
+    "labels",
+    "vm_instance_name",
+    "vm_instance_zone",
+    "runner_names",
+    "runner_labels",
+    "discard_local_ssd",
+    "register",
+];
 
 impl Problems {
     pub(super) fn fleet(
@@ -17,10 +28,9 @@ impl Problems {
                     Err("is an empty array: no job would get a VM".into())
                 }
                 Ok(Value::Array(elements)) => Ok(elements),
+                Ok(Value::Object(_)) => Err("is not a JSON array: put [ ] around it".into()),
                 Ok(_) => Err("is not a JSON array".into()),
-                Err(error) => {
-                    Err(format!("is not JSON: line {}, column {}", error.line(), error.column()))
-                }
+                Err(error) => Err(mistakes::not_json(text, &error)),
             })?;
         let before = self.0.len();
         let entries: Vec<Entry> = elements
@@ -35,30 +45,38 @@ impl Problems {
         warnings.extend(fleet.shadowed().into_iter().map(|(earlier, later)| {
             format!("RUNNER_CONFIG[{later}]: never matches: RUNNER_CONFIG[{earlier}] takes all of its jobs")
         }));
+        warnings.extend(owners(&fleet));
         Some(fleet)
     }
 
+    /// Reads an entry. An unknown field is a warning, or a problem beside others: it may be the one that is missing.
     fn entry(&mut self, nth: usize, element: &Value, warnings: &mut Vec<String>) -> Option<Entry> {
         let Value::Object(fields) = element else {
             self.add(format_args!("RUNNER_CONFIG[{nth}]"), "is not a JSON object");
             return None;
         };
-        let known = [
-            "repo",
-            "labels",
-            "vm_instance_name",
-            "vm_instance_zone",
-            "runner_names",
-            "runner_labels",
-            "discard_local_ssd",
-            "register",
-        ];
-        for field in fields.keys().filter(|field| !known.contains(&field.as_str())) {
+        let entry = self.known_fields(nth, fields, warnings);
+        for field in fields.keys().filter(|field| !FIELDS.contains(&field.as_str())) {
+            let meant = mistakes::nearest(field, &FIELDS)
+                .map(|meant| format!(": {meant} may be meant"))
+                .unwrap_or_default();
             let field: String = field.chars().take(40).flat_map(char::escape_default).collect();
-            warnings.push(format!(
-                "RUNNER_CONFIG[{nth}].{field}: is not a field of an entry and is ignored"
-            ));
+            let place = format!("RUNNER_CONFIG[{nth}].{field}");
+            match entry {
+                Some(_) => warnings
+                    .push(format!("{place}: is not a field of an entry and is ignored{meant}")),
+                None => self.add(place, format_args!("is not a field of an entry{meant}")),
+            }
         }
+        entry
+    }
+
+    fn known_fields(
+        &mut self,
+        nth: usize,
+        fields: &Map<String, Value>,
+        warnings: &mut Vec<String>,
+    ) -> Option<Entry> {
         let repo = self.text(nth, fields, "repo", repo_name);
         let labels = self.texts(nth, fields, "labels", label);
         let name = self.text(nth, fields, "vm_instance_name", instance_name);
@@ -106,6 +124,16 @@ impl Problems {
                 "RUNNER_CONFIG[{nth}].labels[{odd}]: is not among runner_labels, and jobs are matched by those alone"
             ));
         }
+        if zone.as_deref().is_some_and(is_region) {
+            warnings.push(format!(
+                "RUNNER_CONFIG[{nth}].vm_instance_zone: is a region; a zone ends with a letter, such as us-central1-a"
+            ));
+        }
+        if repo.as_deref().is_some_and(|repo| repo.ends_with(".git")) {
+            warnings.push(format!(
+                "RUNNER_CONFIG[{nth}].repo: no repository is named so: leave out .git"
+            ));
+        }
         Some(Entry {
             repo: repo?.into(),
             labels,
@@ -146,7 +174,11 @@ impl Problems {
         let Some(Value::Array(elements)) = fields.get(field) else {
             self.add(
                 place,
-                if fields.contains_key(field) { "is not an array" } else { "is missing" },
+                if fields.contains_key(field) {
+                    r#"is not an array, such as ["self-hosted"]"#
+                } else {
+                    "is missing"
+                },
             );
             return None;
         };
@@ -174,6 +206,21 @@ impl Problems {
     }
 }
 
+/// One installation of the App serves one owner.
+fn owners(fleet: &Fleet) -> Option<String> {
+    let mut owners = fleet.entries().iter().map(|entry| entry.repo.owner());
+    let first = owners.next()?;
+    owners.any(|owner| !owner.eq_ignore_ascii_case(first)).then(|| {
+        "RUNNER_CONFIG: names repositories of two owners; the App's installation serves one of them"
+            .to_owned()
+    })
+}
+
+/// A zone without its letter, such as `us-central1`.
+fn is_region(zone: &str) -> bool {
+    zone.split('-').count() == 2 && zone.ends_with(|c: char| c.is_ascii_digit())
+}
+
 /// <https://cloud.google.com/compute/docs/naming-resources>
 fn instance_name(text: &str) -> Result<String, String> {
     let valid = text.len() <= 63
@@ -191,7 +238,12 @@ fn repo_name(text: &str) -> Result<String, String> {
     let valid = text
         .split_once('/')
         .is_some_and(|(owner, repo)| is_made_of(owner, "-_.") && is_made_of(repo, "-_."));
-    check(text, valid, "is not a repository's full name, owner/repo")
+    let problem = if text.contains("://") {
+        "is a URL, not a repository's full name, owner/repo"
+    } else {
+        "is not a repository's full name, owner/repo"
+    };
+    check(text, valid, problem)
 }
 
 fn label(text: &str) -> Result<String, String> {

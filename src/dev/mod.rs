@@ -28,7 +28,7 @@ use crate::{routes, serve};
 use narrator::Narrator;
 
 /// The shared secret of the demo, which protects nothing.
-const SECRET: &str = "dev-secret";
+const SECRET: &str = "dev-secret-of-the-demo";
 
 const PROJECT: &str = "dev-project";
 const ZONE: &str = "asia-northeast1-a";

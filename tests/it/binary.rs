@@ -432,7 +432,7 @@ fn the_service_works_with_googles_real_credential_chain() {
     let request = format!(
         "POST /github/webhook HTTP/1.1\r\nHost: h\r\nX-GitHub-Event: workflow_job\r\nX-Hub-Signature-256: {}\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        sign("dev-secret", body.as_bytes()),
+        sign("dev-secret-of-the-demo", body.as_bytes()),
         body.len()
     );
     let answer = exchange(&mut connect(port), &request);

@@ -106,8 +106,8 @@ async fn a_correct_configuration_has_no_complaints_and_nothing_is_changed() {
         ("GitHub App", "permission"),
         ("repository acme/web", "installation"),
         ("repository acme/web", "name"),
-        ("service http://service.example", "/health"),
-        ("service http://service.example", "identity"),
+        ("service https://service.example", "/health"),
+        ("service https://service.example", "identity"),
         ("App's webhook", "URL"),
         ("App's webhook", "deliveries"),
     ] {
@@ -278,7 +278,7 @@ async fn wrong_variables_are_found() {
     let world = world().await;
     let other_key = include_str!("../fixtures/app-private-key.pem");
     let shadowed = fleet("").replace(", \"gpu\"", "");
-    let cases: [(&str, &str, &[&str]); 7] = [
+    let cases: [(&str, &str, &[&str]); 8] = [
         ("CLOUD_TASK_QUEUE_NAME", "other", &["✗ queue other: state: there is no such queue"]),
         ("CLOUD_TASK_LOCATION", "europe-west1", &["no such queue in europe-west1 of my-project"]),
         (
@@ -304,8 +304,13 @@ async fn wrong_variables_are_found() {
         ),
         (
             "CLOUD_RUN_SERVICE_URL",
-            "http://tasks.example",
-            &["✗ service http://tasks.example: /health: GET /health: 401", "✗ App's webhook: URL"],
+            "https://tasks.example",
+            &["✗ service https://tasks.example: /health: GET /health: 401", "✗ App's webhook: URL"],
+        ),
+        (
+            "RUNNER_MANAGER_SECRET",
+            "change-me",
+            &["✗ configuration: RUNNER_MANAGER_SECRET: is short"],
         ),
         (
             "RUNNER_CONFIG",
@@ -321,7 +326,7 @@ async fn wrong_variables_are_found() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_delivery_names_its_fix() {
     let mut world = world().await;
-    let url = "http://service.example/github/webhook".to_owned();
+    let url = "https://service.example/github/webhook".to_owned();
     world.cloud.github.webhook(Hook { url, secret: "another".into(), form: false });
     world.queue_job("acme/app", "no-such-label", minutes(1));
     world.pass(seconds(10)).await;

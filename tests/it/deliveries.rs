@@ -67,7 +67,7 @@ async fn the_app_learns_where_it_is_installed_and_where_its_webhook_goes() {
     assert_eq!(here.permissions.get("actions").map(String::as_str), Some("read"));
     assert_eq!(github.installation(soon()).await.unwrap().id, here.id);
     let hook = github.hook_config(soon()).await.unwrap();
-    assert_eq!(hook.url.as_deref(), Some("http://service.example/github/webhook"));
+    assert_eq!(hook.url.as_deref(), Some("https://service.example/github/webhook"));
     world.cloud.github.rename_repository("acme/app", "acme/better");
     let now = github.repository(&repo, soon()).await.unwrap();
     assert_eq!((now.full_name.as_str(), now.private), ("acme/better", true));

@@ -82,7 +82,7 @@ pub(crate) fn vars(runner_config: &str) -> impl Iterator<Item = (OsString, OsStr
         ("GCP_PROJECT_ID", "my-project"),
         ("CLOUD_TASK_LOCATION", "asia-northeast1"),
         ("CLOUD_TASK_QUEUE_NAME", "runner-manager"),
-        ("CLOUD_RUN_SERVICE_URL", "http://service.example"),
+        ("CLOUD_RUN_SERVICE_URL", "https://service.example"),
         ("RUNNER_MANAGER_SECRET", SECRET),
         ("GITHUB_APP_ID", "123456"),
         ("GITHUB_APP_INSTALLATION_ID", "12345678"),

@@ -99,7 +99,7 @@ impl World {
             }
         }
         cloud.github.webhook(Hook {
-            url: "http://service.example/github/webhook".into(),
+            url: "https://service.example/github/webhook".into(),
             secret: SECRET.into(),
             form: false,
         });
@@ -413,7 +413,7 @@ impl Service {
 
     /// A resync, as a scheduler requests it, and its response, unless the instance vanishes.
     pub(crate) async fn resync(&self) -> Option<(StatusCode, Bytes)> {
-        let request = Request::post("http://service.example/runner/reconcile")
+        let request = Request::post("https://service.example/runner/reconcile")
             .header("X-Runner-Secret", SECRET)
             .body(Full::default())
             .unwrap();

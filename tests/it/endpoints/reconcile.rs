@@ -111,7 +111,7 @@ async fn a_delivery_that_failed_is_asked_for_again_once_in_a_while() {
 async fn deliveries_of_a_webhook_that_leads_elsewhere_are_left_alone() {
     let mut world = World::new();
     world.cloud.github.webhook(Hook {
-        url: "http://elsewhere.example/github/webhook".into(),
+        url: "https://elsewhere.example/github/webhook".into(),
         secret: SECRET.into(),
         form: false,
     });

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::detail;
 use crate::world::{Answer, World, ZONE, fleet, minutes, runner};
 
-const SERVICE: &str = "http://service.example";
+const SERVICE: &str = "https://service.example";
 const REFUSED: &str = "no registration token is given for this; the service's log says why";
 
 fn world() -> World {
@@ -65,7 +65,7 @@ async fn the_claims_of_a_token_are_checked() {
         claims
     };
     for wrong in [
-        with(json!({"aud": "http://another.example"})),
+        with(json!({"aud": "https://another.example"})),
         with(json!({"aud": null})),
         with(json!({"iss": "https://accounts.example"})),
         with(json!({"iss": null})),

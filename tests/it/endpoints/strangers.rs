@@ -51,7 +51,7 @@ async fn a_flood_while_googles_keys_cannot_be_fetched_is_no_error_of_the_service
     let token = world.cloud.identities.sign(&world.cloud.identities.claims(
         "gpu-1",
         ZONE,
-        "http://service.example",
+        "https://service.example",
     ));
     let bearer = format!("Bearer {token}");
     for _ in 0..100 {

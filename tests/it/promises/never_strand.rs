@@ -510,7 +510,7 @@ fn a_vm_that_registers_by_itself() -> World {
         1,
     ));
     world.cloud.github.permit(Permission::Registration);
-    world.cloud.guests.register_at_boot("gpu-1", ZONE, "http://service.example");
+    world.cloud.guests.register_at_boot("gpu-1", ZONE, "https://service.example");
     world
 }
 

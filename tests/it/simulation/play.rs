@@ -387,7 +387,7 @@ impl RunnerIs {
 fn set_the_scene(world: &World, profile: Profile, dice: &mut Dice) {
     let cloud = &world.cloud;
     cloud.github.permit(Permission::Registration);
-    cloud.guests.register_at_boot("gpu-1", ZONE, "http://service.example");
+    cloud.guests.register_at_boot("gpu-1", ZONE, "https://service.example");
     let slow = profile.breaks_down() && dice.chance(10);
     let boot = seconds(if slow { 240 } else { dice.between(15, 90) });
     cloud.compute.timings(compute::Timings {
