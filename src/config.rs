@@ -32,6 +32,8 @@ pub struct Config {
     pub service_url: String,
     /// The key of webhook signatures, and the password of operators and tasks.
     pub secret: SharedSecret,
+    /// The service account as which Cloud Tasks calls the service; `None`: tasks carry the secret.
+    pub callback_account: Option<String>,
     /// The time that a VM stays up after its last job.
     pub inactive: Duration,
     /// The time after which a stopped VM is started for a while, so that its runner connects; `None`: never.
@@ -138,6 +140,8 @@ struct Raw {
     cloud_run_service_url: Option<String>,
     runner_manager_secret: Option<String>,
     runner_manager_secret_previous: Option<String>,
+    github_webhook_secret: Option<String>,
+    callback_service_account: Option<String>,
     vm_inactive_minutes: Option<String>,
     github_app_id: Option<String>,
     github_app_private_key: Option<String>,
@@ -151,13 +155,15 @@ struct Raw {
     google_keys_api_url: Option<String>,
 }
 
-pub const VARIABLES: [&str; 17] = [
+pub const VARIABLES: [&str; 19] = [
     "GCP_PROJECT_ID",
     "CLOUD_TASK_LOCATION",
     "CLOUD_TASK_QUEUE_NAME",
     "CLOUD_RUN_SERVICE_URL",
     "RUNNER_MANAGER_SECRET",
     "RUNNER_MANAGER_SECRET_PREVIOUS",
+    "GITHUB_WEBHOOK_SECRET",
+    "CALLBACK_SERVICE_ACCOUNT",
     "VM_INACTIVE_MINUTES",
     "GITHUB_APP_ID",
     "GITHUB_APP_PRIVATE_KEY",
@@ -172,11 +178,12 @@ pub const VARIABLES: [&str; 17] = [
 ];
 
 /// The variables that may name a file instead, as `NAME_FILE`: secrets are often mounted.
-const IN_FILES: [&str; 4] = [
+const IN_FILES: [&str; 5] = [
     "RUNNER_CONFIG",
     "GITHUB_APP_PRIVATE_KEY",
     "RUNNER_MANAGER_SECRET",
     "RUNNER_MANAGER_SECRET_PREVIOUS",
+    "GITHUB_WEBHOOK_SECRET",
 ];
 
 /// The problems of an environment, one line each.
@@ -235,6 +242,16 @@ impl Config {
             raw.runner_manager_secret_previous,
             shared_secret,
         );
+        let webhook = check.optional_secret(
+            "GITHUB_WEBHOOK_SECRET",
+            raw.github_webhook_secret,
+            shared_secret,
+        );
+        let callback_account = check.optional(
+            "CALLBACK_SERVICE_ACCOUNT",
+            raw.callback_service_account,
+            service_account,
+        );
         let inactive =
             check.optional("VM_INACTIVE_MINUTES", raw.vm_inactive_minutes, inactive_minutes);
         let app_id = check.required("GITHUB_APP_ID", raw.github_app_id, app_id);
@@ -257,6 +274,9 @@ impl Config {
         if let Some(weakness) = secret.as_ref().and_then(Secret::weakness) {
             warnings.push(format!("RUNNER_MANAGER_SECRET: {weakness}"));
         }
+        if let Some(weakness) = webhook.as_ref().and_then(Secret::weakness) {
+            warnings.push(format!("GITHUB_WEBHOOK_SECRET: {weakness}"));
+        }
         if service_url.as_deref().is_some_and(has_path) {
             warnings.push(
                 "CLOUD_RUN_SERVICE_URL: has a path; the service answers at the root of its address"
@@ -275,7 +295,8 @@ impl Config {
                 task_location: task_location?,
                 task_queue: task_queue?,
                 service_url: service_url?,
-                secret: SharedSecret::new(secret?, previous),
+                secret: SharedSecret::new(secret?, previous).with_webhook(webhook.as_ref()),
+                callback_account,
                 inactive: inactive.unwrap_or(DEFAULT_INACTIVE),
                 keepalive: keepalive.unwrap_or_else(|| Some(days(10))),
                 github_app: GitHubApp {
@@ -465,6 +486,13 @@ fn shared_secret(text: &str) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
+fn service_account(text: &str) -> Result<String, String> {
+    let valid = text.split_once('@').is_some_and(|(name, domain)| {
+        is_made_of(name, "-") && is_made_of(domain, "-.") && domain.contains('.')
+    });
+    check(text, valid, "is not a service account, such as name@my-project.iam.gserviceaccount.com")
+}
+
 fn inactive_minutes(text: &str) -> Result<Duration, String> {
     let minutes = text.parse().ok().filter(|minutes| (1..=1440).contains(minutes));
     minutes
@@ -591,7 +619,7 @@ mod tests {
     fn every_missing_variable_is_named_at_once() {
         let found = Config::from_vars([]).unwrap_err();
         let named: Vec<&str> = found.0.iter().map(|line| line.split(':').next().unwrap()).collect();
-        assert_eq!(named, [&VARIABLES[..5], &VARIABLES[7..11]].concat());
+        assert_eq!(named, [&VARIABLES[..5], &VARIABLES[9..13]].concat());
     }
 
     #[test]
@@ -602,6 +630,8 @@ mod tests {
         complains("CLOUD_RUN_SERVICE_URL", "runner-manager.run.app", "http or https URL");
         complains("CLOUD_RUN_SERVICE_URL", "https://user:pass@host.example", "http or https URL");
         complains("RUNNER_MANAGER_SECRET", "hush-hush\n", "white space");
+        complains("GITHUB_WEBHOOK_SECRET", "hush-hush\n", "white space");
+        complains("CALLBACK_SERVICE_ACCOUNT", "a robot", "is not a service account");
         complains("RUNNER_MANAGER_SECRET", "gehe\u{ed}m-gehe\u{ed}m", "visible ASCII");
         complains("VM_INACTIVE_MINUTES", "0", "1 to 1440");
         complains("VM_INACTIVE_MINUTES", "1441", "1 to 1440");

@@ -102,6 +102,15 @@ caseless! {
 }
 
 impl RepoName {
+    /// The form `owner/repo`, which may be part of a path.
+    pub fn is_full_name(&self) -> bool {
+        let is_name = |name: &str| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            !matches!(name, "" | "." | "..") && name.chars().all(plain)
+        };
+        self.as_str().split_once('/').is_some_and(|(owner, repo)| is_name(owner) && is_name(repo))
+    }
+
     /// The account that owns the repository: an organization or a user.
     pub fn owner(&self) -> &str {
         self.as_str().split_once('/').map_or(self.as_str(), |(owner, _)| owner)

@@ -4,9 +4,11 @@
 //! can issue such a token: tokens that a service account requests elsewhere do not have these claims.
 //! <https://cloud.google.com/compute/docs/instances/verifying-instance-identity>
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::clock::Timestamp;
 
@@ -38,6 +40,9 @@ pub enum Untrusted {
     Malformed,
     #[error("its token is not signed with RS256")]
     Algorithm,
+    /// RFC 7515, section 4.1.11: such a token is valid only for those who know the extension.
+    #[error("its token has the header `crit`, which asks for an extension")]
+    Critical,
     #[error("its token is signed with a key that Google does not publish")]
     UnknownKey,
     #[error("its token's signature is wrong")]
@@ -52,6 +57,8 @@ pub enum Untrusted {
     NotYet,
     #[error("its token names no instance: ask for format=full")]
     NoInstance,
+    #[error("its token is that of another account than CALLBACK_SERVICE_ACCOUNT")]
+    Account,
 }
 
 /// The id of the key that the token names.
@@ -67,16 +74,54 @@ pub fn key_id(token: &str) -> Result<String, Untrusted> {
     if header.alg != Algorithm::RS256 {
         return Err(Untrusted::Algorithm);
     }
+    if is_critical(token) {
+        return Err(Untrusted::Critical);
+    }
     header.kid.ok_or(Untrusted::UnknownKey)
 }
 
-/// Verifies that `key` signed the token for this `audience`, and that it is valid at `now`.
+/// The token has the header `crit`, which the library does not look at.
+fn is_critical(token: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Extensions {
+        crit: Option<IgnoredAny>,
+    }
+    let header = token.split('.').next().unwrap_or_default();
+    let header = BASE64_URL_SAFE_NO_PAD.decode(header).unwrap_or_default();
+    serde_json::from_slice(&header).is_ok_and(|known: Extensions| known.crit.is_some())
+}
+
+/// Verifies that `key` signed the token for this `audience`, that it is valid at `now`, and that it is an instance's.
 pub fn verify(
     token: &str,
     key: &DecodingKey,
     audience: &str,
     now: Timestamp,
 ) -> Result<Identity, Untrusted> {
+    let engine = claims(token, key, audience, now)?.google.and_then(|google| google.compute_engine);
+    let engine = engine.ok_or(Untrusted::NoInstance)?;
+    Ok(Identity { project: engine.project_id, zone: engine.zone, instance: engine.instance_name })
+}
+
+/// Verifies that `key` signed the token for this audience and service account, and that it is valid at `now`.
+/// <https://cloud.google.com/tasks/docs/creating-http-target-tasks#token>
+pub fn verify_account(
+    token: &str,
+    key: &DecodingKey,
+    (audience, account): (&str, &str),
+    now: Timestamp,
+) -> Result<(), Untrusted> {
+    let Claims { email, email_verified, .. } = claims(token, key, audience, now)?;
+    let is_account = email.is_some_and(|email| email.eq_ignore_ascii_case(account));
+    if is_account && email_verified { Ok(()) } else { Err(Untrusted::Account) }
+}
+
+fn claims(
+    token: &str,
+    key: &DecodingKey,
+    audience: &str,
+    now: Timestamp,
+) -> Result<Claims, Untrusted> {
     let mut validation = Validation::new(Algorithm::RS256);
     validation.set_audience(&[audience]);
     validation.set_issuer(&ISSUERS);
@@ -102,13 +147,14 @@ pub fn verify(
     if begins > now + LEEWAY_SECONDS {
         return Err(Untrusted::NotYet);
     }
-    let engine = claims.google.and_then(|google| google.compute_engine);
-    let engine = engine.ok_or(Untrusted::NoInstance)?;
-    Ok(Identity { project: engine.project_id, zone: engine.zone, instance: engine.instance_name })
+    Ok(claims)
 }
 
 #[derive(Deserialize)]
 struct Claims {
+    email: Option<String>,
+    #[serde(default)]
+    email_verified: bool,
     exp: u64,
     iat: u64,
     nbf: Option<u64>,

@@ -64,7 +64,7 @@ impl fmt::Debug for Secret {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(
-        "the header X-Hub-Signature-256 is missing: set the webhook's secret to RUNNER_MANAGER_SECRET"
+        "the header X-Hub-Signature-256 is missing: set the webhook's secret to RUNNER_MANAGER_SECRET, or to GITHUB_WEBHOOK_SECRET if that is set"
     )]
     NoSignature,
     /// Another algorithm, not hexadecimal, or not 32 bytes.
@@ -72,7 +72,7 @@ pub enum Refused {
     MalformedSignature,
     /// Signed with another secret, or modified in transit.
     #[error(
-        "the signature does not match the body: set the webhook's secret to RUNNER_MANAGER_SECRET"
+        "the signature does not match the body: set the webhook's secret to RUNNER_MANAGER_SECRET, or to GITHUB_WEBHOOK_SECRET if that is set"
     )]
     WrongSignature,
     #[error("the header X-Runner-Secret is missing")]
@@ -81,11 +81,13 @@ pub enum Refused {
     WrongSecret,
 }
 
-/// The current secret and, during a rotation, the previous one.
+/// The current secret and, during a rotation, the previous one. The webhook may have one of its own, which opens nothing
+/// else.
 #[derive(Clone, Debug)]
 pub struct SharedSecret {
     current: Secret,
     accepted: Vec<Accepted>,
+    webhook: Option<Accepted>,
 }
 
 /// A secret, prepared for verification.
@@ -115,7 +117,13 @@ impl SharedSecret {
     pub fn new(current: Secret, previous: Option<Secret>) -> Self {
         let accepted =
             [Some(&current), previous.as_ref()].into_iter().flatten().map(Accepted::new).collect();
-        Self { current, accepted }
+        Self { current, accepted, webhook: None }
+    }
+
+    /// Signatures made with `secret` count too.
+    #[must_use]
+    pub fn with_webhook(self, secret: Option<&Secret>) -> Self {
+        Self { webhook: secret.map(Accepted::new), ..self }
     }
 
     /// The secret that new tasks carry.
@@ -128,7 +136,11 @@ impl SharedSecret {
         let made_by = |accepted: &Accepted| {
             accepted.hmac.clone().chain_update(body).verify_slice(&signature.0).is_ok()
         };
-        if self.accepted.iter().any(made_by) { Ok(()) } else { Err(Refused::WrongSignature) }
+        if self.webhook.iter().chain(&self.accepted).any(made_by) {
+            Ok(())
+        } else {
+            Err(Refused::WrongSignature)
+        }
     }
 
     /// Verifies the header `X-Runner-Secret`.
@@ -230,6 +242,19 @@ mod tests {
         assert_eq!(rotating.verify_secret(Some(b"")), Err(Refused::WrongSecret));
         assert_eq!(rotating.verify_secret(None), Err(Refused::NoSecret));
         assert_eq!(rotating.current().expose(), "new");
+    }
+
+    #[test]
+    fn the_webhooks_own_secret_opens_nothing_else() {
+        let both =
+            SharedSecret::new(Secret::new("shared"), None).with_webhook(Some(&Secret::new(SECRET)));
+        assert_eq!(verify(&both, Some(SIGNATURE.as_bytes()), BODY), Ok(()));
+        assert_eq!(both.verify_secret(Some(SECRET.as_bytes())), Err(Refused::WrongSecret));
+        assert_eq!(both.verify_secret(Some(b"shared")), Ok(()));
+        // Until GitHub knows the new one, deliveries are signed with the shared secret.
+        let unsigned = SharedSecret::new(Secret::new(SECRET), None)
+            .with_webhook(Some(&Secret::new("of the webhook")));
+        assert_eq!(verify(&unsigned, Some(SIGNATURE.as_bytes()), BODY), Ok(()));
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl AppState {
             id: &config.task_queue,
             service_url: &config.service_url,
             secret: config.secret.current(),
+            callback_account: config.callback_account.as_deref(),
         };
         let roots = &config.roots;
         let compute =
@@ -93,6 +94,7 @@ impl AppState {
             clock,
             project: config.project,
             service_url: config.service_url,
+            callback_account: config.callback_account,
             inactive: config.inactive,
             keepalive: config.keepalive,
             label_permission: LabelPermission::default(),

@@ -174,7 +174,7 @@ pub fn init(style: Style) -> Result<(), TryInitError> {
             let text = tracing_subscriber::fmt::layer()
                 .with_target(false)
                 .with_ansi(color)
-                .with_writer(io::stderr);
+                .with_writer(move || Escaping { color, to: io::stderr() });
             tracing_subscriber::registry().with(filter).with(text).try_init()
         }
     }
@@ -220,9 +220,58 @@ impl<W: Write> Write for LineWriter<W> {
     }
 }
 
+/// A writer of text lines that gets one complete line at a time. Names come from GitHub's users: what would begin a line
+/// of its own, or be shown in another order than it was written, is escaped. JSON escapes control characters by itself.
+struct Escaping<W> {
+    /// Escape sequences are the formatter's colors.
+    color: bool,
+    to: W,
+}
+
+impl<W: Write> Write for Escaping<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let (text, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
+        let mut escaped = String::with_capacity(line.len());
+        for c in text.chars() {
+            let is_color = self.color && c == '\u{1b}';
+            if !is_color && (c.is_control() || is_bidirectional(c)) {
+                escaped.extend(c.escape_default());
+            } else {
+                escaped.push(c);
+            }
+        }
+        self.to.write_all(escaped.as_bytes())?;
+        self.to.write_all(end.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Unicode's marks, embeddings, overrides and isolates of direction. <https://www.unicode.org/reports/tr9/>
+fn is_bidirectional(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_in_a_text_line_stays_in_its_place() {
+        let written = |color, line: &str| {
+            let mut writer = Escaping { color, to: Vec::new() };
+            writer.write_all(line.as_bytes()).unwrap();
+            String::from_utf8(writer.to).unwrap()
+        };
+        let line = "job \u{202e}1\nINFO caf\u{e9}\u{2066}\r\n";
+        assert_eq!(written(false, line), "job \\u{202e}1\\nINFO caf\u{e9}\\u{2066}\\r\n");
+        assert_eq!(written(true, "\u{1b}[32m INFO\u{1b}[0m a\n"), "\u{1b}[32m INFO\u{1b}[0m a\n");
+        assert_eq!(written(false, "\u{1b}[2J\n"), "\\u{1b}[2J\n");
+    }
 
     const ID: &str = "0af7651916cd43dd8448eb211c80319c";
 

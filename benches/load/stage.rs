@@ -316,6 +316,12 @@ pub(crate) fn workflow_job(action: &str, repo: &str, job: u64, number: usize) ->
     const COMPLETED: &str = include_str!("../../tests/fixtures/workflow_job.completed.json");
     let fixture = if action == "queued" { QUEUED } else { COMPLETED };
     let mut event: Value = serde_json::from_str(fixture).expect("the fixtures are JSON");
+    // The times count: a job of days ago is asked for first, and its end is that of the VM's use.
+    let now = Clock::system().now().rfc3339();
+    event["workflow_job"]["created_at"] = now.as_str().into();
+    if action != "queued" {
+        event["workflow_job"]["completed_at"] = now.into();
+    }
     event["action"] = action.into();
     event["repository"]["full_name"] = repo.into();
     event["workflow_job"]["id"] = job.into();

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use http::{Method, Request};
 use http_body_util::Full;
+use runner_manager::clock::Clock;
 use serde_json::{Map, Value, json};
 
 pub(crate) const SECRET: &str = "not-to-be-seen-5f1c0e77";
@@ -52,6 +53,12 @@ pub(crate) enum Action {
 pub(crate) fn body(action: Action, repo: &str, job: u64, vm: usize) -> String {
     let fixture = if action == Action::Queued { QUEUED } else { COMPLETED };
     let mut event: Value = serde_json::from_str(fixture).expect("the fixtures are JSON");
+    // The times count: a job of days ago is asked for first, and its end is that of the VM's use.
+    let now = Clock::system().now().rfc3339();
+    event["workflow_job"]["created_at"] = now.as_str().into();
+    if action != Action::Queued {
+        event["workflow_job"]["completed_at"] = now.into();
+    }
     let api = format!("https://api.github.example/repos/{repo}");
     let urls = |names: &str, root: &str| -> Map<String, Value> {
         let url = |name: &str| {

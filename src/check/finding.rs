@@ -147,6 +147,7 @@ pub(super) mod testing {
 
     pub(in crate::check) fn answered(status: u16) -> clients::Error {
         clients::Error::Status {
+            exists: false,
             call: "a.call",
             status: StatusCode::from_u16(status).unwrap(),
             reason: String::new(),
@@ -158,6 +159,7 @@ pub(super) mod testing {
     /// A 403 for another reason than a permission.
     pub(in crate::check) fn limited() -> clients::Error {
         clients::Error::Status {
+            exists: false,
             call: "a.call",
             status: StatusCode::FORBIDDEN,
             reason: String::new(),

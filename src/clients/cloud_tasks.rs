@@ -71,6 +71,7 @@ pub struct CloudTasks {
     queue: String,
     service_url: String,
     secret: Secret,
+    callback_account: Option<String>,
 }
 
 /// The queue, and the service that its tasks call.
@@ -86,6 +87,9 @@ pub struct Queue<'a> {
     pub service_url: &'a str,
     /// The secret that each task carries as `X-Runner-Secret`. A principal that may list the queue's tasks can read it.
     pub secret: &'a Secret,
+    /// The service account whose identity token Cloud Tasks sends instead. The service needs
+    /// `iam.serviceAccounts.actAs` on it.
+    pub callback_account: Option<&'a str>,
 }
 
 impl CloudTasks {
@@ -96,7 +100,7 @@ impl CloudTasks {
         root: &str,
         queue: &Queue<'_>,
     ) -> Self {
-        let Queue { project, location, id, service_url, secret } = queue;
+        let Queue { project, location, id, service_url, secret, callback_account } = queue;
         Self {
             transport,
             credentials,
@@ -104,6 +108,7 @@ impl CloudTasks {
             queue: format!("projects/{project}/locations/{location}/queues/{id}"),
             service_url: (*service_url).to_owned(),
             secret: (*secret).clone(),
+            callback_account: callback_account.map(str::to_owned),
         }
     }
 
@@ -119,10 +124,7 @@ impl CloudTasks {
             .json(&wire::CreateTask { task: self.wire_task(task) })?;
         match self.send(request, deadline).await {
             Ok(_) => Ok(Created::New),
-            // Other conflicts, such as ABORTED, create no task.
-            Err(Error::Status { status: StatusCode::CONFLICT, reason, .. })
-                if reason == "ALREADY_EXISTS" =>
-            {
+            Err(Error::Status { status: StatusCode::CONFLICT, exists: true, .. }) => {
                 Ok(Created::Already)
             }
             Err(error) => Err(error),
@@ -160,6 +162,14 @@ impl CloudTasks {
     }
 
     fn wire_task(&self, task: &Task) -> wire::Task<'_> {
+        let mut headers = BTreeMap::from([("Content-Type", "application/json")]);
+        let oidc_token = self.callback_account.as_deref().map(|account| wire::OidcToken {
+            service_account_email: account,
+            audience: &self.service_url,
+        });
+        if oidc_token.is_none() {
+            headers.insert("X-Runner-Secret", self.secret.expose());
+        }
         wire::Task {
             name: format!("{}/tasks/{}", self.queue, task.id),
             schedule_time: task.due.rfc3339(),
@@ -167,11 +177,9 @@ impl CloudTasks {
             http_request: wire::HttpRequest {
                 url: format!("{}{}", self.service_url, task.path),
                 http_method: "POST",
-                headers: BTreeMap::from([
-                    ("Content-Type", "application/json"),
-                    ("X-Runner-Secret", self.secret.expose()),
-                ]),
+                headers,
                 body: STANDARD.encode(&task.body),
+                oidc_token,
             },
             retry_config: wire::RetryConfig {
                 max_attempts: -1,
@@ -216,6 +224,16 @@ mod wire {
         pub(super) headers: BTreeMap<&'a str, &'a str>,
         /// Base64, as JSON carries bytes.
         pub(super) body: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub(super) oidc_token: Option<OidcToken<'a>>,
+    }
+
+    /// <https://cloud.google.com/tasks/docs/reference/rest/v2/OidcToken>
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    pub(super) struct OidcToken<'a> {
+        pub(super) service_account_email: &'a str,
+        pub(super) audience: &'a str,
     }
 
     /// The task's own settings, so that those of the queue do not matter.

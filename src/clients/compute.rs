@@ -439,12 +439,17 @@ mod wire {
     impl From<Operation> for super::Operation {
         fn from(wire: Operation) -> Self {
             let first = wire.error.map(|error| error.errors.into_iter().next().unwrap_or_default());
+            let said = |error: OperationError| match (&*error.code, &*error.message) {
+                ("", "") => "Compute Engine gives no reason".to_owned(),
+                (code, "") => code.to_owned(),
+                ("", message) => message.to_owned(),
+                (code, message) => format!("{code}: {message}"),
+            };
             Self {
                 name: wire.name,
                 kind: wire.operation_type,
                 at: wire.insert_time.as_deref().and_then(Timestamp::parse),
-                error: first
-                    .map(|error| super::super::tidy(&format!("{}: {}", error.code, error.message))),
+                error: first.map(|error| super::super::tidy(&said(error))),
             }
         }
     }
@@ -471,6 +476,19 @@ mod tests {
         assert_eq!(instance.last_stop, Timestamp::parse("2026-11-24T04:00:00Z"));
         assert_eq!(instance.last_suspend, Timestamp::parse("2026-11-23T04:00:00Z"));
         assert!(instance.has_local_ssd);
+    }
+
+    #[test]
+    fn a_failed_operation_gives_its_reason_if_any() {
+        let reason = |error: &str| {
+            let json = format!(r#"{{"name": "operation-1", "error": {error}}}"#);
+            Operation::from(serde_json::from_str::<wire::Operation>(&json).unwrap()).error
+        };
+        let full = r#"{"errors": [{"code": "QUOTA_EXCEEDED", "message": "no CPUs left"}]}"#;
+        assert_eq!(reason(full).as_deref(), Some("QUOTA_EXCEEDED: no CPUs left"));
+        assert_eq!(reason("{}").as_deref(), Some("Compute Engine gives no reason"));
+        assert_eq!(reason(r#"{"errors": [{"code": "A"}]}"#).as_deref(), Some("A"));
+        assert_eq!(reason("null"), None);
     }
 
     #[test]

@@ -38,12 +38,14 @@ pub enum Error {
         call: &'static str,
         /// The status of the response.
         status: StatusCode,
-        /// Google's reason or status word, such as `conditionNotMet` or `ALREADY_EXISTS`; empty from GitHub.
+        /// Google's reason, such as `conditionNotMet`, or else its status word; empty from GitHub.
         reason: String,
         /// The API's message.
         message: String,
         /// A rate limit: the response says nothing about permissions, and the limit passes.
         limited: bool,
+        /// Google's status word is `ALREADY_EXISTS`. Other conflicts, such as `ABORTED`, create nothing.
+        exists: bool,
     },
     /// The API answered 2xx with a body that is not as documented.
     #[error("{call}: the answer cannot be read: {why}")]
@@ -127,19 +129,16 @@ impl Error {
     /// The error of a response other than 2xx. An API may repeat the request in its message: `secrets` are left out.
     fn from_answer(call: &'static str, answer: &Response<Bytes>, secrets: &[Secret]) -> Self {
         let said: ErrorBody = serde_json::from_slice(answer.body()).unwrap_or_default();
-        let reason = said
-            .error
-            .errors
-            .into_iter()
-            .next()
-            .map(|first| first.reason)
-            .unwrap_or(said.error.status);
+        let exists = said.error.status == "ALREADY_EXISTS";
+        let reason = said.error.errors.into_iter().next().map(|first| first.reason);
+        let reason = reason.filter(|reason| !reason.is_empty()).unwrap_or(said.error.status);
         let message = if said.message.is_empty() { said.error.message } else { said.message };
         let limited =
             is_limit(answer.status(), answer.headers(), &reason, &message, &said.documentation_url);
         Self::Status {
             call,
             status: answer.status(),
+            exists,
             reason: tidy(&redacted(reason, secrets)),
             message: tidy(&redacted(message, secrets)),
             limited,
@@ -258,6 +257,11 @@ mod tests {
             r#"{"error":{"message":"changed","errors":[{"reason":"conditionNotMet"}]}}"#,
         );
         assert_eq!(both.to_string(), "a.call: 412 Precondition Failed: conditionNotMet: changed");
+        let exists = |body| matches!(answer(409, &[], body), Error::Status { exists: true, .. });
+        let beside =
+            r#"{"error":{"status":"ALREADY_EXISTS","errors":[{"reason":"alreadyExists"}]}}"#;
+        assert!(exists(beside), "also beside a reason in the older format");
+        assert!(!exists(r#"{"error":{"status":"ABORTED","message":"ALREADY_EXISTS"}}"#));
         assert_eq!(answer(503, &[], "<html>\n").to_string(), "a.call: 503 Service Unavailable");
         assert_eq!(
             answer(409, &[], r#"{"error":{"status":"ALREADY_EXISTS"}}"#).to_string(),

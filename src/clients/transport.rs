@@ -3,12 +3,15 @@
 //! The seam between the service and the network: in production [`over_tls`], in a simulation the emulators' Routers,
 //! called in process. On top come a time limit, a second attempt, and the redirects of renamed repositories.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tower::ServiceExt;
@@ -31,13 +34,25 @@ const LARGEST_ANSWER: usize = 16 << 20;
 /// The pause before the second attempt, unless the response sets one.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The HTTP service of production: HTTP/1.1 or 2, with rustls. The root certificates are compiled in, so the image
-/// needs none.
+/// The variable that names a file of further root certificates, in PEM: a GitHub Enterprise Server often has one of a
+/// private authority.
+const ROOTS_FILE: &str = "SSL_CERT_FILE";
+
+/// The HTTP service of production: HTTP/1.1 or 2, with rustls. The public root certificates are compiled in, so the
+/// image needs none; those of the file that `SSL_CERT_FILE` names are added.
 ///
 /// # Errors
-/// Fails if the TLS library refuses its own defaults.
+/// Fails if that file cannot be read or has no certificate, or if the TLS library refuses its own defaults.
 pub fn over_tls() -> Result<HttpService, BoxError> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let file = std::env::var_os(ROOTS_FILE).filter(|file| !file.is_empty());
+    with_roots(file.as_deref().map(Path::new))
+}
+
+fn with_roots(more: Option<&Path>) -> Result<HttpService, BoxError> {
+    let mut roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(file) = more {
+        add_roots(&mut roots, file).map_err(|why| format!("{ROOTS_FILE}: {why}"))?;
+    }
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -53,6 +68,15 @@ pub fn over_tls() -> Result<HttpService, BoxError> {
     Ok(BoxCloneSyncService::new(tower::service_fn(move |request| {
         exchange(client.clone(), request)
     })))
+}
+
+fn add_roots(roots: &mut rustls::RootCertStore, file: &Path) -> Result<(), BoxError> {
+    let mut added = 0;
+    for certificate in CertificateDer::pem_file_iter(file)? {
+        roots.add(certificate?)?;
+        added += 1;
+    }
+    if added == 0 { Err("the file has no certificate in PEM format".into()) } else { Ok(()) }
 }
 
 async fn exchange(
@@ -407,6 +431,62 @@ mod tests {
                 let last = sent.lock().unwrap().last().cloned();
                 assert_eq!(last.as_deref(), Some("GET https://api.example/new/a/b?c=d"));
             }
+        }
+    }
+
+    /// A server of a private authority, which closes after one response.
+    async fn private_server() -> (u16, tempfile::NamedTempFile) {
+        let authority = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = parameters.self_signed(&authority).unwrap();
+        let issuer = rcgen::Issuer::new(parameters, authority);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let private = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], private)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(tls));
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        #[expect(clippy::disallowed_methods, reason = "a server of its own")]
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let Ok(mut connection) = acceptor.accept(connection).await else { continue };
+                let mut buffer = [0; 4096];
+                let read = connection.read(&mut buffer).await;
+                assert!(read.is_ok_and(|length| length > 0));
+                let response =
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+                connection.write_all(response).await.ok();
+                connection.shutdown().await.ok();
+            }
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), root.pem()).unwrap();
+        (port, file)
+    }
+
+    #[tokio::test]
+    async fn a_private_authority_can_be_added() {
+        let (port, roots) = private_server().await;
+        let ask = async |http: HttpService| {
+            let request = Outgoing::get("a.call", format!("https://localhost:{port}/"));
+            Transport::new(http).send(&request, Deadline::after(Duration::from_secs(5))).await
+        };
+        assert!(ask(with_roots(Some(roots.path())).unwrap()).await.is_ok());
+        let error = ask(with_roots(None).unwrap()).await.unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+        std::fs::write(roots.path(), "nothing").unwrap();
+        for file in [roots.path(), Path::new("/nowhere")] {
+            let error = with_roots(Some(file)).err().unwrap().to_string();
+            assert!(error.starts_with("SSL_CERT_FILE: "), "{error}");
         }
     }
 

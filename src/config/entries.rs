@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::{Problems, Validator, check, is_made_of, location, mistakes};
-use crate::fleet::{Entry, Fleet, Label, RegisterIn, RunnerNames, Vm};
+use super::{Problems, Validator, check, location, mistakes};
+use crate::fleet::{Entry, Fleet, Label, RegisterIn, RepoName, RunnerNames, Vm};
 
 const FIELDS: [&str; 8] = [
     "repo",
@@ -235,9 +235,7 @@ fn instance_name(text: &str) -> Result<String, String> {
 }
 
 fn repo_name(text: &str) -> Result<String, String> {
-    let valid = text
-        .split_once('/')
-        .is_some_and(|(owner, repo)| is_made_of(owner, "-_.") && is_made_of(repo, "-_."));
+    let valid = RepoName::from(text).is_full_name();
     let problem = if text.contains("://") {
         "is a URL, not a repository's full name, owner/repo"
     } else {

@@ -15,6 +15,7 @@ use http::Method;
 use http_body_util::Full;
 use serde_json::Value;
 
+use super::identities::Identities;
 use super::{Event, Outgoing, Reply, Sender, Setup, Shared, Ticket, lock};
 use crate::clock::Timestamp;
 
@@ -59,6 +60,7 @@ struct State {
     lateness: Lateness,
     duplicates: u32,
     created: u64,
+    identities: Identities,
 }
 
 struct Task {
@@ -136,8 +138,24 @@ impl Retry {
     }
 }
 
+/// The claims of the token that Cloud Tasks sends. The audience is by default the task's URL.
+/// <https://cloud.google.com/tasks/docs/reference/rest/v2/OidcToken>
+fn oidc_claims(token: &Value, url: &str, now: Timestamp) -> Value {
+    let now = now.unix_seconds();
+    serde_json::json!({
+        "aud": token["audience"].as_str().unwrap_or(url),
+        "azp": "112233445566778899002",
+        "email": token["serviceAccountEmail"],
+        "email_verified": true,
+        "exp": now + 3600,
+        "iat": now,
+        "iss": "https://accounts.google.com",
+        "sub": "112233445566778899002",
+    })
+}
+
 impl CloudTasks {
-    pub(super) fn new(setup: &Setup, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(setup: &Setup, shared: Arc<Shared>, identities: Identities) -> Self {
         let Setup { project, location, queue, .. } = setup;
         let state = State {
             queue: format!("projects/{project}/locations/{location}/queues/{queue}"),
@@ -149,6 +167,7 @@ impl CloudTasks {
             lateness: Box::new(|_| Duration::ZERO),
             duplicates: 0,
             created: 0,
+            identities,
         };
         Self { shared, state: Arc::new(Mutex::new(state)) }
     }
@@ -230,7 +249,7 @@ impl CloudTasks {
         if state.paused {
             return Vec::new();
         }
-        let State { tasks, queue, duplicates, .. } = &mut *state;
+        let State { tasks, queue, duplicates, identities, .. } = &mut *state;
         let queue = queue.rsplit('/').next().unwrap_or_default();
         let mut due: Vec<&mut Task> =
             tasks.values_mut().filter(|task| task.in_flight == 0 && task.dispatch <= now).collect();
@@ -242,7 +261,7 @@ impl CloudTasks {
             let copies = if *duplicates > 0 { 2 } else { 1 };
             *duplicates = duplicates.saturating_sub(1);
             task.in_flight = copies;
-            outgoing.extend((0..copies).map(|_| task.attempt(queue, now)));
+            outgoing.extend((0..copies).map(|_| task.attempt(queue, identities, now)));
             task.last =
                 Some(Attempt { scheduled: task.scheduled, dispatched: now, response: None });
         }
@@ -312,7 +331,7 @@ impl Task {
     }
 
     /// The request of the current attempt.
-    fn attempt(&self, queue: &str, now: Timestamp) -> Outgoing {
+    fn attempt(&self, queue: &str, identities: &Identities, now: Timestamp) -> Outgoing {
         let mut request =
             http::Request::builder().method(self.method.clone()).uri(self.url.as_str());
         for (name, value) in &self.headers {
@@ -331,8 +350,12 @@ impl Task {
                 .header("X-CloudTasks-TaskPreviousResponse", previous)
                 .header("X-CloudTasks-TaskRetryReason", "");
         }
-        if let Some((kind, _)) = self.identity {
-            request = request.header("Authorization", format!("Bearer emulated-{kind}"));
+        if let Some((kind, token)) = &self.identity {
+            let token = match *kind {
+                "oidcToken" => identities.sign(&oidc_claims(token, &self.url, now)),
+                _ => format!("emulated-{kind}"),
+            };
+            request = request.header("Authorization", format!("Bearer {token}"));
         }
         let sender =
             Sender::Callback { task: self.view(), scheduled: self.scheduled, dispatched: now };

@@ -223,7 +223,7 @@ impl Cloud {
         let guests =
             Guests::new(Arc::clone(&shared), compute.clone(), github.clone(), identities.clone());
         Self {
-            tasks: CloudTasks::new(&setup, Arc::clone(&shared)),
+            tasks: CloudTasks::new(&setup, Arc::clone(&shared), identities.clone()),
             github,
             identities,
             guests,

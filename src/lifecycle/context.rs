@@ -37,6 +37,8 @@ pub struct Parts {
     pub project: String,
     /// This service's own URL, without a trailing slash.
     pub service_url: String,
+    /// The service account as which Cloud Tasks calls the service.
+    pub callback_account: Option<String>,
     /// The time that a VM stays up after its last job.
     pub inactive: Duration,
     /// The time after which a VM that is down is started for a while, so that GitHub does not forget its runner.

@@ -180,6 +180,7 @@ impl<'a> Pass<'a> {
             confirming_at: None,
             cursor: None,
             lost_since: None,
+            unavailable_since: None,
             unconfigured_since: None,
             resync: false,
             idle_since: Some(
@@ -412,7 +413,7 @@ impl<'a> Pass<'a> {
             return Ok(());
         }
         if vm.is_held() {
-            return Err(self.requeue_in_an_interval(Status::Held, "it carries the hold label"));
+            return Err(self.requeue_in_an_interval(Status::Held, vm.describe_hold()));
         }
         if vm.instance.has_local_ssd && !discard_local_ssd && *carried == Carried::Nothing {
             let because = "a stop would lose its local SSD: set \"discard_local_ssd\": true in its entry, or stop it \
@@ -711,9 +712,7 @@ impl<'a> Pass<'a> {
             Asker::Observer if vm.phase != Phase::Up => {
                 Err(self.end(Status::StopScheduled, format!("it is {}", vm.status())))
             }
-            Asker::Observer if vm.is_held() => {
-                Err(self.end(Status::Held, "it carries the hold label"))
-            }
+            Asker::Observer if vm.is_held() => Err(self.end(Status::Held, vm.describe_hold())),
             _ => Ok(()),
         }
     }
@@ -804,7 +803,20 @@ impl<'a> Pass<'a> {
 
     fn unknown(&mut self, because: String) -> Step {
         self.next.forbidden_since = None;
+        self.note_unavailable(&because);
         self.usual(Status::Unknown, because)
+    }
+
+    /// A source could not be queried. After a day that is no outage that passes by itself.
+    fn note_unavailable(&mut self, because: &str) {
+        let since = self.facts.task.unavailable_since.unwrap_or(self.now());
+        self.next.unavailable_since = Some(since);
+        if self.now().since(since) >= DAY {
+            self.notices.push(Notice::Error(format!(
+                "GitHub could not be queried since {}, so it is not stopped: {because}",
+                since.rfc3339()
+            )));
+        }
     }
 
     /// The VM has to be up: start it, if it is not.

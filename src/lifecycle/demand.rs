@@ -414,6 +414,7 @@ mod tests {
         Error::Status {
             call: "a.call",
             status: StatusCode::from_u16(status).unwrap(),
+            exists: false,
             reason: String::new(),
             message: message.into(),
             limited: false,

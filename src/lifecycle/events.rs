@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::{Context, Turn};
+use super::demand::{self, JobState};
 use super::error::Error;
 use super::in_flight::{Event, key};
 use super::labels::{self, Change};
@@ -15,11 +16,14 @@ use super::reconcile::outcome_of_start;
 use super::schedule::{BUCKET, FIRST_PASS, IdleSince, due_before, rounded_up};
 use super::task::{Evidence, JobRef, Task};
 use super::vm::{Started, VmSnapshot, observe, start_by_status};
-use crate::clock::Deadline;
+use crate::clock::{Deadline, Timestamp};
 use crate::fleet::ManagedVm;
 
 /// The longest life of a webhook's handler: GitHub hangs up after 10 s, cold start included.
 pub const WEBHOOK_TIME: Duration = Duration::from_secs(8);
+
+/// GitHub fails a job that was queued for a day: one that was created earlier waited for a review, or is over.
+pub const OLD: Duration = JobRef::QUEUE_LIMIT;
 
 /// A job is queued for the VM.
 ///
@@ -91,6 +95,36 @@ async fn start(turn: &Turn<'_>, read: &VmSnapshot, task: &Task) -> Outcome {
     }
 }
 
+/// A job is queued that was created more than a day ago. The delivery may be repeated, so GitHub is asked whether the job
+/// still waits before anything is started.
+///
+/// # Errors
+/// As [`job_queued`].
+pub async fn old_job_queued(
+    cx: &Context,
+    vm: &Arc<ManagedVm>,
+    job: JobRef,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
+    let turn = Turn::new(cx, vm, deadline);
+    match demand::job(&turn, &job).await {
+        JobState::Queued(_) => job_queued(cx, vm, job, deadline).await,
+        JobState::Pending => job_waiting(cx, vm, job, deadline).await,
+        JobState::Unavailable(why) | JobState::Forbidden(why) => {
+            let because =
+                format!("{job} is old, and it is not known whether it still waits ({why})");
+            ask_in_a_pass(cx, vm, job, &because, deadline).await
+        }
+        JobState::Running(_)
+        | JobState::ForAnother(_)
+        | JobState::Completed(_)
+        | JobState::Gone(_) => Ok(Outcome::new(
+            Status::Ok,
+            format!("{job} does not wait any more, so nothing is started"),
+        )),
+    }
+}
+
 /// A job is queued, but waits for a review first. The VM is not needed yet; but GitHub is known to say so at times of a
 /// job that waits no longer, so a pass asks. The VM is read only to see that it exists.
 ///
@@ -103,6 +137,16 @@ pub async fn job_waiting(
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
     let because = format!("{job} waits for a review");
+    ask_in_a_pass(cx, vm, job, &because, deadline).await
+}
+
+async fn ask_in_a_pass(
+    cx: &Context,
+    vm: &Arc<ManagedVm>,
+    job: JobRef,
+    because: &str,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
     let now = cx.clock.now();
     let work = |deadline| {
         let (cx, vm, job) = (cx.clone(), Arc::clone(vm), job.clone());
@@ -112,7 +156,7 @@ pub async fn job_waiting(
         }
     };
     let outcome = cx.in_flight.share(key(Event::Waiting, &vm.vm, now), deadline, work).await?;
-    Ok(outcome.because_of(&because))
+    Ok(outcome.because_of(because))
 }
 
 async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
@@ -128,28 +172,31 @@ async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
     Ok(Outcome::new(Status::StartScheduled, "").next_check_at(due))
 }
 
-/// A job is over: the VM is idle from now on, unless another comes.
+/// A job is over: the VM has been idle since its end, unless another comes. A delivery that is repeated days later then
+/// changes nothing.
 ///
 /// # Errors
 /// As [`job_queued`].
 pub async fn job_completed(
     cx: &Context,
     vm: &Arc<ManagedVm>,
-    job: u64,
+    (job, completed_at): (u64, Option<Timestamp>),
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
     let now = cx.clock.now();
+    // GitHub's clock may be ahead.
+    let end = completed_at.map_or(now, |at| at.min(now));
     let work = |deadline| {
         let (cx, vm) = (cx.clone(), Arc::clone(vm));
-        async move { idle_from_now(&Turn { cx: &cx, vm: &vm, now, deadline }).await }
+        async move { idle_since(&Turn { cx: &cx, vm: &vm, now, deadline }, end).await }
     };
-    let outcome = cx.in_flight.share(key(Event::Completed, &vm.vm, now), deadline, work).await?;
+    let outcome = cx.in_flight.share(key(Event::Completed, &vm.vm, end), deadline, work).await?;
     Ok(outcome.because_of(&format!("job {job} is completed")))
 }
 
 /// The pass first, then the label, which supersedes all passes before it.
-async fn idle_from_now(turn: &Turn<'_>) -> Result<Outcome, Error> {
-    let idle_since = turn.idle_since();
+async fn idle_since(turn: &Turn<'_>, end: Timestamp) -> Result<Outcome, Error> {
+    let idle_since = IdleSince::of_event(end);
     let due = due_before(turn.now, idle_since.time() + turn.cx.inactive);
     let task = Task::new(&turn.vm.vm, idle_since);
     let (scheduled, read) =

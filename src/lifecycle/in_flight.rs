@@ -33,9 +33,9 @@ pub(super) enum Event {
 /// The same event for the same VM in the same bucket.
 pub(super) type Key = (Event, Vm, Timestamp);
 
-/// The key of an event for `vm` at `now`.
-pub(super) fn key(event: Event, vm: &Vm, now: Timestamp) -> Key {
-    (event, vm.clone(), rounded_up(now))
+/// The key of an event for `vm` at this time.
+pub(super) fn key(event: Event, vm: &Vm, at: Timestamp) -> Key {
+    (event, vm.clone(), rounded_up(at))
 }
 
 type Work = BoxFuture<'static, Result<Outcome, Error>>;

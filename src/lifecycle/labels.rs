@@ -13,10 +13,10 @@ use tracing::warn;
 use super::context::Turn;
 use super::error::Error;
 use super::schedule::IdleSince;
-use super::vm::{GIVEN_UP_LABEL, HOLD_LABEL, ID_SEPARATOR, IDLE_SINCE_LABEL, VmSnapshot};
+use super::vm::{GIVEN_UP_LABEL, HOLD_LABEL, Hold, ID_SEPARATOR, IDLE_SINCE_LABEL, VmSnapshot};
 use crate::clients;
 
-/// The value of a hold that the service writes. Any value holds.
+/// The value of a hold without an end. Any value that is not a time holds as well.
 const HOLD_VALUE: &str = "by-hand";
 
 /// Jobs that were given up on stay known by the latest of these.
@@ -34,14 +34,14 @@ pub(super) enum Change<'a> {
     /// Only if the VM's value is smaller.
     IdleSince(IdleSince),
     GivenUp(&'a [u64]),
-    Hold,
+    Hold(Hold),
     Release,
 }
 
 impl Change<'_> {
     /// Applies the change; false if the labels are as they should be already.
     fn apply(self, vm: &mut VmSnapshot) -> bool {
-        let is_held = vm.is_held();
+        let held = vm.hold;
         let labels = &mut vm.instance.labels;
         match self {
             Self::IdleSince(value) if vm.idle_since >= Some(value) => false,
@@ -57,8 +57,15 @@ impl Change<'_> {
                 let value = text.join(&ID_SEPARATOR.to_string());
                 labels.insert(GIVEN_UP_LABEL.to_owned(), value.clone()) != Some(value)
             }
-            Self::Hold if is_held => false,
-            Self::Hold => labels.insert(HOLD_LABEL.to_owned(), HOLD_VALUE.to_owned()).is_none(),
+            Self::Hold(hold) if held == Some(hold) => false,
+            Self::Hold(hold) => {
+                let value = match hold {
+                    Hold::WithoutEnd => HOLD_VALUE.to_owned(),
+                    Hold::Until(end) => end.unix_seconds().to_string(),
+                };
+                labels.insert(HOLD_LABEL.to_owned(), value);
+                true
+            }
             Self::Release => labels.remove(HOLD_LABEL).is_some(),
         }
     }
@@ -178,10 +185,19 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_of_any_value_is_a_hold() {
+    fn a_hold_has_an_end_or_none() {
         let label = HOLD_LABEL;
-        changes(&vm(&[]), Change::Hold, label, Some(Some(HOLD_VALUE)));
-        changes(&vm(&[(label, "debugging")]), Change::Hold, label, None);
+        let (hold, end) = (Change::Hold(Hold::WithoutEnd), "1800003600");
+        let for_an_hour = Change::Hold(Hold::Until(Timestamp::from_unix_seconds(1_800_003_600)));
+        changes(&vm(&[]), hold, label, Some(Some(HOLD_VALUE)));
+        changes(&vm(&[(label, "debugging")]), hold, label, None);
+        changes(&vm(&[(label, "7")]), hold, label, None);
+        changes(&vm(&[]), for_an_hour, label, Some(Some(end)));
+        changes(&vm(&[(label, "debugging")]), for_an_hour, label, Some(Some(end)));
+        changes(&vm(&[(label, end)]), for_an_hour, label, None);
+        changes(&vm(&[(label, end)]), hold, label, Some(Some(HOLD_VALUE)));
+        assert!(vm(&[(label, end)]).is_held() && vm(&[(label, "debugging")]).is_held());
+        assert!(!vm(&[(label, "1799999999")]).is_held(), "it has expired");
         changes(&vm(&[(label, "debugging")]), Change::Release, label, Some(None));
         changes(&vm(&[]), Change::Release, label, None);
     }

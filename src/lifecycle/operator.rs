@@ -1,5 +1,7 @@
 //! Operators' commands: start, stop, hold, release.
 
+use std::time::Duration;
+
 use super::context::{Context, Turn};
 use super::decide::{Action, Asker};
 use super::error::Error;
@@ -9,9 +11,12 @@ use super::outcome::{Outcome, Status};
 use super::reconcile::{converse, log, read_again};
 use super::schedule::{IdleSince, MINUTE, rounded_up};
 use super::task::{Evidence, Task};
-use super::vm::{self, VmSnapshot, observe};
+use super::vm::{self, Hold, VmSnapshot, observe};
 use crate::clock::Deadline;
 use crate::fleet::ManagedVm;
+
+/// The evidence of a command that says no more.
+pub const ASKED: &str = "an operator asked for it";
 
 /// Starts the VM, as a queued job does.
 ///
@@ -20,7 +25,7 @@ use crate::fleet::ManagedVm;
 pub async fn start(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
     let turn = Turn::new(cx, vm, deadline);
     let outcome = bring_up(&turn, Evidence::Operator(turn.now)).await?;
-    Ok(outcome.because_of("an operator asked for it"))
+    Ok(outcome.because_of(ASKED))
 }
 
 /// The care that an operator's stop takes.
@@ -74,7 +79,7 @@ pub async fn stop(
         labels::try_write(&turn, &facts.vm, Change::IdleSince(idle_since)).await;
     }
     let operation = vm::stop(&turn, &facts.vm, fresh).await?;
-    let outcome = Outcome::new(Status::Stopping, "an operator asked for it");
+    let outcome = Outcome::new(Status::Stopping, ASKED);
     let outcome = outcome.with_operation(Some(operation.name));
     match scheduled {
         Ok(()) => Ok(outcome.next_check_at(due)),
@@ -85,15 +90,43 @@ pub async fn stop(
     }
 }
 
-/// Keeps passes from stopping the VM, until it is released.
+/// An operator's request to hold a VM.
+#[derive(Clone, Debug, Default)]
+pub struct HoldRequest {
+    /// The length of the hold; `None`: until the VM is released.
+    pub length: Option<Duration>,
+    /// The operator's words, for the log and the reply.
+    pub reason: Option<String>,
+}
+
+/// Keeps passes from stopping the VM, until it is released or the hold expires.
 ///
 /// # Errors
-/// The VM could not be read, or its label not set.
-pub async fn hold(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
+/// The VM could not be read, its label not set, or the pass that looks after the end of the hold not created.
+pub async fn hold(
+    cx: &Context,
+    vm: &ManagedVm,
+    request: &HoldRequest,
+    deadline: Deadline,
+) -> Result<Outcome, Error> {
     let turn = Turn::new(cx, vm, deadline);
     let read = observe(cx, &vm.vm, deadline).await?;
-    labels::write(&turn, &read, Change::Hold).await?;
-    Ok(Outcome::new(Status::Held, "an operator asked for it"))
+    let mut because = ASKED.to_owned();
+    let hold = match request.length {
+        None => Hold::WithoutEnd,
+        Some(length) => {
+            let until = turn.now + length;
+            because = format!("{because}, until {}", until.rfc3339());
+            // A VM that was started in the console has no pass, and would stay up once the hold has expired.
+            turn.schedule(ordinary_task(&turn, &read), rounded_up(turn.now + MINUTE)).await?;
+            Hold::Until(until)
+        }
+    };
+    if let Some(reason) = &request.reason {
+        because = format!("{because}: {reason:?}");
+    }
+    labels::write(&turn, &read, Change::Hold(hold)).await?;
+    Ok(Outcome::new(Status::Held, because))
 }
 
 /// Lets passes decide again. One is created first: a VM that was started in the console and held has none.
@@ -103,7 +136,7 @@ pub async fn hold(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Ou
 pub async fn release(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Result<Outcome, Error> {
     let turn = Turn::new(cx, vm, deadline);
     let read = observe(cx, &vm.vm, deadline).await?;
-    let mut outcome = Outcome::new(Status::Released, "an operator asked for it");
+    let mut outcome = Outcome::new(Status::Released, ASKED);
     if !read.phase.is_down() {
         let due = rounded_up(turn.now + MINUTE);
         // Its last job may have ended a moment ago.

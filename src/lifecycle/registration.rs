@@ -2,7 +2,8 @@
 //!
 //! GitHub removes a runner that has not connected for 14 days, as on a VM that is stopped most of the time. Such a VM
 //! proves its identity at boot, and gets a registration token for the one scope in which its entries say that it
-//! registers. The token allows what its runner could do anyway: register a runner there, under any name and label.
+//! registers. With the token a runner of any name and label can be registered there, so a job must not get one: none is
+//! given while a runner of the VM is online.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,9 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::context::Context;
+use super::context::{Context, Turn};
+use super::demand::{runners_in, scopes};
+use super::scan::is_refusal;
 use crate::clients;
 use crate::clients::github::{RegistrationToken, RunnerScope};
 use crate::clock::{Deadline, Timestamp};
@@ -74,6 +77,11 @@ pub enum Refusal {
         /// GitHub's answer.
         error: clients::Error,
     },
+    /// A job may run on the VM, and ask in its place.
+    #[error(
+        "VM {vm}: its runner in {scope} is online, and a job that runs on the VM must not get a token"
+    )]
+    Online { vm: Vm, scope: RunnerScope },
     /// Google or GitHub could not be queried.
     #[error("{0}")]
     Upstream(clients::Error),
@@ -86,10 +94,21 @@ fn write_permission(place: &RunnerScope) -> String {
     }
 }
 
-/// The tokens that GitHub created lately, by scope. Locked while one is created, so that a flood of requests creates
-/// one.
+/// The time for which the state of a VM's runners is remembered: a VM that asks in a loop must not use up GitHub's hourly
+/// limit. A runner needs longer to register and begin a job.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// GitHub's answers. Locked while it is asked, so that a flood of requests asks once.
 #[derive(Clone, Debug, Default)]
-pub struct RegistrationTokenCache(Arc<Mutex<BTreeMap<String, (Timestamp, RegistrationToken)>>>);
+pub struct RegistrationTokenCache(Arc<Mutex<Answers>>);
+
+#[derive(Debug, Default)]
+struct Answers {
+    /// The tokens that were created lately, by scope.
+    tokens: BTreeMap<String, (Timestamp, RegistrationToken)>,
+    /// The VMs that were asked about lately, each with the scope in which a runner of it is online.
+    online: BTreeMap<Vm, (Timestamp, Option<RunnerScope>)>,
+}
 
 /// Refuses a request that no body could make right: no VM registers here, or its token cannot be one of Google's.
 pub fn plausible(cx: &Context, token: Option<String>) -> Result<String, Refusal> {
@@ -129,7 +148,8 @@ pub async fn register(
             Choice::None => not_ours("has no entry that registers there"),
             Choice::Several => Refusal::Ambiguous(vm.clone()),
         })?;
-    let token = cache.token(cx, &place, now, deadline).await?;
+    let turn = Turn { cx, vm: managed, now, deadline };
+    let token = cache.token(&turn, &place).await?;
     Ok(Grant {
         url: cx.github.page_url(&place),
         token,
@@ -185,11 +205,10 @@ fn labels(entries: &[&Entry]) -> Vec<Label> {
 impl RegistrationTokenCache {
     async fn token(
         &self,
-        cx: &Context,
+        turn: &Turn<'_>,
         place: &RunnerScope,
-        now: Timestamp,
-        deadline: Deadline,
     ) -> Result<RegistrationToken, Refusal> {
+        let Turn { cx, now, deadline, .. } = *turn;
         let out_of_time = || {
             Refusal::Upstream(clients::Error::Unanswered {
                 call: "create a registration token",
@@ -197,7 +216,20 @@ impl RegistrationTokenCache {
             })
         };
         let locked = tokio::time::timeout(deadline.remaining() / 2, self.0.lock());
-        let mut tokens = locked.await.map_err(|_| out_of_time())?;
+        let mut answers = locked.await.map_err(|_| out_of_time())?;
+        let Answers { tokens, online } = &mut *answers;
+        let vm = &turn.vm.vm;
+        let scope = match online.get(vm).filter(|(at, _)| now.since(*at) < REMEMBERED) {
+            Some((_, scope)) => scope.clone(),
+            None => {
+                let scope = online_in(turn).await.map_err(Refusal::Upstream)?;
+                online.insert(vm.clone(), (now, scope.clone()));
+                scope
+            }
+        };
+        if let Some(scope) = scope {
+            return Err(Refusal::Online { vm: vm.clone(), scope });
+        }
         let lately = |(at, _): &&(Timestamp, RegistrationToken)| now.since(*at) < SHARED;
         if let Some((_, token)) = tokens.get(&place.to_string()).filter(lately) {
             return Ok(token.clone());
@@ -212,6 +244,22 @@ impl RegistrationTokenCache {
         tokens.insert(place.to_string(), (now, token.clone()));
         Ok(token)
     }
+}
+
+/// The scope in which a runner of the VM is online, if any. A scope that refuses its list is left out: one that may not
+/// be read gives no token either, and an account that is a user has no list.
+async fn online_in(turn: &Turn<'_>) -> Result<Option<RunnerScope>, clients::Error> {
+    for scope in scopes(turn.vm) {
+        match runners_in(turn.cx, turn.vm, &scope, turn.deadline).await {
+            Ok(runners) if runners.iter().any(|runner| runner.online || runner.busy) => {
+                return Ok(Some(scope));
+            }
+            Ok(_) => {}
+            Err(error) if is_refusal(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::schedule::{DAY, IdleSince};
@@ -21,6 +22,7 @@ pub(super) const PATH: &str = "/runner/stop";
 /// A job, as far as a pass needs to know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRef {
+    #[serde(deserialize_with = "full_name")]
     pub repo: RepoName,
     pub id: u64,
     /// The time from which it has waited for a runner, or may wait at the earliest.
@@ -32,7 +34,7 @@ pub struct JobRef {
 
 impl JobRef {
     /// GitHub fails a job that was queued for 24 hours.
-    pub(super) const QUEUE_LIMIT: Duration = DAY;
+    pub const QUEUE_LIMIT: Duration = DAY;
 
     pub(super) fn has_expired(&self, now: Timestamp) -> bool {
         now.since(self.queued_at) >= Self::QUEUE_LIMIT
@@ -68,6 +70,7 @@ pub(super) enum Source {
 /// The position in a scan of a repository's runs at which the next pass resumes. A hint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cursor {
+    #[serde(deserialize_with = "full_name")]
     pub(super) repo: RepoName,
     /// The list, by its place in the order of reading.
     pub(super) list: usize,
@@ -127,6 +130,9 @@ pub struct Task {
     /// Since when the runner has been busy and offline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) lost_since: Option<Timestamp>,
+    /// Since when GitHub could not be queried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unavailable_since: Option<Timestamp>,
     /// Since when only the job in evidence, which is not queued yet, is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pending_since: Option<Timestamp>,
@@ -146,6 +152,12 @@ pub struct Task {
     pub(super) unclaimed: Unclaimed,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cursor: Option<Cursor>,
+}
+
+/// Reads a repository's name. It becomes part of a path, so it must not be anything else.
+fn full_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RepoName, D::Error> {
+    let repo = RepoName::deserialize(deserializer)?;
+    if repo.is_full_name() { Ok(repo) } else { Err(D::Error::custom("not owner/repo")) }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

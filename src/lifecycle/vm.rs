@@ -13,7 +13,8 @@ use crate::fleet::Vm;
 /// The label with the time of the last event that needed the VM.
 pub const IDLE_SINCE_LABEL: &str = "runner-manager-idle-since";
 
-/// The label that keeps passes from stopping the VM, whatever its value.
+/// The label that keeps passes from stopping the VM: until the Unix time that is its value, or, with any other value,
+/// without an end.
 pub const HOLD_LABEL: &str = "runner-manager-hold";
 
 /// The label with the ids of jobs that were given up on, the latest last.
@@ -29,6 +30,28 @@ pub(super) struct VmSnapshot {
     pub(super) phase: Phase,
     pub(super) idle_since: Option<IdleSince>,
     pub(super) given_up: Vec<u64>,
+    /// Also one that has expired.
+    pub(super) hold: Option<Hold>,
+    pub(super) at: Timestamp,
+}
+
+/// The hold that a VM's label asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    WithoutEnd,
+    Until(Timestamp),
+}
+
+impl Hold {
+    /// Smaller numbers are no times of this century: a ticket's number, say.
+    const FIRST_TIME: u64 = 1_000_000_000;
+
+    fn parse(value: &str) -> Self {
+        match value.parse() {
+            Ok(end @ Self::FIRST_TIME..) => Self::Until(Timestamp::from_unix_seconds(end)),
+            _ => Self::WithoutEnd,
+        }
+    }
 }
 
 impl VmSnapshot {
@@ -39,12 +62,27 @@ impl VmSnapshot {
             phase: Phase::of(&instance.status),
             idle_since: label(IDLE_SINCE_LABEL).and_then(|label| IdleSince::parse(label, now)),
             given_up: ids.filter_map(|id| id.parse().ok()).collect(),
+            hold: label(HOLD_LABEL).map(Hold::parse),
+            at: now,
             instance,
         }
     }
 
+    /// It carries a hold that has not expired.
     pub(super) fn is_held(&self) -> bool {
-        self.instance.labels.contains_key(HOLD_LABEL)
+        match self.hold {
+            None => false,
+            Some(Hold::WithoutEnd) => true,
+            Some(Hold::Until(end)) => self.at < end,
+        }
+    }
+
+    /// The evidence of a hold.
+    pub(super) fn describe_hold(&self) -> String {
+        match self.hold {
+            Some(Hold::Until(end)) => format!("it is held until {}", end.rfc3339()),
+            Some(Hold::WithoutEnd) | None => "it carries the hold label".to_owned(),
+        }
     }
 
     /// The end of the boot allowance, if the VM was started after `idle_since`. That value is rounded up, so it may lie
@@ -198,12 +236,25 @@ fn why_down(operations: &[Operation], since: Timestamp) -> Option<String> {
     operations.iter().filter(|operation| operation.at.is_some_and(|at| at >= since)).find_map(
         |operation| match (&operation.error, operation.kind.as_str()) {
             (Some(error), kind) => Some(format!("{kind} failed: {error}")),
-            (None, "compute.instances.preempted") => Some("it was preempted".to_owned()),
-            (None, "compute.instances.hostError") => Some("its host failed".to_owned()),
             (None, "stop" | "suspend") => Some(format!("{} was requested", operation.name)),
-            _ => None,
+            (None, kind) => system_event(kind.strip_prefix("compute.instances.")?),
         },
     )
+}
+
+/// An event that Compute Engine caused and that took the VM down.
+/// <https://cloud.google.com/compute/docs/logging/audit-logging#system_event>
+fn system_event(event: &str) -> Option<String> {
+    Some(match event {
+        "preempted" => "it was preempted".to_owned(),
+        "hostError" => "its host failed".to_owned(),
+        "guestTerminate" => "it was shut down from inside".to_owned(),
+        "terminateOnHostMaintenance" => "its host was taken down for maintenance".to_owned(),
+        "kmsKeyError" => "the key that encrypts its disk could not be used".to_owned(),
+        // These leave a VM up, or bring it up again.
+        "migrateOnHostMaintenance" | "automaticRestart" => return None,
+        other => format!("Compute Engine reports {other}"),
+    })
 }
 
 #[cfg(test)]
@@ -236,6 +287,15 @@ mod tests {
         tells(&[("compute.instances.hostError", None, 100)], Some("its host failed"));
         tells(&[("stop", None, 120)], Some("operation-1 was requested"));
         tells(&[("suspend", None, 120)], Some("operation-1 was requested"));
+        for (event, why) in [
+            ("guestTerminate", Some("it was shut down from inside")),
+            ("terminateOnHostMaintenance", Some("its host was taken down for maintenance")),
+            ("kmsKeyError", Some("the key that encrypts its disk could not be used")),
+            ("meteorite", Some("Compute Engine reports meteorite")),
+            ("migrateOnHostMaintenance", None),
+        ] {
+            tells(&[(&format!("compute.instances.{event}"), None, 120)], why);
+        }
         tells(&[("stop", None, 99)], None);
         tells(&[("setLabels", None, 120)], None);
     }

@@ -8,8 +8,10 @@ use tracing::Level;
 
 use super::webhook_event::Unreadable;
 use super::{OUTCOME, outcome_header};
+use crate::clients;
 use crate::clock::Timestamp;
 use crate::fleet::NoSuchVm;
+use crate::identity::Untrusted;
 use crate::lifecycle;
 use crate::lifecycle::registration::Refusal;
 use crate::secret::Refused;
@@ -46,6 +48,12 @@ pub enum ApiError {
     /// For a VM, which asks again.
     #[error("{0}: ask again later")]
     NotNow(Refusal),
+    /// The caller's identity token is not accepted.
+    #[error("the caller is refused: {0}")]
+    Untrusted(#[from] Untrusted),
+    /// Google's keys could not be fetched.
+    #[error("the caller's token could not be verified ({0}): ask again")]
+    NotVerified(clients::Error),
     #[error("shutting down: ask again")]
     ShuttingDown,
     #[error("an internal error; the log says more")]
@@ -55,7 +63,7 @@ pub enum ApiError {
 impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Refused(_) => StatusCode::UNAUTHORIZED,
+            Self::Refused(_) | Self::Untrusted(_) => StatusCode::UNAUTHORIZED,
             Self::BadBody(_)
             | Self::Unreadable(_)
             | Self::NoEvent
@@ -67,7 +75,9 @@ impl ApiError {
             Self::Lifecycle(lifecycle::Error::WouldLoseLocalSsd(_)) => StatusCode::CONFLICT,
             Self::Lifecycle(_) => StatusCode::BAD_GATEWAY,
             // Not 503, which would make Cloud Tasks slow the whole queue down.
-            Self::Repeat(_) | Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Repeat(_) | Self::NotVerified(_) | Self::Panicked => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::ShuttingDown | Self::NotNow(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -94,7 +104,8 @@ impl Failure {
             ApiError::NoSuchPath | ApiError::NoSuchMethod => Level::DEBUG,
             ApiError::ShuttingDown => Level::INFO,
             // A caller without a valid token can cause it.
-            ApiError::NotNow(Refusal::Upstream(_)) => Level::WARN,
+            ApiError::NotNow(Refusal::Upstream(_) | Refusal::Online { .. })
+            | ApiError::NotVerified(_) => Level::WARN,
             _ if error.status().is_client_error() => Level::WARN,
             _ => Level::ERROR,
         };
@@ -130,7 +141,9 @@ impl Failure {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            refusal @ (Refusal::Upstream(_) | Refusal::MayNot { .. }) => Self::NotNow(refusal),
+            refusal @ (Refusal::Upstream(_) | Refusal::MayNot { .. } | Refusal::Online { .. }) => {
+                Self::NotNow(refusal)
+            }
             refusal => Self::NoRegistration(refusal),
         }
     }

@@ -11,6 +11,9 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::webhook_event::{self, WebhookEvent};
+use crate::clock::Deadline;
+use crate::identity::{self, Untrusted};
+use crate::lifecycle::events::WEBHOOK_TIME;
 use crate::lifecycle::registration;
 use crate::secret::Signature;
 use crate::state::AppState;
@@ -59,7 +62,7 @@ fn is_form(content_type: &[u8]) -> bool {
     kind.trim_ascii().eq_ignore_ascii_case(b"application/x-www-form-urlencoded")
 }
 
-/// A command whose caller knows the secret.
+/// A command whose caller knows the secret, or is the account as which Cloud Tasks calls.
 pub(super) struct Authorized {
     caller: Caller,
     body: Bytes,
@@ -91,8 +94,14 @@ impl FromRequest<AppState> for Authorized {
 
     async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
         let (head, body) = request.into_parts();
-        app.secret
-            .verify_secret(head.headers.get("x-runner-secret").map(|value| value.as_bytes()))?;
+        let secret = head.headers.get("x-runner-secret");
+        match (secret, bearer_token(&head.headers), &app.cx.callback_account) {
+            (None, Some(token), Some(account)) => {
+                let deadline = Deadline::after(WEBHOOK_TIME);
+                is_of_account(app, &token, account, deadline).await?;
+            }
+            _ => app.secret.verify_secret(secret.map(|value| value.as_bytes()))?,
+        }
         let scheduled = head.headers.contains_key("x-cloudtasks-taskname");
         let caller = if scheduled { Caller::CloudTasks } else { Caller::Operator };
         Ok(Self { caller, body: read(&head.headers, body).await? })
@@ -122,13 +131,29 @@ impl FromRequest<AppState> for Bearer {
 
     async fn from_request(request: Request, app: &AppState) -> Result<Self, ApiError> {
         let (head, body) = request.into_parts();
-        let token = head.headers.get(header::AUTHORIZATION).and_then(|value| {
-            let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim().to_owned())
-        });
-        let token = registration::plausible(&app.cx, token)?;
+        let token = registration::plausible(&app.cx, bearer_token(&head.headers))?;
         Ok(Self { token, body: read(&head.headers, body).await? })
     }
+}
+
+/// The token in `Authorization: Bearer …`.
+fn bearer_token(headers: &HeaderMap) -> Option<String> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim().to_owned())
+}
+
+/// Verifies that the token was issued to this service account, for this service.
+async fn is_of_account(
+    app: &AppState,
+    token: &str,
+    account: &str,
+    deadline: Deadline,
+) -> Result<(), ApiError> {
+    let cx = &app.cx;
+    let key = cx.google_keys.key(&identity::key_id(token)?, deadline).await;
+    let key = key.map_err(ApiError::NotVerified)?.ok_or(Untrusted::UnknownKey)?;
+    identity::verify_account(token, &key, (&cx.service_url, account), cx.clock.now())?;
+    Ok(())
 }
 
 fn body_of<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {

@@ -14,14 +14,15 @@ use std::any::Any;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::clients::budget;
-use crate::lifecycle::Outcome;
+use crate::fleet::Vm;
+use crate::lifecycle::{Outcome, Status};
 use crate::state::AppState;
 use crate::telemetry::Origin;
 use error::{ApiError, Failure};
@@ -70,6 +71,9 @@ async fn with_its_origin(State(app): State<AppState>, request: Request, next: Ne
         } else {
             next.run(request).await
         };
+        // What is behind the secret must not stay in a cache.
+        let no_store = HeaderValue::from_static("no-store");
+        response.headers_mut().entry(header::CACHE_CONTROL).or_insert(no_store);
         if let Some(failure) = response.extensions_mut().remove::<Failure>() {
             let path = path.as_ref().map_or("", MatchedPath::as_str);
             failure.log(path, &app.failures, app.cx.clock.now());
@@ -97,8 +101,14 @@ fn outcome_header(outcome: &str) -> HeaderValue {
 }
 
 /// Logs the decision about a VM and its evidence.
-fn log(vm: &crate::fleet::Vm, outcome: &Outcome) {
-    tracing::info!(vm.name = %vm.name, vm.zone = %vm.zone, outcome = outcome.status.as_str(), "VM {}: {outcome}", vm.name);
+fn log(vm: &Vm, outcome: &Outcome) {
+    let (Vm { name, zone }, word) = (vm, outcome.status.as_str());
+    if outcome.status == Status::Unknown {
+        // The VM keeps running until GitHub answers.
+        tracing::warn!(vm.name = %name, vm.zone = %zone, outcome = word, "VM {name}: {outcome}");
+    } else {
+        tracing::info!(vm.name = %name, vm.zone = %zone, outcome = word, "VM {name}: {outcome}");
+    }
 }
 
 #[cfg(test)]

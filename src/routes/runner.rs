@@ -5,6 +5,7 @@
 //! recognized by its `X-CloudTasks-TaskName` header, which grants nothing: the caller had to know the secret anyway.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -16,7 +17,7 @@ use super::extract::{Authorized, Caller};
 use super::{OUTCOME, log, outcome_header};
 use crate::clock::Deadline;
 use crate::fleet::{ManagedVm, NoSuchVm, Vm};
-use crate::lifecycle::operator::Care;
+use crate::lifecycle::operator::{Care, HoldRequest};
 use crate::lifecycle::reconcile::{self, PASS_TIME};
 use crate::lifecycle::task::{StartCheck, Task};
 use crate::lifecycle::{Outcome, Status, operator};
@@ -24,15 +25,40 @@ use crate::state::AppState;
 
 type Reply = ([(&'static str, HeaderValue); 1], Json<Body>);
 
-/// An operator's command. Without a name it means the fleet's only VM.
+/// The VM that an operator's command means: without a name the fleet's only one. An unknown field of a command is an
+/// error: a mistyped one would silently do something else.
 #[derive(Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 struct Command {
+    vm_instance_name: Option<String>,
+    vm_instance_zone: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct StopCommand {
     vm_instance_name: Option<String>,
     vm_instance_zone: Option<String>,
     /// Stops the VM without checking for jobs.
     force: bool,
 }
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HoldCommand {
+    vm_instance_name: Option<String>,
+    vm_instance_zone: Option<String>,
+    /// The length of the hold; without it, until the VM is released.
+    minutes: Option<u64>,
+    /// For the log and the reply.
+    reason: Option<String>,
+}
+
+/// The longest hold that ends by itself: a year.
+const MAX_HOLD_MINUTES: u64 = 365 * 24 * 60;
+
+/// The part of a hold's reason that is logged, in characters.
+const MAX_REASON: usize = 200;
 
 pub(super) async fn start(
     State(app): State<AppState>,
@@ -50,7 +76,7 @@ pub(super) async fn stop(
 ) -> Result<Reply, ApiError> {
     match request.caller() {
         Caller::CloudTasks => callback(&app, request.body()?).await,
-        Caller::Operator => operator_stop(&app, &request.body()?).await,
+        Caller::Operator => operator_stop(&app, request.body()?).await,
     }
 }
 
@@ -71,9 +97,11 @@ async fn operator_start(app: &AppState, command: &Command) -> Result<Reply, ApiE
     Ok(reply_to_operator(&vm.vm, &outcome))
 }
 
-async fn operator_stop(app: &AppState, command: &Command) -> Result<Reply, ApiError> {
-    let vm = command.vm(app)?;
-    let care = if command.force { Care::Force } else { Care::IfIdle };
+async fn operator_stop(app: &AppState, command: StopCommand) -> Result<Reply, ApiError> {
+    let StopCommand { vm_instance_name, vm_instance_zone, force } = command;
+    let named = Command { vm_instance_name, vm_instance_zone };
+    let vm = named.vm(app)?;
+    let care = if force { Care::Force } else { Care::IfIdle };
     let outcome = operator::stop(&app.cx, vm, care, Deadline::after(PASS_TIME)).await?;
     Ok(reply_to_operator(&vm.vm, &outcome))
 }
@@ -82,9 +110,18 @@ pub(super) async fn hold(
     State(app): State<AppState>,
     request: Authorized,
 ) -> Result<Reply, ApiError> {
-    let command: Command = request.body()?;
-    let vm = command.vm(&app)?;
-    let outcome = operator::hold(&app.cx, vm, Deadline::after(PASS_TIME)).await?;
+    let HoldCommand { vm_instance_name, vm_instance_zone, minutes, reason } = request.body()?;
+    let named = Command { vm_instance_name, vm_instance_zone };
+    let vm = named.vm(&app)?;
+    if minutes.is_some_and(|minutes| !(1..=MAX_HOLD_MINUTES).contains(&minutes)) {
+        let problem = format!("`minutes` is not a number from 1 to {MAX_HOLD_MINUTES}");
+        return Err(ApiError::BadBody(problem));
+    }
+    let request = HoldRequest {
+        length: minutes.map(|minutes| Duration::from_secs(60 * minutes)),
+        reason: reason.map(|reason| reason.chars().take(MAX_REASON).collect()),
+    };
+    let outcome = operator::hold(&app.cx, vm, &request, Deadline::after(PASS_TIME)).await?;
     Ok(reply_to_operator(&vm.vm, &outcome))
 }
 
@@ -135,7 +172,8 @@ fn reply(vm: &Vm, outcome: &Outcome, detail: Option<String>) -> Reply {
 /// The evidence, if the status does not say everything. By the specification a plain start or stop has none.
 fn detail(outcome: &Outcome) -> Option<String> {
     let is_plain = match outcome.status {
-        Status::Held | Status::Released => true,
+        Status::Held => outcome.because == operator::ASKED,
+        Status::Released => true,
         Status::Starting | Status::AlreadyRunning | Status::Stopping | Status::AlreadyStopped => {
             outcome.operation.is_some() || outcome.status != Status::Stopping
         }

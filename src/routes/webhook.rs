@@ -9,7 +9,9 @@ use super::webhook_event::WebhookEvent;
 use super::{OUTCOME, log, outcome_header};
 use crate::clock::Deadline;
 use crate::lifecycle::Outcome;
-use crate::lifecycle::events::{WEBHOOK_TIME, job_completed, job_queued, job_waiting};
+use crate::lifecycle::events::{
+    OLD, WEBHOOK_TIME, job_completed, job_queued, job_waiting, old_job_queued,
+};
 use crate::lifecycle::task::JobRef;
 use crate::state::AppState;
 
@@ -35,17 +37,19 @@ async fn act(app: &AppState, event: WebhookEvent, deadline: Deadline) -> Result<
             return Ok(nothing_to_do(job.unmatched()));
         }
         (WebhookEvent::Completed(job), Some(vm)) => {
-            (vm, job_completed(&app.cx, vm, job.id, deadline).await?)
+            (vm, job_completed(&app.cx, vm, (job.id, job.completed_at), deadline).await?)
         }
         (WebhookEvent::Queued { job, awaits_review }, Some(vm)) => {
             // The job waits for a runner from this event on, however long it waited for a review before.
-            let queued_at = app.cx.clock.now();
-            let job = JobRef { repo: job.repo, id: job.id, queued_at, labels: job.labels };
-            if awaits_review {
-                (vm, job_waiting(&app.cx, vm, job, deadline).await?)
-            } else {
-                (vm, job_queued(&app.cx, vm, job, deadline).await?)
-            }
+            let now = app.cx.clock.now();
+            let is_old = job.created_at.is_some_and(|created| now.since(created) >= OLD);
+            let job = JobRef { repo: job.repo, id: job.id, queued_at: now, labels: job.labels };
+            let outcome = match (awaits_review, is_old) {
+                (true, _) => job_waiting(&app.cx, vm, job, deadline).await?,
+                (false, true) => old_job_queued(&app.cx, vm, job, deadline).await?,
+                (false, false) => job_queued(&app.cx, vm, job, deadline).await?,
+            };
+            (vm, outcome)
         }
     };
     log(&vm.vm, &outcome);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::clock::Timestamp;
 use crate::fleet::{Fleet, Label, ManagedVm, RepoName};
 
 /// The one event about jobs.
@@ -37,6 +38,8 @@ pub struct Job {
     pub labels: Vec<Label>,
     /// The runner that ran it, if any.
     pub runner: Option<String>,
+    pub created_at: Option<Timestamp>,
+    pub completed_at: Option<Timestamp>,
 }
 
 /// The error in a payload. It repeats nothing of the payload.
@@ -59,6 +62,8 @@ struct WorkflowJob {
     labels: Vec<Label>,
     status: Option<String>,
     runner_name: Option<String>,
+    created_at: Option<String>,
+    completed_at: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -78,8 +83,16 @@ impl WebhookEvent {
             return Ok(Self::Nothing(format!("the event {name} is not one that needs a VM")));
         }
         let WorkflowJobEvent { action, workflow_job, repository } = json(payload)?;
-        let WorkflowJob { id, labels, status, runner_name: runner } = workflow_job;
-        let job = Job { id, repo: repository.full_name, labels, runner };
+        let time = |text: Option<String>| text.as_deref().and_then(Timestamp::parse);
+        let job = Job {
+            id: workflow_job.id,
+            repo: repository.full_name,
+            labels: workflow_job.labels,
+            runner: workflow_job.runner_name,
+            created_at: time(workflow_job.created_at),
+            completed_at: time(workflow_job.completed_at),
+        };
+        let (id, status) = (job.id, workflow_job.status);
         Ok(match action.as_str() {
             "queued" => Self::Queued { job, awaits_review: status.as_deref() == Some("waiting") },
             "completed" => Self::Completed(job),
@@ -103,8 +116,10 @@ impl Job {
     /// The outcome if no entry matches.
     pub fn unmatched(&self) -> String {
         let labels = self.labels.iter().map(Label::as_str).collect::<Vec<_>>().join(", ");
-        // GitHub's users choose these texts: a line break must not begin a line of the log.
-        let (labels, repo) = (labels.escape_default(), self.repo.as_str().escape_default());
+        // GitHub's users choose these texts: a line break must not begin a line of the log, nor a long name fill it.
+        let plain =
+            |text: &str| text.chars().take(200).collect::<String>().escape_default().to_string();
+        let (labels, repo) = (plain(&labels), plain(self.repo.as_str()));
         format!("job {} of {repo}: no entry of RUNNER_CONFIG matches [{labels}]", self.id)
     }
 }
@@ -123,7 +138,8 @@ pub fn payload(body: &[u8], is_form: bool) -> Result<Cow<'_, [u8]>, Unreadable> 
     Ok(payload.into_owned().into_bytes().into())
 }
 
-/// Parses a JSON object. The error gives the position and the missing field, but repeats nothing of the input.
+/// Parses a JSON object. The error gives the position and the missing field, but repeats nothing of the input except
+/// the name of an unknown field, which only an operator's command refuses.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
     // serde would take an array for a struct, its elements for the fields in their order.
     if matches!(body.trim_ascii_start().first(), Some(b'[')) {
@@ -132,12 +148,13 @@ pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
     serde_json::from_slice(body).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
         let text = error.to_string();
-        let missing = text
-            .starts_with("missing field")
-            .then(|| text.split(" at line").next().unwrap_or_default());
-        Unreadable(match (error.classify(), missing) {
-            (serde_json::error::Category::Data, Some(missing)) => {
-                format!("the body has a {missing}")
+        let named = ["missing field", "unknown field"].iter().any(|start| text.starts_with(start));
+        let field = named.then(|| text.rsplit_once(" at line").map_or(&*text, |(field, _)| field));
+        Unreadable(match (error.classify(), field) {
+            (serde_json::error::Category::Data, Some(field)) => {
+                let article = if field.starts_with('u') { "an" } else { "a" };
+                let field: String = field.chars().take(200).collect();
+                format!("the body has {article} {}", field.escape_debug())
             }
             (serde_json::error::Category::Data, None) => {
                 format!("the body has a value of the wrong type at {place}")

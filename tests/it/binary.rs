@@ -361,7 +361,7 @@ async fn tokens_are_fetched_before_the_first_delivery_and_connections_stay_open(
         }
         let http = over_tls().unwrap();
         let deliver = async |job: u64| {
-            let body = include_str!("../fixtures/workflow_job.queued.json");
+            let body = queued_now();
             let body = body.replace("29679449", &job.to_string());
             let request = http::Request::post(format!("http://127.0.0.1:{port}/github/webhook"))
                 .header("X-GitHub-Event", "workflow_job")
@@ -428,7 +428,7 @@ fn the_service_works_with_googles_real_credential_chain() {
     service.args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null());
     let _service = Running(service.spawn().unwrap());
 
-    let body = include_str!("../fixtures/workflow_job.queued.json");
+    let body = queued_now();
     let request = format!(
         "POST /github/webhook HTTP/1.1\r\nHost: h\r\nX-GitHub-Event: workflow_job\r\nX-Hub-Signature-256: {}\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -444,4 +444,10 @@ fn the_service_works_with_googles_real_credential_chain() {
         "{answer}"
     );
     assert!(answer.ends_with(r#"{"status":"ok"}"#), "{answer}");
+}
+
+/// A delivery about a job that was created just now: one of days ago is asked for first.
+fn queued_now() -> String {
+    let now = runner_manager::clock::Clock::system().now().rfc3339();
+    include_str!("../fixtures/workflow_job.queued.json").replace("2026-11-24T09:00:05Z", &now)
 }

@@ -58,15 +58,29 @@ pub(crate) fn service_inactive_for(
     routes::router(app_inactive_for(minutes, runner_config, cloud, clock))
 }
 
+/// The service with these variables besides.
+pub(crate) fn service_with(
+    more: &[(&str, &str)],
+    runner_config: &str,
+    cloud: &Cloud,
+    clock: &Clock,
+) -> Router {
+    routes::router(app_with(more, runner_config, cloud, clock))
+}
+
 /// The service's state, with clients of this cloud.
 pub(crate) fn app(runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
     app_inactive_for(3, runner_config, cloud, clock)
 }
 
 fn app_inactive_for(minutes: u64, runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
+    app_with(&[("VM_INACTIVE_MINUTES", &minutes.to_string())], runner_config, cloud, clock)
+}
+
+fn app_with(more: &[(&str, &str)], runner_config: &str, cloud: &Cloud, clock: &Clock) -> AppState {
     install_subscriber();
-    let inactive = ("VM_INACTIVE_MINUTES".into(), minutes.to_string().into());
-    let config = Config::from_vars(vars(runner_config).chain([inactive])).unwrap();
+    let more = more.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+    let config = Config::from_vars(vars(runner_config).chain(more)).unwrap();
     AppState::new(config, in_process(cloud.router()), credentials(cloud, clock), clock.clone())
 }
 

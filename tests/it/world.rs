@@ -81,6 +81,22 @@ impl World {
 
     /// The same with another `VM_INACTIVE_MINUTES`.
     pub(crate) fn inactive_for(minutes: u64, config: String) -> Self {
+        Self::with_service(config, move |config, cloud, clock| {
+            harness::service_inactive_for(minutes, config, cloud, clock)
+        })
+    }
+
+    /// The same with more variables.
+    pub(crate) fn with_variables(more: &'static [(&'static str, &'static str)]) -> Self {
+        Self::with_service(fleet(""), move |config, cloud, clock| {
+            harness::service_with(more, config, cloud, clock)
+        })
+    }
+
+    fn with_service(
+        config: String,
+        service: impl Fn(&str, &Cloud, &Clock) -> Router + Send + Sync + 'static,
+    ) -> Self {
         let clock = harness::clock();
         let cloud = harness::cloud(&clock);
         for repo in ["acme/app", "acme/web"] {
@@ -108,7 +124,7 @@ impl World {
         cloud.subscribe(move |happening| seen.lock().unwrap().push(happening.clone()));
         let service = Service::new(config, {
             let (cloud, clock) = (cloud.clone(), clock.clone());
-            move |config| harness::service_inactive_for(minutes, config, &cloud, &clock)
+            move |config| service(config, &cloud, &clock)
         });
         let driver = Driver::new(service.http());
         Self { cloud, clock, driver, service, history }

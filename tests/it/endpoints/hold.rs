@@ -6,7 +6,7 @@ use runner_manager::emulators::compute::{Status, Timings};
 use serde_json::json;
 
 use super::detail;
-use crate::world::{World, seconds};
+use crate::world::{World, minutes, seconds};
 
 const GPU: &str = r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a"}"#;
 const LABEL: &str = "runner-manager-hold";
@@ -117,4 +117,52 @@ async fn nothing_is_released_before_its_pass_was_accepted() {
     let refused = detail(&world.command("/runner/release", GPU).await, StatusCode::BAD_GATEWAY);
     assert!(refused.starts_with("tasks.create: 403"), "{refused}");
     assert!(label(&world).is_some(), "a VM that nobody looks at would leak");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_may_end_by_itself_and_has_a_reason() {
+    let mut world = World::new().vm("gpu-1", Status::Running);
+    let hold = r#"{"vm_instance_name": "gpu-1", "minutes": 60, "reason": "debugging\n"}"#;
+    let answer = world.command("/runner/hold", hold).await;
+    let expected = "an operator asked for it, until 2026-11-24T10:00:07Z: \"debugging\\n\"";
+    assert_eq!(answer.body, json!({ "status": "held", "detail": expected }));
+    assert_eq!(answer.outcome, format!("gpu-1: held: {expected}"));
+    assert_eq!(label(&world).as_deref(), Some("1795514407"));
+    world.pass(minutes(59)).await;
+    assert_eq!(world.status("gpu-1"), Status::Running);
+    let report = world.report().await;
+    assert_eq!(report["vms"][0]["held"], true);
+    assert_eq!(report["vms"][0]["because"], "it is held until 2026-11-24T10:00:07Z");
+    // Nothing else asks for it afterwards, and it had no pass before.
+    world.pass(minutes(20)).await;
+    assert!(world.is_stopped("gpu-1"), "{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mistyped_command_is_refused_by_the_name_of_its_field() {
+    let world = World::new();
+    for (path, body, problem) in [
+        (
+            "/runner/hold",
+            r#"{"minuts": 60}"#,
+            "unknown field `minuts`, expected one of `vm_instance_name`, ",
+        ),
+        ("/runner/stop", r#"{"Force": true}"#, "unknown field `Force`"),
+        ("/runner/start", r#"{"force": true}"#, "unknown field `force`"),
+        ("/runner/release", r#"{"minutes": 1}"#, "unknown field `minutes`"),
+        (
+            "/runner/hold",
+            r#"{"vm_instance_name": "gpu-1", "minutes": 0}"#,
+            "`minutes` is not a number from 1 to 525600",
+        ),
+        ("/runner/hold", r#"{"minutes": -1}"#, "a value of the wrong type"),
+    ] {
+        let detail = detail(&world.command(path, body).await, StatusCode::BAD_REQUEST);
+        assert!(detail.contains(problem), "{path} {body}: {detail}");
+    }
+    assert!(world.cloud.calls().is_empty());
+    // A task of a later version may have fields that this one does not know.
+    let task =
+        r#"{"vm_instance_name": "gpu-1", "vm_instance_zone": "asia-northeast1-a", "news": 1}"#;
+    assert_eq!(world.callback("/runner/stop", task).await.status, StatusCode::OK);
 }

@@ -1,7 +1,9 @@
 //! A VM at its boot gets a registration token if it proves that it is one of ours. No other caller gets one.
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use http::{Method, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use runner_manager::emulators::compute::Status;
 use runner_manager::emulators::github::{Permission, Runner, Scope};
 use runner_manager::emulators::{ErrorBody, Fault};
 use serde_json::{Value, json};
@@ -241,4 +243,60 @@ async fn without_the_permission_the_answer_says_what_to_grant() {
     let answer = ask(&world, &token, "{}").await;
     let told = detail(&answer, StatusCode::SERVICE_UNAVAILABLE);
     assert!(told.contains("grant the GitHub App Administration: write on acme/app"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_token_is_given_while_a_runner_of_the_vm_is_online() {
+    let mut world = world().vm("gpu-1", Status::Running);
+    let token = world.cloud.identities.sign(&claims(&world));
+    world
+        .pass_until(minutes(5), |world| {
+            world
+                .cloud
+                .github
+                .runners()
+                .iter()
+                .any(|runner| runner.name == "gpu-1" && runner.online)
+        })
+        .await;
+    for _ in 0..5 {
+        let answer = ask(&world, &token, "{}").await;
+        let refused = detail(&answer, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(refused.contains("its runner in acme/app is online"), "{refused}");
+    }
+    assert_eq!(world.count("actions.createRegistrationTokenForRepo"), 0);
+    assert_eq!(
+        world.count("actions.listSelfHostedRunnersForRepo"),
+        1,
+        "asked once, and not five times"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_token_is_given_while_the_runners_state_is_not_known() {
+    let world = world();
+    let token = world.cloud.identities.sign(&claims(&world));
+    world.cloud.faults.on(|call| {
+        let down = Fault::Before(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html);
+        (call.method == "actions.listSelfHostedRunnersForRepo").then_some(down)
+    });
+    assert_eq!(ask(&world, &token, "{}").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(world.count("actions.createRegistrationTokenForRepo"), 0);
+    world.cloud.faults.on(|_| None);
+    assert_eq!(ask(&world, &token, "{}").await.status, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_asks_for_an_extension_is_refused() {
+    let world = world();
+    let mut header = Header::new(Algorithm::RS256);
+    header.kid = Some(world.cloud.identities.key_id());
+    let mut header = serde_json::to_value(header).unwrap();
+    header["crit"] = json!(["exp"]);
+    let encode = |part: &Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+    let message = format!("{}.{}", encode(&header), encode(&claims(&world)));
+    let key =
+        EncodingKey::from_rsa_pem(world.cloud.identities.private_key_pem().as_bytes()).unwrap();
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::RS256).unwrap();
+    is_refused(&world, &ask(&world, &format!("{message}.{signature}"), "{}").await);
 }

@@ -1,7 +1,9 @@
 //! Requests of callers that know no secret: refused early, and with few log lines.
 
-use http::{Method, StatusCode};
+use axum::body::Body;
+use http::{Method, Request, StatusCode};
 use runner_manager::emulators::{ErrorBody, Fault};
+use serde_json::{Value, json};
 
 use super::detail;
 use crate::harness::Log;
@@ -114,4 +116,108 @@ async fn the_webhooks_path_may_end_with_a_slash_and_its_media_type_has_no_case()
     let answer = world.send(Method::POST, "/github/webhook/", &headers, form).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(world.count("instances.start"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_behind_the_secret_stays_in_no_cache() {
+    let world = World::new();
+    for (method, path) in [(Method::GET, "/runner/status"), (Method::POST, "/runner/hold")] {
+        let request = Request::builder().method(method).uri(path).header("X-Runner-Secret", SECRET);
+        let body = Body::from(r#"{"vm_instance_name": "gpu-1"}"#);
+        let answer = world.exchange(request.body(body).unwrap()).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()["cache-control"], "no-store", "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_names_a_repository_or_is_refused() {
+    let world = World::new();
+    for repo in ["acme", "acme/app/../../orgs", "acme/..", "acme/app?x", "/app"] {
+        let body = format!(
+            r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}",
+                 "job": {{"repo": "{repo}", "id": 1, "queued_at": 1764000000}}}}"#
+        );
+        let answer = world.callback("/runner/stop", &body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{repo}");
+    }
+    assert!(world.cloud.calls().is_empty(), "{:?}", world.cloud.calls());
+}
+
+const WITH_AN_ACCOUNT: &[(&str, &str)] =
+    &[("CALLBACK_SERVICE_ACCOUNT", "caller@my-project.iam.gserviceaccount.com")];
+
+#[tokio::test(start_paused = true)]
+async fn tasks_carry_a_token_of_the_account_instead_of_the_secret() {
+    let mut world = World::with_variables(WITH_AN_ACCOUNT);
+    let job = world.queue_job("acme/app", "self-hosted gpu", minutes(10));
+    world.pass(minutes(1)).await;
+    let pending = world.cloud.tasks.pending();
+    assert!(
+        !pending.is_empty()
+            && pending.iter().all(|task| !task.headers.contains_key("X-Runner-Secret"))
+    );
+    world.settle().await;
+    assert!(world.is_completed(job));
+    let refused = world.outcomes().into_iter().find(|(status, _)| !status.is_success());
+    assert_eq!(refused, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_accounts_token_for_this_service_counts() {
+    let world = World::with_variables(WITH_AN_ACCOUNT);
+    let now = world.clock.now().unix_seconds();
+    let claims = |changes: Value| {
+        let mut claims = json!({
+            "aud": "https://service.example", "email": WITH_AN_ACCOUNT[0].1, "email_verified": true,
+            "exp": now + 3600, "iat": now, "iss": "https://accounts.google.com",
+        });
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        world.cloud.identities.sign(&claims)
+    };
+    let ask = async |token: String| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("X-CloudTasks-TaskName", "t")];
+        let body = format!(r#"{{"vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}"}}"#);
+        world.send(Method::POST, "/runner/stop", &headers, body).await.status
+    };
+    assert_eq!(ask(claims(json!({}))).await, StatusCode::OK);
+    for wrong in [
+        json!({"aud": "https://another.example"}),
+        json!({"email": "another@my-project.iam.gserviceaccount.com"}),
+        json!({"email": null}),
+        json!({"email_verified": false}),
+        json!({"exp": now - 61}),
+        json!({"iss": "https://accounts.example"}),
+    ] {
+        assert_eq!(ask(claims(wrong.clone())).await, StatusCode::UNAUTHORIZED, "{wrong}");
+    }
+    assert_eq!(ask("a.b.c".into()).await, StatusCode::UNAUTHORIZED);
+    // The secret opens the service as before: tasks that carry it may be pending, and operators use it.
+    assert_eq!(
+        world.command("/runner/hold", r#"{"vm_instance_name": "gpu-1"}"#).await.status,
+        StatusCode::OK
+    );
+    // A service without the variable takes no token.
+    let without = World::new();
+    let bearer = format!("Bearer {}", claims(json!({})));
+    let answer =
+        without.send(Method::POST, "/runner/stop", &[("Authorization", &bearer)], "").await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_webhook_may_have_a_secret_of_its_own() {
+    let world =
+        World::with_variables(&[("GITHUB_WEBHOOK_SECRET", "a secret of the webhook alone")]);
+    let secret = "a secret of the webhook alone";
+    let signature = sign(secret, b"{}");
+    let headers = [("X-Hub-Signature-256", signature.as_str()), ("X-GitHub-Event", "ping")];
+    assert_eq!(
+        world.send(Method::POST, "/github/webhook", &headers, "{}").await.status,
+        StatusCode::OK
+    );
+    let command = [("X-Runner-Secret", secret)];
+    let answer = world.send(Method::POST, "/runner/start", &command, "{}").await;
+    assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
 }

@@ -1,5 +1,6 @@
 use http::{Method, StatusCode};
-use serde_json::json;
+use runner_manager::emulators::compute::Status;
+use serde_json::{Value, json};
 
 use super::detail;
 use crate::harness::Log;
@@ -203,4 +204,57 @@ async fn a_waiting_job_gets_a_pass_and_no_start() {
     assert_eq!((check.path.as_str(), &check.body["idle_since"]), ("/runner/stop", &json!(0)));
     let in_seconds = check.body["due"].as_u64().unwrap() - world.clock.now().unix_seconds();
     assert!((90..=120).contains(&in_seconds), "{check:?}");
+}
+
+/// The delivery, with other values for these fields of the job.
+fn changed(delivery: &str, changes: &Value) -> String {
+    let mut body: Value = serde_json::from_str(delivery).unwrap();
+    body["workflow_job"].as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    body.to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_created_days_ago_is_asked_for_before_anything_is_started() {
+    let mut world = World::new();
+    let years_ago = json!({"id": 7, "created_at": "2020-11-24T09:00:00Z"});
+    let replayed = world.webhook("workflow_job", &changed(QUEUED, &years_ago)).await;
+    is_ok(&replayed, "runner-1: ok: job 7 of acme/app does not wait any more");
+    assert_eq!((world.count("instances.start"), world.cloud.tasks.pending().len()), (0, 0));
+    // It waited for a review until now.
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    let approved = json!({"id": job.0, "created_at": "2026-11-20T09:00:00Z"});
+    is_ok(&world.webhook("workflow_job", &changed(QUEUED, &approved)).await, "runner-1: starting");
+    world.settle().await;
+    assert!(world.is_completed(job));
+    let again = world.webhook("workflow_job", &changed(QUEUED, &approved)).await;
+    is_ok(&again, "does not wait any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_of_days_ago_gets_a_pass_while_github_cannot_be_asked() {
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.cloud.github.outage(true);
+    let old = json!({"id": job.0, "created_at": "2026-11-20T09:00:00Z"});
+    let answer = world.webhook("workflow_job", &changed(QUEUED, &old)).await;
+    is_ok(&answer, "it is not known whether it still waits");
+    assert_eq!((world.count("instances.start"), world.cloud.tasks.pending().len()), (0, 1));
+    world.cloud.github.outage(false);
+    world.settle().await;
+    assert!(world.is_completed(job));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completed_delivery_counts_from_the_jobs_own_end() {
+    let world = World::new().vm("runner-1", Status::Running);
+    world.webhook("workflow_job", COMPLETED).await;
+    let label = world.idle_since("runner-1");
+    let of = |end: &str| changed(COMPLETED, &json!({"completed_at": end}));
+    for repeated in ["2020-11-24T09:00:00Z", "2026-11-24T08:00:00Z"] {
+        is_ok(&world.webhook("workflow_job", &of(repeated)).await, "ok: job");
+        assert_eq!(world.idle_since("runner-1"), label, "{repeated}");
+    }
+    // GitHub's clock is ahead, or the payload is wrong: never later than now.
+    world.webhook("workflow_job", &of("2027-11-24T09:00:00Z")).await;
+    assert_eq!(world.idle_since("runner-1"), Some(1_795_510_830));
 }

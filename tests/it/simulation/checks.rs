@@ -204,6 +204,8 @@ struct Review<'a> {
     accepted: &'a BTreeMap<JobId, Timestamp>,
     route: &'a BTreeMap<JobId, &'static str>,
     ran_on: BTreeMap<JobId, &'static str>,
+    /// The end of each job.
+    ended: BTreeMap<JobId, Timestamp>,
     vms: BTreeMap<&'static str, Watched>,
     stockout: u32,
     github_down: u32,
@@ -238,6 +240,7 @@ pub(super) fn check(
         accepted: &accepted,
         route: &route,
         ran_on: BTreeMap::new(),
+        ended: BTreeMap::new(),
         vms: BTreeMap::from(["runner-1", "gpu-1"].map(|vm| (vm, Watched::default()))),
         stockout: 0,
         github_down: 0,
@@ -373,7 +376,10 @@ impl Review<'_> {
                 }
                 match (status, runner) {
                     // A job counts for the VM that it was queued for, wherever it ran.
-                    (JobStatus::Completed, _) => self.vm(routed).idle_for = Duration::ZERO,
+                    (JobStatus::Completed, _) => {
+                        self.ended.insert(*id, *at);
+                        self.vm(routed).idle_for = Duration::ZERO;
+                    }
                     (JobStatus::Queued, _) => {
                         self.vm(routed).waiting.insert(*id, *at);
                     }
@@ -391,12 +397,14 @@ impl Review<'_> {
                 if action == "completed" && reply.status.is_some_and(|status| status.is_success()) {
                     // A job may run on another VM's runner, if that has its labels too.
                     let ran_on = self.ran_on.get(job).copied().unwrap_or(self.route[job]);
+                    let ended = self.ended.get(job).copied();
                     let vm = self.vm(ran_on);
                     // A VM that comes up again counts as an event.
                     vm.idle_for = Duration::ZERO;
                     // While entries name another VM, that one gets the label.
                     if vm.unconfigured == 0 {
-                        vm.last_completed = Some(*at);
+                        // A delivery that is late or repeated says when the job ended.
+                        vm.last_completed = vm.last_completed.max(ended);
                     }
                 }
             }
