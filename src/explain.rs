@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::config::Routing;
-use crate::fleet::{Entry, Fleet, Label, Mismatch, Quoted, Vm};
+use crate::fleet::{Entry, Fleet, Label, Quoted, Vm};
 use crate::lifecycle::steps;
 use crate::routes::{self, Job, LARGEST_BODY, WORKFLOW_JOB, WebhookEvent};
 
@@ -196,7 +196,7 @@ fn verdicts<'a>(fleet: &'a Fleet, job: &Job) -> Vec<Verdict<'a>> {
         let mismatch = entry.mismatch(&job.repo, &job.labels);
         let matches = mismatch.is_none();
         let why = match mismatch {
-            Some(mismatch) => Some(describe(&mismatch)),
+            Some(mismatch) => Some(mismatch.to_string()),
             None => first_match.map(|first| format!("but RUNNER_CONFIG[{first}] comes first")),
         };
         if matches {
@@ -217,17 +217,6 @@ fn verdicts<'a>(fleet: &'a Fleet, job: &Job) -> Vec<Verdict<'a>> {
         }
     };
     fleet.entries().iter().enumerate().map(verdict).collect()
-}
-
-fn describe(mismatch: &Mismatch) -> String {
-    match mismatch {
-        Mismatch::OtherRepository => "the entry is for another repository".into(),
-        Mismatch::JobLacks(labels) => format!("the job does not ask for {}", Quoted(labels)),
-        Mismatch::RunnerLacks(labels) => {
-            format!("the job asks for {}, which runner_labels lacks", Quoted(labels))
-        }
-        Mismatch::NoLabels => "the job has no labels".into(),
-    }
 }
 
 impl From<&Job> for JobSummary {

@@ -215,6 +215,19 @@ pub enum Mismatch {
     NoLabels,
 }
 
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherRepository => f.write_str("the entry is for another repository"),
+            Self::JobLacks(labels) => write!(f, "the job does not ask for {}", Quoted(labels)),
+            Self::RunnerLacks(labels) => {
+                write!(f, "the job asks for {}, which runner_labels lacks", Quoted(labels))
+            }
+            Self::NoLabels => f.write_str("the job has no labels"),
+        }
+    }
+}
+
 /// A list of labels as in JSON, since a label may contain commas and spaces: `["self-hosted", "gpu"]`. Control
 /// characters, which a terminal could interpret, are replaced.
 #[derive(Clone, Copy, Debug)]
@@ -367,6 +380,13 @@ impl Fleet {
     pub fn route(&self, repo: &RepoName, labels: &[Label]) -> Option<&Arc<ManagedVm>> {
         let entry = self.entries_of(repo).find(|entry| entry.matches(labels))?;
         self.vms.get(&entry.vm)
+    }
+
+    /// The entry of `repo` that lacks the fewest labels to match a job with these, with its index.
+    pub fn nearest(&self, repo: &RepoName, labels: &[Label]) -> Option<(usize, Mismatch)> {
+        let lacking = |index: &usize| self.entries[*index].missing_labels(labels).count();
+        let index = *self.by_repo.get(repo)?.iter().min_by_key(|index| lacking(index))?;
+        Some((index, self.entries[index].mismatch(repo, labels)?))
     }
 
     /// A job of `repo` with these labels goes to `vm`.

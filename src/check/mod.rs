@@ -25,7 +25,7 @@ use crate::clients::transport::{HttpService, Transport};
 use crate::clock::{Clock, Deadline, Timestamp};
 use crate::config::{Config, Problems};
 use crate::fleet::{ManagedVm, RepoName};
-use crate::lifecycle::BOOT_ALLOWANCE;
+use crate::lifecycle::{BOOT_ALLOWANCE, unserved_jobs};
 use crate::state::AppState;
 use app::AppFacts;
 use finding::Findings;
@@ -245,7 +245,25 @@ impl Checks {
         }
         let github = &self.app.cx.github;
         let facts = app::read_repo(github, repo, app.is_installed(), deadline()).await;
-        app::judge_repo(&facts, repo, github.installation_id())
+        let mut all = app::judge_repo(&facts, repo, github.installation_id());
+        if app.is_installed() {
+            all.extend(self.unserved(repo).await);
+        }
+        all
+    }
+
+    /// A refused list of jobs is reported with the App's permissions.
+    async fn unserved(&self, repo: &RepoName) -> Vec<Finding> {
+        let (jobs, _) = unserved_jobs(&self.app.cx, repo, deadline()).await;
+        let mut found = Findings::of(format!("repository {repo}"));
+        for job in jobs {
+            found.warn(
+                "jobs",
+                job.describe(),
+                "correct the job's runs-on or the entry, unless another runner serves it",
+            );
+        }
+        found.done()
     }
 
     async fn webhook(&self, facts: &AppFacts) -> Vec<Finding> {

@@ -95,6 +95,7 @@ pub mod status;
 pub mod steps;
 pub mod task;
 mod unclaimed;
+mod unserved;
 pub mod vm;
 
 pub use context::{Context, Parts};
@@ -103,3 +104,4 @@ pub use error::Error;
 pub use outcome::{Outcome, Status};
 pub use permission::LabelPermission;
 pub use schedule::BOOT_ALLOWANCE;
+pub use snapshot::unserved_jobs;

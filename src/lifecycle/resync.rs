@@ -101,10 +101,11 @@ pub async fn resync(cx: &Context, deadline: Deadline) -> Report {
             not_asked.insert(format!("{error}: ask again"));
         }
     }
-    let findings = deliveries.unwrap_or_else(|error| {
+    let mut findings = deliveries.unwrap_or_else(|error| {
         not_asked.insert(format!("{error}, for deliveries that failed: ask again"));
         Vec::new()
     });
+    findings.extend(github.unserved(&cx.fleet).iter().filter_map(|job| job.finding(now)));
     let report = Report { vms, findings, not_asked: not_asked.into_iter().collect() };
     report.log();
     report

@@ -14,16 +14,20 @@ use super::error::Error;
 use super::scan::{CONCURRENT_CALLS, Coverage, JobScan, is_refusal};
 use super::schedule::IdleSince;
 use super::task::{JobRef, Task};
+use super::unserved::UnservedJob;
 use super::vm::{VmSnapshot, observe};
 use crate::clients::github::{Job, JobStatus, Runner, RunnerScope};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{ManagedVm, RepoName, Vm};
+use crate::fleet::{Fleet, ManagedVm, RepoName, Vm};
 
 /// Repositories that are scanned at the same time.
 const CONCURRENT_REPOSITORIES: usize = 2;
 
 /// VMs that are read at the same time.
 const CONCURRENT_VMS: usize = 8;
+
+/// The most runs of a repository whose jobs `check` reads. Each costs a call.
+const CHECKED_RUNS: usize = 20;
 
 /// Reads every VM of the fleet, in its order.
 pub(super) async fn observe_all(
@@ -107,6 +111,13 @@ impl FleetSnapshot {
         snapshot
     }
 
+    /// The jobs that no VM serves.
+    pub(super) fn unserved(&self, fleet: &Fleet) -> Vec<UnservedJob> {
+        let all = self.jobs.iter();
+        let all = all.flat_map(|(repo, open)| open.jobs.values().map(move |job| (repo, job)));
+        all.filter_map(|(repo, job)| UnservedJob::of(fleet, repo, job)).collect()
+    }
+
     fn has_a_queued_job(&self, cx: &Context, vm: &ManagedVm) -> bool {
         vm.repos.iter().filter_map(|repo| self.jobs.get_key_value(repo)).any(|(repo, open)| {
             open.jobs.values().any(|job| {
@@ -137,6 +148,21 @@ impl OpenJobs {
         let coverage = if scan.truncated { coverage.and(truncated) } else { coverage };
         Self { jobs, coverage, calls: scan.calls }
     }
+}
+
+/// The jobs of a repository that no VM serves, and the reason why not all of them may be known.
+pub async fn unserved_jobs(
+    cx: &Context,
+    repo: &RepoName,
+    deadline: Deadline,
+) -> (Vec<UnservedJob>, Option<String>) {
+    let OpenJobs { jobs, coverage, .. } = OpenJobs::read(cx, repo, CHECKED_RUNS, deadline).await;
+    let unserved = jobs.values().filter_map(|job| UnservedJob::of(&cx.fleet, repo, job)).collect();
+    let gap = match coverage {
+        Coverage::Complete => None,
+        Coverage::Partial { because, .. } | Coverage::Forbidden(because) => Some(because),
+    };
+    (unserved, gap)
 }
 
 /// One VM in the snapshot.

@@ -15,6 +15,7 @@ use super::error::Error;
 use super::outcome;
 use super::schedule::IdleSince;
 use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, observe_all};
+use super::unserved::UnservedJob;
 use super::vm::{Phase, VmSnapshot};
 use crate::clients::compute;
 use crate::clients::github::{Job, Runner, RunnerScope};
@@ -39,6 +40,8 @@ pub struct Report {
     pub inactive_minutes: u64,
     /// Every VM that an entry names.
     pub vms: Vec<VmReport>,
+    /// The jobs that wait for a self-hosted runner and that no entry matches.
+    pub unserved_jobs: Vec<UnservedJob>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -110,6 +113,7 @@ pub async fn report(cx: &Context, cache: &StatusCache, deadline: Deadline) -> Re
         github_asked_at: github.as_ref().map(|github| github.at.rfc3339()),
         inactive_minutes: cx.inactive.as_secs() / 60,
         vms: cx.fleet.vms().map(|vm| &**vm).zip(&reads).map(view).collect(),
+        unserved_jobs: github.as_ref().map(|github| github.unserved(&cx.fleet)).unwrap_or_default(),
     }
 }
 

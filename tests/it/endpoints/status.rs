@@ -51,6 +51,7 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
         "now": "2026-11-24T09:02:07Z",
         "github_asked_at": "2026-11-24T09:02:07Z",
         "inactive_minutes": 3,
+        "unserved_jobs": [],
         "vms": [
             {
                 "vm_instance_name": "gpu-1",
@@ -300,4 +301,36 @@ async fn a_failure_that_passes_is_not_shown_for_long() {
     world.cloud.faults.off();
     world.pass(minutes(1)).await;
     assert_eq!(not_asked(of(&world.report().await, "gpu-1")), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_no_vm_serves_is_shown_with_the_nearest_entry() {
+    let entry = |labels: &str| {
+        format!(
+            r#"{{"repo": "acme/app", "labels": {labels}, "vm_instance_name": "gpu-1", "vm_instance_zone": "{ZONE}"}}"#
+        )
+    };
+    let (large, gpu) =
+        (entry(r#"["self-hosted", "large", "arm"]"#), entry(r#"["self-hosted", "gpu"]"#));
+    let mut world = World::with_config(format!("[{large}, {gpu}]"));
+    let job = world.queue_job("acme/app", "self-hosted gup", minutes(10)).0;
+    world.queue_job("acme/app", "ubuntu-latest", minutes(10));
+    world.queue_job("acme/web", "self-hosted", minutes(10));
+    world.pass(minutes(1)).await;
+    let unserved = &world.report().await["unserved_jobs"];
+    assert_eq!(unserved.as_array().unwrap().len(), 1, "{unserved:#}");
+    let because = r#"no entry matches; the nearest is RUNNER_CONFIG[1], but the job does not ask for ["gpu"]"#;
+    assert_eq!(
+        (&unserved[0]["id"], &unserved[0]["because"], &unserved[0]["since"]),
+        (&json!(job), &json!(because), &json!("2026-11-24T09:00:07Z"))
+    );
+    // Another runner may take it: the resync waits a while before it warns.
+    let secret = [("X-Runner-Secret", crate::world::SECRET)];
+    let resync = world.send(Method::POST, "/runner/reconcile", &secret, "").await.body;
+    assert_eq!(resync["findings"], json!([]));
+    world.pass(minutes(5)).await;
+    let resync = world.send(Method::POST, "/runner/reconcile", &secret, "").await.body;
+    let found = format!(r#"job {job} of acme/app is queued for ["self-hosted", "gup"]: {because}"#);
+    assert_eq!(resync["findings"][0]["found"], found, "{resync:#}");
+    assert_eq!(resync["findings"][0]["level"], "warning");
 }
