@@ -13,7 +13,9 @@ use super::in_flight::{Event, key};
 use super::labels::{self, Change};
 use super::outcome::{Outcome, Status};
 use super::reconcile::outcome_of_start;
-use super::schedule::{BUCKET, FIRST_PASS, IdleSince, due_before, rounded_up};
+use super::schedule::{
+    BUCKET, FIRST_PASS, IdleSince, PASS_INTERVAL, due_before, next_interval, rounded_up,
+};
 use super::task::{Evidence, JobRef, Task};
 use super::vm::{Started, VmSnapshot, observe, start_by_status};
 use crate::clock::{Deadline, Timestamp};
@@ -186,6 +188,8 @@ pub async fn job_completed(
     let now = cx.clock.now();
     // GitHub's clock may be ahead.
     let end = completed_at.map_or(now, |at| at.min(now));
+    // After an outage many come late at once: fewer values make fewer passes.
+    let end = if now.since(end) < PASS_INTERVAL { end } else { next_interval(end) };
     let work = |deadline| {
         let (cx, vm) = (cx.clone(), Arc::clone(vm));
         async move { idle_since(&Turn { cx: &cx, vm: &vm, now, deadline }, end).await }

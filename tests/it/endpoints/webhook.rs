@@ -258,3 +258,19 @@ async fn a_completed_delivery_counts_from_the_jobs_own_end() {
     world.webhook("workflow_job", &of("2027-11-24T09:00:00Z")).await;
     assert_eq!(world.idle_since("runner-1"), Some(1_795_510_830));
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_completed_deliveries_that_come_late_make_few_passes() {
+    let mut world = World::new().vm("runner-1", Status::Running);
+    world.pass(minutes(60)).await;
+    for minute in 10..50 {
+        let end = json!({"id": minute, "completed_at": format!("2026-11-24T09:{minute}:07Z")});
+        is_ok(&world.webhook("workflow_job", &changed(COMPLETED, &end)).await, "ok: job");
+    }
+    let tasks = world.cloud.tasks.pending().len();
+    assert!((1..=9).contains(&tasks), "{tasks}");
+    // The last one counts: it ended at 09:49:07, and the VM is idle since long ago.
+    assert_eq!(world.idle_since("runner-1"), Some(1_795_513_800));
+    world.pass(minutes(6)).await;
+    assert!(world.is_stopped("runner-1"), "{}", world.story());
+}
