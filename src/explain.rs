@@ -4,12 +4,12 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::config::Routing;
-use crate::fleet::{Entry, Fleet, Label, Quoted, Vm};
+use crate::fleet::{Entry, Fleet, Label, Mismatch, Quoted, RepoName, Vm};
 use crate::lifecycle::steps;
 use crate::routes::{self, Job, LARGEST_BODY, WORKFLOW_JOB, WebhookEvent};
 
@@ -19,14 +19,21 @@ Requires the variable RUNNER_CONFIG, and uses VM_INACTIVE_MINUTES if it is set. 
 on GitHub, then Recent Deliveries, a delivery, Payload.
 
   runner-manager explain payload.json
+  runner-manager explain --repo acme/app --labels self-hosted,gpu
   gh api /repos/OWNER/REPO/hooks/HOOK/deliveries/ID --jq .request.payload | runner-manager explain -
 
 Exit code: 0 if the payload could be read, even if no entry matches; 1 if it could not; 2 if RUNNER_CONFIG or the command
 line is wrong.")]
 pub struct Options {
     /// The payload of a workflow_job delivery, as GitHub sent it; `-` reads standard input
-    #[arg(value_name = "FILE|-")]
-    file: PathBuf,
+    #[arg(value_name = "FILE|-", required_unless_present = "repo")]
+    file: Option<PathBuf>,
+    /// In place of a payload: the repository of a job that is queued
+    #[arg(long, value_name = "OWNER/REPO", conflicts_with = "file", requires = "labels")]
+    repo: Option<RepoName>,
+    /// The job's labels, its runs-on: separated by commas, or in several options
+    #[arg(long, value_name = "LABEL", value_delimiter = ',', requires = "repo")]
+    labels: Vec<Label>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -34,9 +41,16 @@ pub struct Options {
 
 /// Prints the explanation of the payload.
 pub fn run(options: &Options, routing: &Routing) -> Result<(), Error> {
-    let payload = options.read()?;
-    let unreadable = |why| Error::Unreadable(options.source(), why);
-    let explanation = Explanation::of(&payload, routing).map_err(unreadable)?;
+    let payload;
+    let explanation = match &options.repo {
+        Some(repo) if !repo.is_full_name() => return Err(Error::NoRepository(repo.clone())),
+        Some(repo) => Explanation::of_a_job(repo, &options.labels, routing),
+        None => {
+            payload = options.read()?;
+            let unreadable = |why| Error::Unreadable(options.source(), why);
+            Explanation::of(&payload, routing).map_err(unreadable)?
+        }
+    };
     let text = if options.json {
         serde_json::to_string_pretty(&explanation).unwrap_or_default() + "\n"
     } else {
@@ -60,15 +74,21 @@ pub enum Error {
          and does nothing"
     )]
     Unreadable(String, routes::Unreadable),
+    #[error("{0} is not a repository's full name, owner/repo")]
+    NoRepository(RepoName),
     #[error("cannot write to standard output: {0}")]
     Output(io::Error),
 }
 
 impl Options {
+    fn file(&self) -> &Path {
+        self.file.as_deref().unwrap_or(Path::new("-"))
+    }
+
     fn source(&self) -> String {
-        match self.file.to_str() {
-            Some("-") => "standard input".into(),
-            _ => self.file.display().to_string(),
+        match self.file() {
+            file if file.as_os_str() == "-" => "standard input".into(),
+            file => file.display().to_string(),
         }
     }
 
@@ -76,10 +96,10 @@ impl Options {
         let mut bytes = Vec::new();
         // One byte more than the limit, to detect a payload that exceeds it.
         let limit = LARGEST_BODY as u64 + 1;
-        let read = if self.file.as_os_str() == "-" {
+        let read = if self.file().as_os_str() == "-" {
             io::stdin().take(limit).read_to_end(&mut bytes)
         } else {
-            std::fs::File::open(&self.file)
+            std::fs::File::open(self.file())
                 .and_then(|file| file.take(limit).read_to_end(&mut bytes))
         };
         read.map_err(|error| Error::Input(self.source(), error))?;
@@ -111,7 +131,9 @@ struct Explanation<'a> {
 
 #[derive(Clone, Debug, Serialize)]
 struct JobSummary {
-    id: u64,
+    /// None if there is no payload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
     repo: String,
     labels: Vec<Label>,
     runner_name: Option<String>,
@@ -133,24 +155,44 @@ struct Verdict<'a> {
 
 impl<'a> Explanation<'a> {
     fn of(body: &[u8], routing: &'a Routing) -> Result<Self, routes::Unreadable> {
-        let Routing { fleet, inactive, .. } = routing;
         let payload = routes::payload(body, body.starts_with(b"payload="))?;
         let event = WebhookEvent::of(WORKFLOW_JOB, &payload)?;
+        Ok(Self::of_event(&event, routing))
+    }
+
+    /// A job that is queued, without a payload.
+    fn of_a_job(repo: &RepoName, labels: &[Label], routing: &'a Routing) -> Self {
+        let job = Job {
+            id: 0,
+            repo: repo.clone(),
+            labels: labels.to_vec(),
+            runner: None,
+            created_at: None,
+            completed_at: None,
+        };
+        let event = WebhookEvent::Queued { job, awaits_review: false };
+        let explanation = Self::of_event(&event, routing);
+        let job = explanation.job.map(|job| JobSummary { id: None, ..job });
+        Self { job, ..explanation }
+    }
+
+    fn of_event(event: &WebhookEvent, routing: &'a Routing) -> Self {
+        let Routing { fleet, inactive, .. } = routing;
         let vm = event.vm(fleet).map(|managed| &managed.vm);
-        let (action, job) = match &event {
-            WebhookEvent::Nothing(why) => return Ok(Self::nothing(why)),
+        let (action, job) = match event {
+            WebhookEvent::Nothing(why) => return Self::nothing(why),
             WebhookEvent::Queued { job, .. } => ("queued", job),
             WebhookEvent::Completed(job) => ("completed", job),
         };
         let entries = verdicts(fleet, job);
         let because = because(fleet, job, vm, &entries);
-        let steps = match (&event, vm) {
+        let steps = match (event, vm) {
             (_, None) | (WebhookEvent::Nothing(_), _) => Vec::new(),
             (WebhookEvent::Queued { awaits_review: true, .. }, _) => steps::of_a_waiting_job(),
             (WebhookEvent::Queued { .. }, _) => steps::of_a_queued_job(*inactive),
             (WebhookEvent::Completed(_), _) => steps::of_a_completed_job(*inactive),
         };
-        Ok(Self {
+        Self {
             event: WORKFLOW_JOB,
             action: Some(action),
             job: Some(JobSummary::from(job)),
@@ -159,7 +201,7 @@ impl<'a> Explanation<'a> {
             vm_instance_zone: vm.map(|vm| vm.zone.as_str()),
             because,
             steps,
-        })
+        }
     }
 
     fn nothing(why: &str) -> Self {
@@ -196,6 +238,9 @@ fn verdicts<'a>(fleet: &'a Fleet, job: &Job) -> Vec<Verdict<'a>> {
         let mismatch = entry.mismatch(&job.repo, &job.labels);
         let matches = mismatch.is_none();
         let why = match mismatch {
+            Some(mismatch @ Mismatch::JobLacks(_)) if entry.covers(&job.labels) => Some(format!(
+                "{mismatch}; if its runner may take such jobs, list all its labels in runner_labels"
+            )),
             Some(mismatch) => Some(mismatch.to_string()),
             None => first_match.map(|first| format!("but RUNNER_CONFIG[{first}] comes first")),
         };
@@ -222,7 +267,7 @@ fn verdicts<'a>(fleet: &'a Fleet, job: &Job) -> Vec<Verdict<'a>> {
 impl From<&Job> for JobSummary {
     fn from(job: &Job) -> Self {
         Self {
-            id: job.id,
+            id: Some(job.id),
             repo: job.repo.as_str().to_owned(),
             labels: job.labels.clone(),
             runner_name: job.runner.clone(),
@@ -242,7 +287,8 @@ impl fmt::Display for Explanation<'_> {
             write!(f, " {action}")?;
         }
         if let Some(JobSummary { id, repo, labels, runner_name }) = &self.job {
-            write!(f, ": job {id} of {} asks for {}", visible(repo), Quoted(labels))?;
+            let job = id.map_or("a job".to_owned(), |id| format!("job {id}"));
+            write!(f, ": {job} of {} asks for {}", visible(repo), Quoted(labels))?;
             if let Some(runner) = runner_name {
                 write!(f, " and ran on {}", visible(runner))?;
             }

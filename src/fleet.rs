@@ -270,6 +270,11 @@ impl Entry {
         }
     }
 
+    /// The job asks for none but the entry's labels.
+    pub fn covers(&self, job: &[Label]) -> bool {
+        !job.is_empty() && are_among(job, &self.labels)
+    }
+
     /// The labels of any runner include all labels of such a job, but a self-hosted runner never gets it.
     fn lacks_all_labels(&self, job: &[Label]) -> bool {
         job.is_empty() && !self.runner_labels.is_empty()

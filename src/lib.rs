@@ -18,3 +18,4 @@ pub mod serve;
 pub mod state;
 pub mod telemetry;
 pub mod throttle;
+pub mod webhook_url;

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::watch;
 
@@ -98,6 +99,7 @@ impl AppState {
             inactive: config.inactive,
             keepalive: config.keepalive,
             label_permission: LabelPermission::default(),
+            told_of_no_webhook: AtomicBool::default(),
             in_flight: InFlight::default(),
         });
         Self(Arc::new(Shared {

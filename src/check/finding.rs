@@ -168,6 +168,17 @@ pub(super) mod testing {
         }
     }
 
+    pub(in crate::check) fn missing_permission() -> clients::Error {
+        clients::Error::Status {
+            exists: false,
+            call: "a.call",
+            status: StatusCode::FORBIDDEN,
+            reason: String::new(),
+            message: "Resource not accessible by integration".into(),
+            limited: false,
+        }
+    }
+
     pub(in crate::check) fn unanswered() -> clients::Error {
         clients::Error::Unanswered { call: "a.call", why: "connection refused".into() }
     }

@@ -99,6 +99,11 @@ fn judge_state(
         Ok(QueueState::Unknown(state)) => {
             found.unknown("state", format!("the state {state:?} is not known to this version"))
         }
+        Err(error) if region_of(location).is_some() && !error.may_pass() => found.fail(
+            "state",
+            format!("there is no queue in {location}, which is a zone: queues are in regions"),
+            format!("set CLOUD_TASK_LOCATION to {}", region_of(location).unwrap_or_default()),
+        ),
         Err(error) if error.is_not_found() => found.fail(
             "state",
             format!("there is no such queue in {location} of {project}"),
@@ -112,6 +117,13 @@ fn judge_state(
             found.failed("state", error, format!("enable the Cloud Tasks API, or correct {names}"));
         }
     }
+}
+
+/// The region, if the location is a zone: a region's name ends with a digit, a zone's with a letter.
+fn region_of(location: &str) -> Option<&str> {
+    let (region, letter) = location.rsplit_once('-')?;
+    let ends_with_a_digit = region.ends_with(|c: char| c.is_ascii_digit());
+    (ends_with_a_digit && matches!(letter.as_bytes(), [b'a'..=b'z'])).then_some(region)
 }
 
 pub(super) struct VmFacts {

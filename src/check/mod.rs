@@ -153,12 +153,17 @@ impl Checks {
                 "set it here and as the webhook's secret: docs/deploy.md, Rotate the secrets",
             );
         }
-        for warning in self.warnings.iter().filter(|line| line.starts_with("RUNNER_CONFIG")) {
-            found.warn(
-                "RUNNER_CONFIG",
-                warning,
-                "correct the entry, or put the more specific one first",
-            );
+        for warning in &self.warnings {
+            let fix = match warning.split([':', '[']).next() {
+                // Reported above, as an error.
+                Some("RUNNER_MANAGER_SECRET") => continue,
+                Some("RUNNER_CONFIG") if warning.contains("never matches") => {
+                    "put the more specific entry first"
+                }
+                Some("RUNNER_CONFIG") => "correct the entry, see docs/configuration.md",
+                _ => "correct the variable, see docs/configuration.md",
+            };
+            found.warn("warning", warning, fix);
         }
         found.done()
     }
@@ -169,7 +174,7 @@ impl Checks {
     }
 
     async fn service(&self) -> Vec<Finding> {
-        let facts = service::read(&self.service, deadline()).await;
+        let facts = service::read(&self.service, self.app.secret.current(), deadline()).await;
         let minutes = self.app.cx.inactive.as_secs() / 60;
         service::judge(&facts, &self.service_url, &self.app.cx.fleet, minutes)
     }

@@ -105,9 +105,14 @@ impl Facts {
                 "register it (GitHub removes a runner that has not connected for 14 days), or set runner_names to \
                  its name",
             ),
-            Some((scope, error)) if error.is_forbidden() => {
+            Some((scope, error)) if error.lacks_permission() => {
                 found.fail("runner", format!("listing the runners of {scope} is not permitted"), grant);
             }
+            Some((scope, error)) if error.is_forbidden() => found.fail(
+                "runner",
+                format!("the runners of {scope} are refused: {error}"),
+                "do what GitHub says: no permission is missing",
+            ),
             Some((scope, error)) if error.is_not_found() => found.fail(
                 "runner",
                 format!("{scope} is not visible to the App, so its runners cannot be listed"),
@@ -197,7 +202,9 @@ fn judge_labels(found: &mut Findings, nth: usize, entry: &Entry, runners: &[&Run
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::testing::{answered, complains, limited, unanswered};
+    use super::super::finding::testing::{
+        answered, complains, limited, missing_permission, unanswered,
+    };
     use super::*;
     use crate::fleet::{RunnerNames, Vm};
 
@@ -293,7 +300,16 @@ mod tests {
         // The account is a user, which has no list.
         judged(lists(Ok(vec![one()]), none(), Err(answered(404))), both(), Host::Up, &[missing]);
         let hidden = "✗ runner: listing the runners of the organization acme is not permitted";
-        judged(lists(Ok(vec![one()]), none(), Err(answered(403))), both(), Host::Up, &[hidden]);
+        judged(
+            lists(Ok(vec![one()]), none(), Err(missing_permission())),
+            both(),
+            Host::Up,
+            &[hidden],
+        );
+        // An installation that is suspended, or an IP allow list.
+        let refused =
+            "✗ runner: the runners of the organization acme are refused: a.call: 403 Forbidden: no";
+        judged(lists(Ok(vec![one()]), none(), Err(answered(403))), both(), Host::Up, &[refused]);
         let unknown = "? runner: could not be checked: the organization acme: a.call";
         judged(lists(Ok(vec![one()]), none(), Err(limited())), both(), Host::Up, &[unknown]);
         let unknown = "? runner: could not be checked: acme/web: a.call";

@@ -8,15 +8,22 @@ use crate::clients::service::{Health, Info, RunnerConfig, Service};
 use crate::clock::Deadline;
 use crate::fleet::{Entry, Fleet};
 use crate::routes::SERVICE;
+use crate::secret::Secret;
 
 pub(super) struct Facts {
     health: Result<Health, Error>,
     info: Result<Info, Error>,
+    /// None if it was not asked: the secret is not for another service.
+    secret: Option<Result<(), Error>>,
 }
 
-pub(super) async fn read(service: &Service, deadline: Deadline) -> Facts {
+pub(super) async fn read(service: &Service, secret: &Secret, deadline: Deadline) -> Facts {
     let (health, info) = tokio::join!(service.health(deadline), service.info(deadline));
-    Facts { health, info }
+    let secret = match &info {
+        Ok(info) if info.service == SERVICE => Some(service.status(secret, deadline).await),
+        _ => None,
+    };
+    Facts { health, info, secret }
 }
 
 /// Judges the service at `url` against this fleet and these minutes.
@@ -56,6 +63,16 @@ pub(super) fn judge(
             }
         }
         Err(error) => found.failed("identity", error, WRONG_URL),
+    }
+    match &facts.secret {
+        None => {}
+        Some(Ok(())) => found.ok("secret", "the service accepts RUNNER_MANAGER_SECRET"),
+        Some(Err(error)) if error.status() == Some(StatusCode::UNAUTHORIZED) => found.fail(
+            "secret",
+            "the deployed service refuses this RUNNER_MANAGER_SECRET",
+            "run the check with the secret that is deployed, or deploy this one",
+        ),
+        Some(Err(error)) => found.failed("secret", error, "read the service's log"),
     }
     found.done()
 }
@@ -99,7 +116,11 @@ mod tests {
     }
 
     fn good() -> Facts {
-        Facts { health: Ok(Health { status: "healthy".into() }), info: Ok(info()) }
+        Facts {
+            health: Ok(Health { status: "healthy".into() }),
+            info: Ok(info()),
+            secret: Some(Ok(())),
+        }
     }
 
     #[track_caller]
@@ -132,6 +153,9 @@ mod tests {
             &Facts { info: Ok(other), ..good() },
             &["✗ identity: the service at this URL is not"],
         );
+        let refused = Facts { secret: Some(Err(answered(401))), ..good() };
+        judged(&refused, &["✗ secret: the deployed service refuses this RUNNER_MANAGER_SECRET"]);
+        judged(&Facts { secret: Some(Err(unanswered())), ..good() }, &["? secret: could not"]);
         let older =
             [Info { inactive_minutes: 5, ..info() }, Info { runner_configs: Vec::new(), ..info() }];
         for older in older {

@@ -16,24 +16,36 @@ permissions that it checks are those of the account that runs it.
 
   ✓ correct    ! works, but probably not as intended    ✗ has to be fixed    ? could not be checked
 
-With --json it prints an array of {subject, what, outcome, detail, fix}; outcome is ok, warning, error or not_asked.
+What has to be fixed comes first. On a terminal the correct ones are only counted, unless --verbose is given. With --json it
+prints an array of {subject, what, outcome, detail, fix}; outcome is ok, warning, error or not_asked.
 
-Exit code: 0 if nothing has to be fixed; 1 if something has; 2 if the command line is wrong.")]
+Exit code: 0 if everything was checked and nothing has to be fixed; 1 if something has to be fixed; 2 if the command line is
+wrong; 3 if nothing has to be fixed, but something could not be checked.")]
 pub struct Options {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print the correct ones too, on a terminal
+    #[arg(short, long)]
+    verbose: bool,
 }
 
-/// Checks the configuration of the process's environment, and prints the findings as they come.
+/// The exit code if nothing is wrong, and something could not be checked.
+const EXIT_UNKNOWN: u8 = 3;
+
+/// Checks the configuration of the process's environment, and prints the findings.
 pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
-    let mut screen = Screen { json: options.json, progress: io::stderr().is_terminal() };
+    let is_terminal = io::stdout().is_terminal();
+    let mut screen = Screen {
+        json: options.json,
+        progress: io::stderr().is_terminal(),
+        style: Style {
+            folded: is_terminal && !options.verbose,
+            colored: is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        },
+    };
     let found = match Config::from_env() {
-        Err(problems) => {
-            let found = unreadable(&problems);
-            screen.lines(&found)?;
-            found
-        }
+        Err(problems) => unreadable(&problems),
         Ok(config) => {
             screen.progress(0, None)?;
             let mut printed = Ok(());
@@ -51,41 +63,45 @@ pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
         }
     };
     screen.end(&found)?;
-    let has_errors = found.iter().any(|finding| finding.outcome == Outcome::Error);
-    Ok(if has_errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let has = |outcome| found.iter().any(|finding| finding.outcome == outcome);
+    Ok(if has(Outcome::Error) {
+        ExitCode::FAILURE
+    } else if has(Outcome::Unknown) {
+        ExitCode::from(EXIT_UNKNOWN)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 struct Screen {
     json: bool,
     /// Standard error is a terminal.
     progress: bool,
+    style: Style,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Style {
+    /// The correct findings are only counted.
+    folded: bool,
+    colored: bool,
 }
 
 /// Returns to the start of the line and erases it.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
 impl Screen {
-    fn show(&mut self, Progress { found, done, total }: Progress<'_>) -> io::Result<()> {
-        if self.progress {
-            write!(io::stderr(), "{CLEAR_LINE}")?;
-        }
-        self.lines(found)?;
+    fn show(&mut self, Progress { done, total, .. }: Progress<'_>) -> io::Result<()> {
         self.progress(done, Some(total))
     }
 
-    fn lines(&self, found: &[Finding]) -> io::Result<()> {
-        if self.json {
+    /// Writes the progress line over the one before. The last one is erased.
+    fn progress(&self, done: usize, total: Option<usize>) -> io::Result<()> {
+        if !self.progress {
             return Ok(());
         }
-        let mut out = io::stdout().lock();
-        found.iter().try_for_each(|finding| writeln!(out, "{finding}"))?;
-        out.flush()
-    }
-
-    /// Writes the progress line, which the next finding replaces.
-    fn progress(&self, done: usize, total: Option<usize>) -> io::Result<()> {
-        if !self.progress || total == Some(done) {
-            return Ok(());
+        if total == Some(done) {
+            return write!(io::stderr(), "{CLEAR_LINE}");
         }
         let count = total.map(|total| format!(" {done} of {total} done")).unwrap_or_default();
         write!(io::stderr(), "{CLEAR_LINE}checking …{count}")?;
@@ -98,7 +114,39 @@ impl Screen {
             serde_json::to_writer_pretty(&mut out, found)?;
             return writeln!(out);
         }
+        write!(out, "{}", lines(found, self.style))?;
         writeln!(out, "\n{}", summary(found))
+    }
+}
+
+/// The findings, those that need something first.
+fn lines(found: &[Finding], style: Style) -> String {
+    let order = [
+        (Outcome::Error, "31"),
+        (Outcome::Warning, "33"),
+        (Outcome::Unknown, "36"),
+        (Outcome::Ok, "32"),
+    ];
+    let mut text = String::new();
+    for (outcome, color) in order {
+        let of_outcome: Vec<_> = found.iter().filter(|one| one.outcome == outcome).collect();
+        if outcome == Outcome::Ok && style.folded && !of_outcome.is_empty() {
+            let count = of_outcome.len();
+            text += &colored(&format!("✓ {count} correct (--verbose lists them)\n"), color, style);
+            continue;
+        }
+        for finding in of_outcome {
+            text += &colored(&format!("{finding}\n"), color, style);
+        }
+    }
+    text
+}
+
+/// Colors the symbol at the beginning of a line.
+fn colored(line: &str, color: &str, style: Style) -> String {
+    match line.split_once(' ') {
+        Some((symbol, rest)) if style.colored => format!("\x1b[{color}m{symbol}\x1b[0m {rest}"),
+        _ => line.to_owned(),
     }
 }
 
@@ -126,6 +174,26 @@ fn summary(found: &[Finding]) -> String {
 mod tests {
     use super::super::finding::Findings;
     use super::*;
+
+    #[test]
+    fn what_has_to_be_fixed_comes_first() {
+        let mut found = Findings::of("VM");
+        found.ok("status", "RUNNING");
+        found.unknown("permissions", "no answer");
+        found.warn("labels", "many", "remove some");
+        found.fail("runner", "none", "register it");
+        found.ok("zone", "a");
+        let found = found.done();
+        let plain = Style { folded: false, colored: false };
+        let firsts = |text: &str| -> String {
+            text.lines().filter_map(|line| line.chars().next()).filter(|c| *c != ' ').collect()
+        };
+        assert_eq!(firsts(&lines(&found, plain)), "✗!?✓✓");
+        let folded = lines(&found, Style { folded: true, ..plain });
+        assert!(folded.ends_with("\n✓ 2 correct (--verbose lists them)\n"), "{folded}");
+        let colored = lines(&found, Style { colored: true, ..plain });
+        assert!(colored.starts_with("\x1b[31m✗\x1b[0m VM: runner: none\n    -> "), "{colored}");
+    }
 
     #[test]
     fn findings_are_counted_by_outcome() {

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use http::Uri;
-
 use super::finding::{Finding, Findings};
 use crate::clients::Error;
 use crate::clients::github::GitHub;
 use crate::clients::github::app::{Deliveries, Delivery, DeliveryFilter, HookConfig};
 use crate::clock::Deadline;
-use crate::routes::{WEBHOOK, WORKFLOW_JOB};
+use crate::routes::WORKFLOW_JOB;
+use crate::webhook_url::{PATH, leads_here};
 
 pub(super) struct Facts {
     hook: Result<HookConfig, Error>,
@@ -35,7 +34,7 @@ pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<
             return found.done();
         }
     };
-    if !points_here(&mut found, hook, &format!("{service_url}{WEBHOOK}")) {
+    if !points_here(&mut found, hook, service_url) {
         return found.done();
     }
     if hook.secret.as_deref().is_none_or(str::is_empty) {
@@ -56,14 +55,15 @@ pub(super) fn judge(facts: &Facts, events: &[String], service_url: &str) -> Vec<
 }
 
 /// Checks the URL; without the right one the other checks make no sense.
-fn points_here(found: &mut Findings, hook: &HookConfig, expected: &str) -> bool {
+fn points_here(found: &mut Findings, hook: &HookConfig, service_url: &str) -> bool {
+    let expected = format!("{service_url}{PATH}");
     match hook.url.as_deref().filter(|url| !url.is_empty()) {
         None => found.warn(
             "URL",
             "the App has none: each repository, or the organization, needs its own webhook",
             format!("or set it to {expected} on the App's page"),
         ),
-        Some(url) if !is_same(url, expected) => found.fail(
+        Some(url) if !leads_here(url, service_url) => found.fail(
             "URL",
             format!("it points to {}", without_query(url)),
             format!(
@@ -72,7 +72,7 @@ fn points_here(found: &mut Findings, hook: &HookConfig, expected: &str) -> bool 
             ),
         ),
         Some(_) => {
-            found.ok("URL", expected);
+            found.ok("URL", without_query(hook.url.as_deref().unwrap_or_default()));
             return true;
         }
     }
@@ -117,7 +117,9 @@ fn judge_deliveries(found: &mut Findings, deliveries: &[Delivery]) {
 
 fn fix_for(code: u16) -> &'static str {
     match code {
-        401 => "set the webhook's secret to RUNNER_MANAGER_SECRET",
+        401 => {
+            "set the webhook's secret to RUNNER_MANAGER_SECRET, or to GITHUB_WEBHOOK_SECRET if that is set"
+        }
         403 => {
             "allow GitHub's requests: deploy with --allow-unauthenticated, or --no-invoker-iam-check"
         }
@@ -126,16 +128,6 @@ fn fix_for(code: u16) -> &'static str {
             "read the header X-Runner-Manager-Outcome under Advanced on the App's page, or the log"
         }
     }
-}
-
-/// Compares URLs; scheme and host without regard to case.
-fn is_same(url: &str, expected: &str) -> bool {
-    let parts = |text: &str| {
-        let uri: Uri = text.trim().parse().ok()?;
-        let host = uri.authority()?.as_str().to_ascii_lowercase();
-        Some((uri.scheme_str()?.to_ascii_lowercase(), host, uri.path().to_owned()))
-    };
-    parts(url).is_some() && parts(url) == parts(expected)
 }
 
 /// The URL without its user and query: those of another service may contain a secret.
@@ -190,9 +182,8 @@ mod tests {
     fn the_webhook_needs_the_services_url_and_a_secret() {
         judged(&good(), &[]);
         let at = |url: &str| Facts { hook: Ok(hook(url)), ..good() };
-        judged(&at("HTTPS://Service.TEST/github/webhook"), &[]);
+        judged(&at("HTTPS://Service.TEST/github/webhook/"), &[]);
         for elsewhere in [
-            "https://service.test/github/webhook/",
             "https://service.test/webhook",
             "http://service.test/github/webhook",
             "https://service.test:8443/github/webhook",

@@ -1,11 +1,13 @@
 //! The service itself, at its own URL.
 
+use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use super::Error;
 use super::transport::{Outgoing, Transport, read};
 use crate::clock::Deadline;
 use crate::fleet::{Label, RepoName};
+use crate::secret::Secret;
 
 /// A client of the service; cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,6 +60,19 @@ impl Service {
         let call = "GET /health";
         let request = Outgoing::get(call, format!("{}/health", self.url));
         read(call, &self.transport.send(&request, deadline).await?)
+    }
+
+    /// Asks with this secret for `/runner/status`, which changes nothing: refused with 401 if it is the wrong one.
+    pub async fn status(&self, secret: &Secret, deadline: Deadline) -> Result<(), Error> {
+        let call = "GET /runner/status";
+        let unfit =
+            |_| Error::NoToken { call, why: "the secret does not fit into a header".into() };
+        let mut value = HeaderValue::try_from(secret.expose()).map_err(unfit)?;
+        value.set_sensitive(true);
+        let request = Outgoing::get(call, format!("{}/runner/status", self.url))
+            .containing(secret.clone())
+            .header(HeaderName::from_static("x-runner-secret"), value);
+        self.transport.send(&request, deadline).await.map(drop)
     }
 
     /// Reads `/`.

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::error::Error;
@@ -44,6 +45,8 @@ pub struct Parts {
     /// The time after which a VM that is down is started for a while, so that GitHub does not forget its runner.
     pub keepalive: Option<Duration>,
     pub label_permission: LabelPermission,
+    /// The log says already that the App has no webhook.
+    pub told_of_no_webhook: AtomicBool,
     /// Deliveries that are being handled, so that equal ones share their work.
     pub in_flight: InFlight,
 }

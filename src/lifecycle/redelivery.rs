@@ -5,6 +5,7 @@
 //! tells the same sooner, and without the permission to read jobs it is the only source.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -15,6 +16,7 @@ use super::schedule::{HOUR, MINUTE, doubled};
 use crate::clients::Error;
 use crate::clients::github::app::{Delivery, DeliveryFilter};
 use crate::clock::{Deadline, Timestamp};
+use crate::webhook_url::leads_here;
 
 /// The time for which GitHub keeps a delivery.
 const DELIVERY_RETENTION: Duration = Duration::from_secs(3 * 24 * 60 * 60);
@@ -36,9 +38,11 @@ const CONCURRENT_REQUESTS: usize = 4;
 /// # Errors
 /// Fails if GitHub could not list the deliveries.
 pub(super) async fn ask_again(cx: &Context, deadline: Deadline) -> Result<Vec<Finding>, Error> {
-    let hook = cx.github.hook_config(deadline).await?;
-    let here = format!("{}/github/webhook", cx.service_url);
-    if hook.url.is_none_or(|url| url.trim_end_matches('/') != here) {
+    let hook = match cx.github.hook_config(deadline).await {
+        Err(error) if error.is_not_found() => return Ok(without_a_webhook(cx)),
+        hook => hook?,
+    };
+    if !hook.url.is_some_and(|url| leads_here(&url, &cx.service_url)) {
         return Ok(Vec::new());
     }
     let now = cx.clock.now();
@@ -71,6 +75,16 @@ pub(super) async fn ask_again(cx: &Context, deadline: Deadline) -> Result<Vec<Fi
         findings.push(Finding::new(Level::Error, found));
     }
     Ok(findings)
+}
+
+/// Said once by each instance of the service: it is no fault, and does not change.
+fn without_a_webhook(cx: &Context) -> Vec<Finding> {
+    if cx.told_of_no_webhook.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let found = "the App has no webhook of its own, so deliveries that fail are not asked for again: GitHub lists those \
+                 of the App alone. Jobs that wait are found all the same";
+    vec![Finding::new(Level::Info, found.to_owned())]
 }
 
 fn deliveries(count: usize) -> String {

@@ -30,8 +30,7 @@ pub use extract::{LARGEST_BODY, SignedDelivery};
 pub use info::SERVICE;
 pub use webhook_event::{Job, Unreadable, WORKFLOW_JOB, WebhookEvent, payload};
 
-/// The path of GitHub's webhook.
-pub const WEBHOOK: &str = "/github/webhook";
+pub use crate::webhook_url::PATH as WEBHOOK;
 
 /// The header with the decision and its reason. GitHub shows it under Recent Deliveries.
 const OUTCOME: &str = "x-runner-manager-outcome";

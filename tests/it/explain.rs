@@ -41,7 +41,8 @@ fn each_entry_says_why_it_matches_or_not() {
     let text = explained(&fleet(""), QUEUED);
     for line in [
         "workflow_job queued: job 29679449 of acme/app asks for [\"self-hosted\"]\n",
-        "✗ RUNNER_CONFIG[0] acme/app [\"self-hosted\", \"gpu\"] -> gpu-1: no match, the job does not ask for [\"gpu\"]\n",
+        "✗ RUNNER_CONFIG[0] acme/app [\"self-hosted\", \"gpu\"] -> gpu-1: no match, the job does not ask for [\"gpu\"]; \
+         if its runner may take such jobs, list all its labels in runner_labels\n",
         "✓ RUNNER_CONFIG[1] acme/app [\"self-hosted\"] -> runner-1: matches\n",
         "✗ RUNNER_CONFIG[2] acme/web [\"self-hosted\"] -> runner-1: no match, the entry is for another repository\n",
         "VM runner-1 in asia-northeast1-a: RUNNER_CONFIG[1] is the first entry that matches.\n",
@@ -49,6 +50,52 @@ fn each_entry_says_why_it_matches_or_not() {
         "no earlier than 3 min after the last job (VM_INACTIVE_MINUTES)",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn a_job_is_explained_without_a_payload() {
+    let run = |options: &[&str]| {
+        let output = program()
+            .arg("explain")
+            .args(options)
+            .env("RUNNER_CONFIG", fleet(""))
+            .output()
+            .unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), text)
+    };
+    for labels in
+        [&["--labels", "self-hosted,GPU"][..], &["--labels", "gpu", "--labels", "self-hosted"]]
+    {
+        let (code, text) = run(&[&["--repo", "acme/app"], labels].concat());
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.starts_with("workflow_job queued: a job of acme/app asks for ["), "{text}");
+        assert!(
+            text.contains("VM gpu-1 in asia-northeast1-a: RUNNER_CONFIG[0] is the first"),
+            "{text}"
+        );
+    }
+    let (_, text) = run(&["--repo", "acme/app", "--labels", "gpu", "--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&json["id"], &json["vm_instance_name"], &json["labels"]),
+        (&Value::Null, &Value::Null, &json!(["gpu"]))
+    );
+    for (options, code, problem) in [
+        (
+            &["--repo", "acme", "--labels", "gpu"][..],
+            1,
+            "acme is not a repository's full name, owner/repo",
+        ),
+        (&["--repo", "acme/app"], 2, "--labels"),
+        (&["--labels", "gpu"], 2, "--repo"),
+        (&["--repo", "acme/app", "--labels", "gpu", "payload.json"], 2, "cannot be used with"),
+        (&[], 2, "required"),
+    ] {
+        let (exit, text) = run(options);
+        assert_eq!(exit, Some(code), "{options:?} {text}");
+        assert!(text.contains(problem), "{options:?} {text}");
     }
 }
 
