@@ -92,6 +92,8 @@ struct Stage {
     narrator: Narrator,
     service_url: String,
     cloud_url: String,
+    /// VM_INACTIVE_MINUTES.
+    inactive: &'static str,
     /// The key files for other programs, deleted at the end of the demo.
     files: tempfile::TempDir,
 }
@@ -111,6 +113,9 @@ pub async fn run(options: Options) -> Result<ExitCode, BoxError> {
     let embedded_apis = stage.cloud.router().merge(play::router(stage.cloud.clone()));
     if !options.once {
         stage.narrator.welcome(&stage);
+    }
+    if !options.real_time {
+        stage.narrator.opening();
     }
     let stories = async {
         if !options.real_time && !stories::run_all(&stage).await && options.once {
@@ -172,7 +177,7 @@ impl Stage {
         let config = Config::from_vars(variables)?;
         let credentials = Credentials::new(Arc::new(CustomServiceAccount::from_json(&account)?));
         let app = AppState::new(config, transport::over_tls()?, credentials, clock.clone());
-        Ok(Self { cloud, clock, app, narrator, service_url, cloud_url, files })
+        Ok(Self { cloud, clock, app, narrator, service_url, cloud_url, inactive, files })
     }
 
     /// The environment of another program that takes the service's place, as shell commands.
@@ -180,7 +185,7 @@ impl Stage {
         let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
         let file =
             |name: &str| quoted(&Path::new(self.files.path()).join(name).display().to_string());
-        let mut lines: Vec<String> = environment(&self.service_url, &self.cloud_url, "3")
+        let mut lines: Vec<String> = environment(&self.service_url, &self.cloud_url, self.inactive)
             .into_iter()
             .map(|(name, value)| format!("export {name}={}", quoted(&value.replace('\n', " "))))
             .collect();

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::{SECRET, Stage};
 use crate::clock::{Clock, Timestamp};
@@ -22,6 +23,29 @@ const RED: &str = "31";
 const GREEN: &str = "32";
 const CYAN: &str = "36";
 
+/// The columns of a terminal in its usual width.
+const COLUMNS: usize = 80;
+
+/// The text in lines that end between words, all but the first indented.
+fn wrapped(text: &str, indent: usize) -> String {
+    let mut lines = String::new();
+    let mut column = indent;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if column > indent && column + 1 + length > COLUMNS {
+            lines += "\n";
+            lines += &" ".repeat(indent);
+            column = indent;
+        } else if column > indent {
+            lines += " ";
+            column += 1;
+        }
+        lines += word;
+        column += length;
+    }
+    lines
+}
+
 impl Narrator {
     pub(super) fn new(clock: Clock) -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
@@ -41,12 +65,44 @@ impl Narrator {
         }
     }
 
+    /// Prints what the stories are about.
+    pub(super) fn opening(&self) {
+        self.line(&format!(
+            "\n{}",
+            wrapped(
+                "Two VMs, both stopped: runner-1 serves two repositories, acme/app and acme/web, and gpu-1 the GPU jobs of \
+                 acme/app. The service is the real one. Compute Engine, Cloud Tasks and GitHub are embedded, and behave \
+                 like the real ones. Two minutes pass in a second, and VM_INACTIVE_MINUTES is 1.",
+                0
+            )
+        ));
+    }
+
+    /// Prints the time that a VM was up, against the time of the stories.
+    pub(super) fn closing(&self, vm: &str, up: Duration, all: Duration) {
+        let (up, all) = (up.as_secs() / 60, all.as_secs() / 60);
+        let percent = 100 * up / all.max(1);
+        self.line(&format!(
+            "\n{}",
+            self.paint(
+                BOLD,
+                &wrapped(
+                    &format!(
+                        "In {all} minutes, {vm} was up for {up}: you pay for {percent} % of what a VM costs that is \
+                         always on."
+                    ),
+                    0
+                )
+            )
+        ));
+    }
+
     /// Prints the heading of a story.
     pub(super) fn title(&self, number: usize, title: &str, about: &str) {
         self.line(&format!(
             "\n{}\n{}\n",
             self.paint(BOLD, &format!("{number}. {title}")),
-            self.paint(DIM, about)
+            self.paint(DIM, &wrapped(about, 0))
         ));
     }
 
@@ -65,6 +121,7 @@ impl Narrator {
 
     fn print(&self, at: Timestamp, source: &str, style: &str, text: &str) {
         let time = self.paint(DIM, &at.time_of_day());
+        let text = wrapped(text, 28);
         self.line(&format!("  {time}  {}  {text}", self.paint(style, &format!("{source:<14}"))));
     }
 
@@ -126,15 +183,37 @@ impl Narrator {
              curl -X POST '{cloud_url}/play/github?outage=true'\n\
              curl -X POST '{cloud_url}/play/lose?webhooks=1'\n\
              curl -X POST '{cloud_url}/play/forbid?permission=compute.instances.stop'\n\
-             curl -X POST '{cloud_url}/play/permit?permission=compute.instances.stop'\n\n\
+             curl -X POST '{cloud_url}/play/permit?permission=compute.instances.stop'\n\
+             # an unknown name is answered with those that there are\n\n\
              # run the resync, which finds jobs whose webhooks were lost\n\
              curl -X POST {service_url}/runner/reconcile -H 'X-Runner-Secret: {SECRET}'\n\n\
              # the public page and the operators' status; a browser shows both as a page\n\
              curl {service_url}/\n\
              curl {service_url}/runner/status -H 'X-Runner-Secret: {SECRET}'\n\n{}\n{}\n",
             heading(&format!("The service is at {service_url}, the embedded cloud at {cloud_url}.")),
-            heading("# the environment for other clients of this cloud, such as `runner-manager check`"),
+            heading(if real_time {
+                "# the environment for other clients of this cloud, such as `runner-manager check`"
+            } else {
+                "# the environment for other clients of this cloud; `runner-manager check` needs a demo with --real-time"
+            }),
             stage.exports(),
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_between_words() {
+        let text = "runner-1: starting: job 54000000011 of acme/app is queued; next check 14:41:30, and more";
+        let lines = wrapped(text, 28);
+        assert_eq!(lines.split_whitespace().collect::<Vec<_>>().join(" "), text);
+        let (first, rest) = lines.split_once('\n').unwrap();
+        assert!(first.len() + 28 <= 80);
+        assert!(rest.lines().all(|line| line.len() <= 80 && line.starts_with(&" ".repeat(28))));
+        let long = "x".repeat(100);
+        assert_eq!(wrapped(&long, 28), long);
     }
 }

@@ -118,34 +118,75 @@ struct PermissionName {
     permission: String,
 }
 
-/// A permission by its name in GitHub's API; other names are permissions of Compute Engine.
-fn github_permission(name: &str) -> Option<Permission> {
-    match name {
-        "actions" => Some(Permission::Actions),
-        "administration" => Some(Permission::Administration),
-        "organization_self_hosted_runners" => Some(Permission::OrgRunners),
-        _ => None,
+/// The App's permissions, by their names in GitHub's API.
+const OF_GITHUB: [(&str, Permission); 4] = [
+    ("actions", Permission::Actions),
+    ("administration", Permission::Administration),
+    ("organization_self_hosted_runners", Permission::OrgRunners),
+    ("registration", Permission::Registration),
+];
+
+const OF_COMPUTE_ENGINE: [&str; 7] = [
+    "compute.instances.get",
+    "compute.instances.list",
+    "compute.instances.resume",
+    "compute.instances.setLabels",
+    "compute.instances.start",
+    "compute.instances.stop",
+    "compute.zoneOperations.list",
+];
+
+const OF_CLOUD_TASKS: [&str; 2] = ["cloudtasks.queues.get", "cloudtasks.tasks.create"];
+
+/// Grants the permission, or takes it away.
+fn grant(cloud: &Cloud, name: &str, granted: bool) -> PlayResult {
+    let github = OF_GITHUB.iter().find(|(known, _)| *known == name);
+    match (github, granted) {
+        (Some((_, permission)), true) => cloud.github.permit(*permission),
+        (Some((_, permission)), false) => cloud.github.forbid(*permission),
+        (None, true) if OF_COMPUTE_ENGINE.contains(&name) => cloud.compute.permit(name),
+        (None, false) if OF_COMPUTE_ENGINE.contains(&name) => cloud.compute.forbid(name),
+        (None, true) if OF_CLOUD_TASKS.contains(&name) => cloud.tasks.permit(name),
+        (None, false) if OF_CLOUD_TASKS.contains(&name) => cloud.tasks.forbid(name),
+        (None, _) => {
+            let of_github = OF_GITHUB.iter().map(|(name, _)| *name);
+            let all = OF_COMPUTE_ENGINE.into_iter().chain(OF_CLOUD_TASKS).chain(of_github);
+            let all: Vec<&str> = all.collect();
+            return Err(bad_request(format!("permission must be one of: {}", all.join(", "))));
+        }
     }
+    Ok(format!("{name} is {}\n", if granted { "permitted" } else { "forbidden" }))
 }
 
 async fn forbid(
     State(cloud): State<Cloud>,
     Query(PermissionName { permission }): Query<PermissionName>,
 ) -> PlayResult {
-    match github_permission(&permission) {
-        Some(github) => cloud.github.forbid(github),
-        None => cloud.compute.forbid(&permission),
-    }
-    Ok(format!("{permission} is forbidden\n"))
+    grant(&cloud, &permission, false)
 }
 
 async fn permit(
     State(cloud): State<Cloud>,
     Query(PermissionName { permission }): Query<PermissionName>,
 ) -> PlayResult {
-    match github_permission(&permission) {
-        Some(github) => cloud.github.permit(github),
-        None => cloud.compute.permit(&permission),
+    grant(&cloud, &permission, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulators::testing::World;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_permissions_that_count_can_be_taken_away() {
+        let cloud = World::new().await.cloud;
+        let of_github = OF_GITHUB.iter().map(|(name, _)| *name);
+        for name in OF_COMPUTE_ENGINE.into_iter().chain(OF_CLOUD_TASKS).chain(of_github) {
+            assert_eq!(grant(&cloud, name, false), Ok(format!("{name} is forbidden\n")));
+            assert_eq!(grant(&cloud, name, true), Ok(format!("{name} is permitted\n")));
+        }
+        let (status, problem) = grant(&cloud, "compute.instances.fly", false).unwrap_err();
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(problem.contains("must be one of: compute.instances.get, "), "{problem}");
     }
-    Ok(format!("{permission} is permitted\n"))
 }

@@ -30,6 +30,7 @@ type Broken = String;
 pub(super) async fn run_all(stage: &Stage) -> bool {
     let mut kept = true;
     let mut number = 0;
+    let begun = stage.clock.now();
     macro_rules! story {
         ($title:literal, $about:literal, $promise:literal, $run:ident) => {
             number += 1;
@@ -85,7 +86,19 @@ pub(super) async fn run_all(stage: &Stage) -> bool {
         "the job got its runner",
         a_lost_job
     );
+    let now = stage.clock.now();
+    stage.narrator.closing(VM, time_up(&stage.cloud.compute.history(VM), now), now.since(begun));
     kept
+}
+
+/// The time for which the VM was not stopped, so that it was paid for.
+fn time_up(history: &[(Timestamp, Status, String)], now: Timestamp) -> Duration {
+    let ends = history.iter().skip(1).map(|(at, ..)| *at).chain([now]);
+    let spans = history.iter().zip(ends);
+    spans
+        .filter(|((_, status, _), _)| *status != Status::Terminated)
+        .map(|((begin, ..), end)| end.since(*begin))
+        .sum()
 }
 
 struct Story<'a> {

@@ -27,8 +27,8 @@ pub(super) fn keys() -> Arc<Keys> {
 }
 
 /// A cloud and a client of it. Its time starts at 2026-11-24T05:00:00Z.
-pub(super) struct World {
-    pub(super) cloud: Cloud,
+pub(crate) struct World {
+    pub(crate) cloud: Cloud,
     pub(super) clock: Clock,
     router: Router,
     driver: Driver,
@@ -38,7 +38,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let clock = Clock::paced(Timestamp::parse("2026-11-24T05:00:00Z").unwrap(), 1);
         let setup = Setup {
             project: "p".to_owned(),

@@ -17,7 +17,7 @@ use super::schedule::{
     BUCKET, FIRST_PASS, IdleSince, PASS_INTERVAL, due_before, next_interval, rounded_up,
 };
 use super::task::{Evidence, JobRef, Task};
-use super::vm::{Started, VmSnapshot, observe, start_by_status};
+use super::vm::{Phase, Started, VmSnapshot, observe, start_by_status};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::ManagedVm;
 
@@ -167,11 +167,13 @@ async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
     let due = rounded_up(turn.now + FIRST_PASS);
     let (read, scheduled) =
         tokio::join!(observe(turn.cx, &turn.vm.vm, turn.deadline), turn.schedule(task, due));
-    if let Err(error @ Error::NoSuchInstance(_)) = read {
-        return Err(error);
-    }
+    let is_up = match read {
+        Err(error @ Error::NoSuchInstance(_)) => return Err(error),
+        read => read.is_ok_and(|read| read.phase == Phase::Up),
+    };
     scheduled?;
-    Ok(Outcome::new(Status::StartScheduled, "").next_check_at(due))
+    let status = if is_up { Status::AlreadyRunning } else { Status::StartScheduled };
+    Ok(Outcome::new(status, "").next_check_at(due))
 }
 
 /// A job is over: the VM has been idle since its end, unless another comes. A delivery that is repeated days later then

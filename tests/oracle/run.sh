@@ -35,6 +35,30 @@ grep '^export ' "$work/dev.log" >"$work/environment"
 # shellcheck source=/dev/null
 . "$work/environment"
 
+# First, while the VMs are as the demo begins with.
+echo "-- gcloud"
+if command -v gcloud >/dev/null; then
+  "$work/venv/bin/python" - "$work/access-token" <<'PYTHON'
+import os
+import sys
+
+from google.auth.transport.requests import Request
+from google.oauth2 import service_account
+
+account = service_account.Credentials.from_service_account_file(
+    os.environ["GOOGLE_APPLICATION_CREDENTIALS"], scopes=["https://www.googleapis.com/auth/cloud-platform"]
+)
+account.refresh(Request())
+with open(sys.argv[1], "w", encoding="utf-8") as file:
+    file.write(account.token)
+PYTHON
+  $here/gcloud.sh "$PWD/$work"
+elif [ -n "${CI:-}" ]; then
+  echo "gcloud is not installed" >&2
+  exit 1
+else
+  echo "skipped: gcloud is not installed"
+fi
 echo "-- google-cloud-compute, google-cloud-tasks, PyGithub"
 "$work/venv/bin/python" $here/clients.py
 echo "-- @octokit/rest"

@@ -61,6 +61,7 @@ impl ComputeEngine {
                     "maxResults",
                     "orderBy",
                     "pageToken",
+                    "returnPartialSuccess",
                     "serviceProjectNumber",
                 ];
                 it.answer(call, "instances.list", &known, ALL_FIELDS, State::list_instances)
@@ -78,8 +79,25 @@ impl ComputeEngine {
             .on(get, &operation, compute("zoneOperations.get"), self, |it, call| {
                 it.answer(call, "zoneOperations.get", &[], OPERATION_FIELDS, State::get_operation)
             })
+            // The real one waits up to two minutes if it is not too busy, and may answer before the operation is done.
+            .on(
+                post,
+                &format!("{operation}/wait"),
+                compute("zoneOperations.wait"),
+                self,
+                |it, call| {
+                    it.answer(
+                        call,
+                        "zoneOperations.get",
+                        &[],
+                        OPERATION_FIELDS,
+                        State::get_operation,
+                    )
+                },
+            )
             .on(get, &operations, compute("zoneOperations.list"), self, |it, call| {
-                let known = ["filter", "maxResults", "orderBy", "pageToken"];
+                let known =
+                    ["filter", "maxResults", "orderBy", "pageToken", "returnPartialSuccess"];
                 it.answer(call, "zoneOperations.list", &known, LIST_FIELDS, State::list_operations)
             })
     }
