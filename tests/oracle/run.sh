@@ -53,7 +53,7 @@ with open(sys.argv[1], "w", encoding="utf-8") as file:
     file.write(account.token)
 PYTHON
   $here/gcloud.sh "$PWD/$work"
-elif [ -n "${CI:-}" ]; then
+elif [ -n "${GITHUB_ACTIONS:-}" ]; then
   echo "gcloud is not installed" >&2
   exit 1
 else
@@ -63,5 +63,7 @@ echo "-- google-cloud-compute, google-cloud-tasks, PyGithub"
 "$work/venv/bin/python" $here/clients.py
 echo "-- @octokit/rest"
 node "$work/clients.mjs"
+echo "-- the schema of RUNNER_CONFIG against the parser"
+"$work/venv/bin/python" $here/schema.py "$program"
 echo "-- the service against the published contracts"
 "$work/venv/bin/python" $here/conform.py "$program" "$work/node_modules/@octokit/openapi/generated/api.github.com.json"
