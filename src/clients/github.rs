@@ -226,18 +226,18 @@ impl GitHub {
         self.installation_token(None, deadline).await.map(drop)
     }
 
-    /// The runners registered in `place`: all, or those of one name.
+    /// The runners registered in `scope`: all, or those of one name.
     /// <https://docs.github.com/en/rest/actions/self-hosted-runners>
     ///
     /// # Errors
     /// 404 also for an organization that is a user, or that the App may not read.
     pub async fn runners(
         &self,
-        place: &RunnerScope,
+        scope: &RunnerScope,
         name: Option<&str>,
         deadline: Deadline,
     ) -> Result<Vec<Runner>, Error> {
-        let (call, path) = match place {
+        let (call, path) = match scope {
             RunnerScope::Repository(repo) => {
                 ("list runners of a repository", format!("/repos/{repo}/actions/runners"))
             }
@@ -259,7 +259,7 @@ impl GitHub {
         Ok(all)
     }
 
-    /// Creates a token with which a runner can be registered in `place`.
+    /// Creates a token with which a runner can be registered in `scope`.
     /// <https://docs.github.com/en/rest/actions/self-hosted-runners#create-a-registration-token-for-a-repository>
     ///
     /// # Errors
@@ -267,11 +267,11 @@ impl GitHub {
     /// *Self-hosted runners: write*.
     pub async fn registration_token(
         &self,
-        place: &RunnerScope,
+        scope: &RunnerScope,
         deadline: Deadline,
     ) -> Result<RegistrationToken, Error> {
         let call = "create a registration token";
-        let path = match place {
+        let path = match scope {
             RunnerScope::Repository(repo) => {
                 format!("/repos/{repo}/actions/runners/registration-token")
             }
@@ -284,13 +284,13 @@ impl GitHub {
         Ok(RegistrationToken { token: Secret::new(token.token), expires_at: token.expires_at })
     }
 
-    /// The URL of `place`, for a browser or a runner.
-    pub fn page_url(&self, place: &RunnerScope) -> String {
+    /// The URL of `scope`, for a browser or a runner.
+    pub fn page_url(&self, scope: &RunnerScope) -> String {
         let host = match self.root.strip_suffix("/api/v3") {
             Some(enterprise_server) => enterprise_server.to_owned(),
             None => self.root.replacen("://api.", "://", 1),
         };
-        match place {
+        match scope {
             RunnerScope::Repository(repo) => format!("{host}/{repo}"),
             RunnerScope::Organization(login) => format!("{host}/{login}"),
         }
@@ -572,14 +572,14 @@ mod tests {
 
     #[test]
     fn a_place_has_its_page_where_its_api_is() {
-        let page = |root: &str, place: &RunnerScope| {
+        let page = |root: &str, scope: &RunnerScope| {
             let app = GitHubApp {
                 id: "1".into(),
                 private_key: jsonwebtoken::EncodingKey::from_secret(b""),
                 installation_id: 1,
             };
             let http = crate::clients::transport::over_tls().unwrap();
-            GitHub::new(Transport::new(http), root, app, Clock::system()).page_url(place)
+            GitHub::new(Transport::new(http), root, app, Clock::system()).page_url(scope)
         };
         let (repo, organization) =
             (RunnerScope::Repository("acme/app".into()), RunnerScope::Organization("acme".into()));

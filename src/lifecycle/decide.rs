@@ -142,7 +142,7 @@ type Rule<T = ()> = Result<T, Step>;
 /// The meaning of the job in evidence for the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Carried {
-    /// There is none, or it does not need this VM any more.
+    /// There is none, or it no longer needs this VM.
     Nothing,
     /// It is queued for the VM, with these labels.
     Queued(JobRef),
@@ -260,7 +260,7 @@ impl<'a> Pass<'a> {
                 self.tell(other, job);
                 Err(self.end(Status::Superseded, "the VM was needed since"))
             }
-            _ => Err(self.end(Status::Superseded, format!("{job} does not wait any more"))),
+            _ => Err(self.end(Status::Superseded, format!("{job} no longer waits"))),
         }
     }
 
@@ -337,7 +337,7 @@ impl<'a> Pass<'a> {
         };
         let up = self.is_up();
         match self.job()? {
-            JobState::Running(place) if up => self.running(&job, &place),
+            JobState::Running(runs_on) if up => self.running(&job, &runs_on),
             JobState::Running(RunsOn::Elsewhere(Some(other))) | JobState::ForAnother(other) => {
                 self.tell(other, job);
                 Ok(self.dropped())
@@ -366,8 +366,8 @@ impl<'a> Pass<'a> {
     }
 
     /// The VM is up, and the job in evidence runs.
-    fn running(&mut self, job: &JobRef, place: &RunsOn) -> Rule<Carried> {
-        let here = match place {
+    fn running(&mut self, job: &JobRef, runs_on: &RunsOn) -> Rule<Carried> {
+        let here = match runs_on {
             RunsOn::Here => true,
             RunsOn::HereIfUnregistered => !self.runner_known_so_far()?.is_registered(),
             RunsOn::Elsewhere(_) => false,
@@ -377,7 +377,7 @@ impl<'a> Pass<'a> {
             self.next.job = Some(JobRef { queued_at: self.now(), ..job.clone() });
             return Err(self.busy(format!("{job} is running on it")));
         }
-        if let RunsOn::Elsewhere(Some(other)) = place {
+        if let RunsOn::Elsewhere(Some(other)) = runs_on {
             self.tell(other.clone(), job.clone());
         }
         Ok(self.dropped())
@@ -557,7 +557,7 @@ impl<'a> Pass<'a> {
         let newly: Vec<u64> = jobs.into_iter().filter(newly).collect();
         for job in &newly {
             self.notices.push(Notice::Warning(format!(
-                "job {job} has been queued for an hour while the VM was free for it: it does not count any more; see \
+                "job {job} has been queued for an hour while the VM was free for it: it no longer counts; see \
                  which runner group and labels it asks for"
             )));
         }
@@ -579,6 +579,7 @@ impl<'a> Pass<'a> {
                 _ => "its runner could not be queried",
             };
             let because = format!("it is {status}; GitHub could not be queried ({because})");
+            self.note_unavailable(&because);
             return self.requeue_in_an_interval(Status::Unknown, because);
         };
         self.tell.extend(demand.elsewhere.iter().map(|(vm, job)| (vm.clone(), job.clone())));
@@ -589,6 +590,7 @@ impl<'a> Pass<'a> {
         self.next.job = pending.cloned();
         if let Coverage::Partial { because, resume } = &demand.coverage {
             let because = format!("it is {status}; the open jobs were not all read ({because})");
+            self.note_unavailable(&because);
             if resume.is_some() {
                 self.next.cursor.clone_from(resume);
                 return self.requeue(rounded_up(self.base() + BUCKET), Status::Unknown, because);
@@ -807,13 +809,14 @@ impl<'a> Pass<'a> {
         self.usual(Status::Unknown, because)
     }
 
-    /// A source could not be queried. After a day that is no outage that passes by itself.
+    /// GitHub could not be queried. After a day that is no outage that passes by itself.
     fn note_unavailable(&mut self, because: &str) {
         let since = self.facts.task.unavailable_since.unwrap_or(self.now());
         self.next.unavailable_since = Some(since);
         if self.now().since(since) >= DAY {
+            let up = if self.is_up() { ", so it is not stopped" } else { "" };
             self.notices.push(Notice::Error(format!(
-                "GitHub could not be queried since {}, so it is not stopped: {because}",
+                "GitHub could not be queried since {}{up}: {because}",
                 since.rfc3339()
             )));
         }

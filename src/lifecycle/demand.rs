@@ -254,7 +254,7 @@ fn job_state(
             }
             Some(routed) if routed.vm == vm.vm => JobState::Queued(job.labels.clone()),
             Some(routed) => JobState::ForAnother(routed.vm.clone()),
-            None => JobState::Gone("no entry matches it any more"),
+            None => JobState::Gone("entries no longer match it"),
         },
         JobStatus::Requested | JobStatus::Waiting | JobStatus::Pending | JobStatus::Unknown => {
             match route() {
@@ -510,7 +510,7 @@ mod tests {
         let hour_ago = "2026-11-24T11:00:00Z";
         is(&queued(r#""self-hosted""#, hour_ago), &JobState::Queued(labels("self-hosted")));
         is(&queued(r#""gpu""#, hour_ago), &JobState::ForAnother(Vm::new("gpu-1", "z")));
-        is(&queued(r#""windows""#, hour_ago), &JobState::Gone("no entry matches it any more"));
+        is(&queued(r#""windows""#, hour_ago), &JobState::Gone("entries no longer match it"));
         is(
             &queued(r#""self-hosted""#, "2026-11-23T12:00:00Z"),
             &JobState::Gone("it was queued for 24 hours"),

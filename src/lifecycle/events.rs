@@ -120,10 +120,9 @@ pub async fn old_job_queued(
         JobState::Running(_)
         | JobState::ForAnother(_)
         | JobState::Completed(_)
-        | JobState::Gone(_) => Ok(Outcome::new(
-            Status::Ok,
-            format!("{job} does not wait any more, so nothing is started"),
-        )),
+        | JobState::Gone(_) => {
+            Ok(Outcome::new(Status::Ok, format!("{job} no longer waits, so nothing is started")))
+        }
     }
 }
 

@@ -70,14 +70,14 @@ pub enum Refusal {
     #[error("no entry of RUNNER_CONFIG has \"register\"")]
     TurnedOff,
     /// The App lacks the permission to create a token.
-    #[error("{error}: grant the GitHub App {}", write_permission(.place))]
+    #[error("{error}: grant the GitHub App {}", write_permission(.scope))]
     MayNot {
         /// The scope of the registration.
-        place: RunnerScope,
+        scope: RunnerScope,
         /// GitHub's answer.
         error: clients::Error,
     },
-    /// A job may run on the VM, and ask in its place.
+    /// A job may run on the VM, and ask in its name.
     #[error(
         "VM {vm}: its runner in {scope} is online, and a job that runs on the VM must not get a token"
     )]
@@ -87,8 +87,8 @@ pub enum Refusal {
     Upstream(clients::Error),
 }
 
-fn write_permission(place: &RunnerScope) -> String {
-    match place {
+fn write_permission(scope: &RunnerScope) -> String {
+    match scope {
         RunnerScope::Repository(repo) => format!("Administration: write on {repo}"),
         RunnerScope::Organization(login) => format!("Self-hosted runners: write in {login}"),
     }
@@ -143,15 +143,15 @@ pub async fn register(
     }
     let vm = Vm::new(&identity.instance, &identity.zone);
     let managed = cx.fleet.vm(&vm).ok_or_else(|| not_ours("has no entry"))?;
-    let (place, entries) =
+    let (scope, entries) =
         choose(cx.fleet.entries(), &vm, repo).map_err(|choice| match choice {
             Choice::None => not_ours("has no entry that registers there"),
             Choice::Several => Refusal::Ambiguous(vm.clone()),
         })?;
     let turn = Turn { cx, vm: managed, now, deadline };
-    let token = cache.token(&turn, &place).await?;
+    let token = cache.token(&turn, &scope).await?;
     Ok(Grant {
-        url: cx.github.page_url(&place),
+        url: cx.github.page_url(&scope),
         token,
         name: managed.runner_names.for_vm(&vm.name),
         labels: labels(&entries),
@@ -171,17 +171,17 @@ fn choose<'a>(
     vm: &Vm,
     repo: Option<&RepoName>,
 ) -> Result<(RunnerScope, Vec<&'a Entry>), Choice> {
-    let place = |entry: &Entry| match entry.register? {
+    let scope = |entry: &Entry| match entry.register? {
         RegisterIn::Repository => Some(RunnerScope::Repository(entry.repo.clone())),
         RegisterIn::Organization => Some(RunnerScope::Organization(entry.repo.owner().to_owned())),
     };
     let of_vm = entries.iter().filter(|entry| entry.vm == *vm);
     let mut found: Option<(RunnerScope, Vec<&Entry>)> = None;
     for entry in of_vm.filter(|entry| repo.is_none_or(|repo| entry.repo == *repo)) {
-        match (place(entry), &mut found) {
+        match (scope(entry), &mut found) {
             (None, _) => {}
-            (Some(place), None) => found = Some((place, vec![entry])),
-            (Some(place), Some((known, entries))) if place == *known => entries.push(entry),
+            (Some(scope), None) => found = Some((scope, vec![entry])),
+            (Some(scope), Some((known, entries))) if scope == *known => entries.push(entry),
             (Some(_), Some(_)) => return Err(Choice::Several),
         }
     }
@@ -206,7 +206,7 @@ impl RegistrationTokenCache {
     async fn token(
         &self,
         turn: &Turn<'_>,
-        place: &RunnerScope,
+        scope: &RunnerScope,
     ) -> Result<RegistrationToken, Refusal> {
         let Turn { cx, now, deadline, .. } = *turn;
         let out_of_time = || {
@@ -219,29 +219,29 @@ impl RegistrationTokenCache {
         let mut answers = locked.await.map_err(|_| out_of_time())?;
         let Answers { tokens, online } = &mut *answers;
         let vm = &turn.vm.vm;
-        let scope = match online.get(vm).filter(|(at, _)| now.since(*at) < REMEMBERED) {
-            Some((_, scope)) => scope.clone(),
+        let busy_in = match online.get(vm).filter(|(at, _)| now.since(*at) < REMEMBERED) {
+            Some((_, known)) => known.clone(),
             None => {
-                let scope = online_in(turn).await.map_err(Refusal::Upstream)?;
-                online.insert(vm.clone(), (now, scope.clone()));
-                scope
+                let found = online_in(turn).await.map_err(Refusal::Upstream)?;
+                online.insert(vm.clone(), (now, found.clone()));
+                found
             }
         };
-        if let Some(scope) = scope {
+        if let Some(scope) = busy_in {
             return Err(Refusal::Online { vm: vm.clone(), scope });
         }
         let lately = |(at, _): &&(Timestamp, RegistrationToken)| now.since(*at) < SHARED;
-        if let Some((_, token)) = tokens.get(&place.to_string()).filter(lately) {
+        if let Some((_, token)) = tokens.get(&scope.to_string()).filter(lately) {
             return Ok(token.clone());
         }
-        let token = cx.github.registration_token(place, deadline).await;
+        let token = cx.github.registration_token(scope, deadline).await;
         let token = token.map_err(|error| match error {
             error if error.is_forbidden() || error.is_not_found() => {
-                Refusal::MayNot { place: place.clone(), error }
+                Refusal::MayNot { scope: scope.clone(), error }
             }
             error => Refusal::Upstream(error),
         })?;
-        tokens.insert(place.to_string(), (now, token.clone()));
+        tokens.insert(scope.to_string(), (now, token.clone()));
         Ok(token)
     }
 }
@@ -291,17 +291,17 @@ mod tests {
             entry("acme/web", "three", Some(Organization)),
             entry("acme/web", "none", None),
         ];
-        let place = |vm: &str, repo: Option<&str>| {
+        let scope = |vm: &str, repo: Option<&str>| {
             let repo: Option<RepoName> = repo.map(Into::into);
             let chosen = choose(&entries, &Vm::new(vm, "z"), repo.as_ref());
-            chosen.map(|(place, entries)| (place.to_string(), labels(&entries).len()))
+            chosen.map(|(scope, entries)| (scope.to_string(), labels(&entries).len()))
         };
-        assert_eq!(place("one", None), Ok(("acme/app".into(), 2)));
-        assert_eq!(place("one", Some("acme/web")), Err(Choice::None));
-        assert_eq!(place("two", None), Err(Choice::Several));
-        assert_eq!(place("two", Some("ACME/web")), Ok(("acme/web".into(), 2)));
-        assert_eq!(place("three", None), Ok(("the organization acme".into(), 3)));
-        assert_eq!(place("none", None), Err(Choice::None));
-        assert_eq!(place("unknown", None), Err(Choice::None));
+        assert_eq!(scope("one", None), Ok(("acme/app".into(), 2)));
+        assert_eq!(scope("one", Some("acme/web")), Err(Choice::None));
+        assert_eq!(scope("two", None), Err(Choice::Several));
+        assert_eq!(scope("two", Some("ACME/web")), Ok(("acme/web".into(), 2)));
+        assert_eq!(scope("three", None), Ok(("the organization acme".into(), 3)));
+        assert_eq!(scope("none", None), Err(Choice::None));
+        assert_eq!(scope("unknown", None), Err(Choice::None));
     }
 }

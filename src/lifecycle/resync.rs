@@ -42,7 +42,7 @@ const OVERDUE: Duration = Duration::from_secs(30 * 60);
 /// The findings of a resync, and its acts.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Every VM that an entry names, and those that none names any more.
+    /// Every VM that an entry names, and those that no entry names since a change.
     pub vms: Vec<VmReport>,
     /// Findings that concern no VM alone.
     pub findings: Vec<Finding>,
@@ -94,7 +94,7 @@ pub async fn resync(cx: &Context, deadline: Deadline) -> Report {
         Ok(labelled) => vms.extend(nameless(cx, labelled)),
         Err(error) if error.is_forbidden() => {
             not_asked.insert(format!(
-                "{error}: grant compute.instances.list in the project, to learn of VMs that no entry names any more"
+                "{error}: grant compute.instances.list in the project, to learn of VMs that entries no longer name"
             ));
         }
         Err(error) => {
@@ -264,7 +264,7 @@ impl View<'_> {
         Some((Finding::new(Level::Error, found), None))
     }
 
-    /// Jobs that are queued and that no pass counts any more.
+    /// Jobs that are queued and that passes no longer count.
     fn given_up(&self, read: &VmSnapshot) -> Vec<(Finding, Option<Act>)> {
         let jobs = self.0.jobs();
         let given_up = jobs

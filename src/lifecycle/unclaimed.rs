@@ -2,7 +2,7 @@
 //!
 //! A job may match an entry and still not be for its VM: it asks for a runner group, or for a label that only GitHub
 //! knows. It would keep the VM up for nothing. So tasks carry since when each job has been queued while the VM was up,
-//! its runner not busy, and nothing ran on it. After an hour the job is given up on and does not count any more.
+//! its runner not busy, and nothing ran on it. After an hour the job is given up on and no longer counts.
 
 use std::time::Duration;
 

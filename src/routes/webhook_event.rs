@@ -1,4 +1,4 @@
-//! What a delivery says, from its payload alone: a job is queued, a job has completed, or nothing has to be done.
+//! The meaning of a delivery, from its payload alone: a job is queued, a job has completed, or nothing has to be done.
 //!
 //! The webhook's handler and `explain` share it, so that they always agree.
 

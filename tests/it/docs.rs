@@ -38,7 +38,7 @@ fn the_log_lines_to_search_for_are_written_somewhere() {
                 // A call's name is followed by its status, and numbers of entries differ.
                 let part = part.trim_matches(|c: char| c == ' ' || c == ':' || c.is_ascii_digit());
                 let written = code.contains(part);
-                assert!(written, "docs/operations.md: nobody writes `{part}` of `{phrase}`");
+                assert!(written, "docs/operations.md: no code writes `{part}` of `{phrase}`");
                 searched += 1;
             }
         }

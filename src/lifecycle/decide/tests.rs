@@ -754,6 +754,22 @@ fn step_10_both_sources_have_to_be_read() {
 }
 
 #[test]
+fn step_10_a_source_without_an_answer_for_a_day_is_an_error() {
+    let unavailable = idle().with(|case| case.runner = RunnerState::Unavailable("503".into()));
+    let first = unavailable.gives(&[Runner], Status::Unknown, Nothing, Some(60));
+    assert_eq!((next(&first).unavailable_since, first.notices.len()), (Some(at(NOW)), 0));
+    let for_a_day = unavailable.with(|case| case.task.unavailable_since = Some(at(NOW - 86_400)));
+    let day = for_a_day.gives(&[Runner], Status::Unknown, Nothing, Some(60));
+    assert_eq!(next(&day).unavailable_since, Some(at(NOW - 86_400)));
+    assert!(
+        matches!(&day.notices[..], [Notice::Error(text)] if text.contains("so it is not stopped: GitHub could"))
+    );
+    let answered = idle().with(|case| case.task.unavailable_since = Some(at(NOW - 86_400)));
+    let answered = answered.gives(&[Runner, Jobs], Status::Stopping, Stop, Some(120));
+    assert_eq!((next(&answered).unavailable_since, answered.notices.len()), (None, 0));
+}
+
+#[test]
 fn step_10_one_source_alone_has_to_say_so_twice() {
     let no_runner = (RunnerState::Forbidden("403".into()), Coverage::Complete, Source::Runner);
     let no_jobs = (registered(), Coverage::Forbidden("403".into()), Source::Jobs);

@@ -116,7 +116,7 @@ async fn nothing_is_released_before_its_pass_was_accepted() {
     world.cloud.tasks.forbid_create(true);
     let refused = detail(&world.command("/runner/release", GPU).await, StatusCode::BAD_GATEWAY);
     assert!(refused.starts_with("tasks.create: 403"), "{refused}");
-    assert!(label(&world).is_some(), "a VM that nobody looks at would leak");
+    assert!(label(&world).is_some(), "a VM without a pass would leak");
 }
 
 #[tokio::test(start_paused = true)]

@@ -293,7 +293,7 @@ async fn a_runner_that_is_missing_is_told_of() {
 
     world.cloud.github.forbid(Permission::OrgRunners);
     let report = world.resync().await;
-    assert_eq!(of(&report, "gpu-1"), [], "it may be registered where nobody may look");
+    assert_eq!(of(&report, "gpu-1"), [], "it may be registered where the App may not look");
     assert!(not_asked(&report).contains("Self-hosted runners: read"), "{report:#}");
 }
 
@@ -359,4 +359,20 @@ async fn a_failed_act_is_an_error_of_its_vm() {
     assert_eq!(failed.count(), 1, "{told:?}");
     world.resync().await;
     world.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_without_a_webhook_is_told_of_once() {
+    let world = World::new();
+    world.cloud.faults.on(|call| {
+        let missing = Fault::Before(StatusCode::NOT_FOUND, ErrorBody::Api);
+        (call.method == "apps.getWebhookConfigForApp").then_some(missing)
+    });
+    let secret = [("X-Runner-Secret", crate::world::SECRET)];
+    let first = world.send(Method::POST, "/runner/reconcile", &secret, "").await.body;
+    let found = first["findings"][0]["found"].as_str().unwrap();
+    assert!(found.starts_with("the App has no webhook of its own"), "{found}");
+    assert_eq!((&first["findings"][0]["level"], &first["not_asked"]), (&json!("info"), &json!([])));
+    let again = world.send(Method::POST, "/runner/reconcile", &secret, "").await.body;
+    assert_eq!((&again["findings"], &again["not_asked"]), (&json!([]), &json!([])));
 }

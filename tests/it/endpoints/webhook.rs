@@ -218,7 +218,7 @@ async fn a_job_that_was_created_days_ago_is_asked_for_before_anything_is_started
     let mut world = World::new();
     let years_ago = json!({"id": 7, "created_at": "2020-11-24T09:00:00Z"});
     let replayed = world.webhook("workflow_job", &changed(QUEUED, &years_ago)).await;
-    is_ok(&replayed, "runner-1: ok: job 7 of acme/app does not wait any more");
+    is_ok(&replayed, "runner-1: ok: job 7 of acme/app no longer waits");
     assert_eq!((world.count("instances.start"), world.cloud.tasks.pending().len()), (0, 0));
     // It waited for a review until now.
     let job = world.queue_job("acme/app", "self-hosted", minutes(1));
@@ -227,7 +227,7 @@ async fn a_job_that_was_created_days_ago_is_asked_for_before_anything_is_started
     world.settle().await;
     assert!(world.is_completed(job));
     let again = world.webhook("workflow_job", &changed(QUEUED, &approved)).await;
-    is_ok(&again, "does not wait any more");
+    is_ok(&again, "no longer waits");
 }
 
 #[tokio::test(start_paused = true)]
@@ -273,4 +273,31 @@ async fn many_completed_deliveries_that_come_late_make_few_passes() {
     assert_eq!(world.idle_since("runner-1"), Some(1_795_513_800));
     world.pass(minutes(6)).await;
     assert!(world.is_stopped("runner-1"), "{}", world.story());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_name_does_not_fill_the_log() {
+    let (log, _guard) = Log::listen();
+    let world = World::new();
+    let long = changed(QUEUED, &json!({"labels": ["x".repeat(100_000)]}));
+    is_ok(
+        &world.webhook("workflow_job", &long).await,
+        "nothing to do: job 29679449 of acme/app: no entry",
+    );
+    assert_eq!(log.count("INFO", &"x".repeat(100)), 1);
+    assert_eq!(log.count("INFO", &"x".repeat(201)), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_delays_a_decision_is_a_warning() {
+    let (log, _guard) = Log::listen();
+    let mut world = World::new();
+    let job = world.queue_job("acme/app", "self-hosted", minutes(1));
+    world.pass_until(minutes(5), |world| world.is_completed(job)).await;
+    world.cloud.github.outage(true);
+    world.pass(minutes(20)).await;
+    assert!(log.count("WARN", "VM runner-1: unknown: ") > 0);
+    assert_eq!(log.count("INFO", "VM runner-1: unknown: "), 0);
+    world.cloud.github.outage(false);
+    world.settle().await;
 }

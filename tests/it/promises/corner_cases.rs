@@ -7,7 +7,7 @@ use runner_manager::emulators::{ErrorBody, Fault};
 use super::never_strand::gpu_1_takes_a_job_and_vanishes;
 use crate::world::{INACTIVE, World, ZONE, fleet, minutes, seconds};
 
-// Neither source of `acme/app` can be queried any more, and the idle registration in `acme/web` decides alone.
+// Neither source of `acme/app` can be queried now, and the idle registration in `acme/web` decides alone.
 #[tokio::test(start_paused = true)]
 async fn a_job_of_a_repository_that_the_app_lost_is_not_killed_by_the_word_of_another_repository() {
     let mut world = World::new();

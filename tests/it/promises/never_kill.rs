@@ -298,7 +298,7 @@ async fn a_run_that_goes_back_to_queued_while_runs_are_listed_is_still_found() {
     assert_eq!(world.status("runner-1"), Status::Running);
 }
 
-/// A VM that nothing needs any more, and the stop task of its label.
+/// A VM that nothing needs now, and the stop task of its label.
 async fn an_idle_vm() -> (World, String) {
     let mut world = World::new().vm("gpu-1", Status::Running);
     world.pass(minutes(10)).await;

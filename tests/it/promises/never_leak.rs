@@ -196,7 +196,7 @@ async fn a_vm_of_a_large_repository_goes_down(mut world: World) -> World {
     );
     let starts = world.starts("runner-1");
     world.pass(minutes(60)).await;
-    assert_eq!(world.starts("runner-1"), starts, "it is started for nobody\n{}", world.story());
+    assert_eq!(world.starts("runner-1"), starts, "it is started for no job\n{}", world.story());
     world
 }
 
@@ -523,7 +523,7 @@ async fn a_vm_that_was_started_in_the_console_and_held_is_stopped_once_it_is_rel
     assert_eq!(world.command("/runner/hold", GPU).await.body["status"], "held");
     world.pass(minutes(60)).await;
     assert_eq!(world.status("gpu-1"), Status::Running);
-    assert!(world.cloud.tasks.pending().is_empty(), "nobody else looks after it");
+    assert!(world.cloud.tasks.pending().is_empty(), "no other pass looks after it");
     assert_eq!(world.command("/runner/release", GPU).await.body["status"], "released");
     world.pass_until(minutes(10), |world| world.is_stopped("gpu-1")).await;
     world.settle().await;

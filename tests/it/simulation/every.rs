@@ -297,7 +297,7 @@ fn every(first: &[i64]) {
     say(format_args!("first job at {first:?}: {plays} plays: {worst}"));
 }
 
-#[expect(clippy::print_stdout, reason = "for whoever plays them all: --nocapture")]
+#[expect(clippy::print_stdout, reason = "the figures of all orders, with --nocapture")]
 fn say(words: fmt::Arguments<'_>) {
     println!("{words}");
 }

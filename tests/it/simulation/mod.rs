@@ -64,7 +64,7 @@ fn days(profile: Profile) {
             }
         }
     }
-    #[expect(clippy::print_stdout, reason = "the figures, for whoever runs many: --nocapture")]
+    #[expect(clippy::print_stdout, reason = "the figures of many runs, with --nocapture")]
     {
         println!("{profile:?}: {runs} days from seed {first}: {worst}");
     }

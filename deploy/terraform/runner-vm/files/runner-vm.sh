@@ -616,7 +616,7 @@ configure() {
   }
 }
 
-# config.sh refuses while these files are there. They are of no use any more.
+# config.sh refuses while these files are there. They are of no use now.
 forget_registration() {
   as_user rm -f "$DIRECTORY/.runner" "$DIRECTORY/.runner_migrated" "$DIRECTORY/.credentials" \
     "$DIRECTORY/.credentials_migrated" "$DIRECTORY/.credentials_rsaparams"
