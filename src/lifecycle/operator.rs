@@ -12,7 +12,7 @@ use super::reconcile::{converse, log, read_again};
 use super::schedule::{IdleSince, MINUTE, rounded_up};
 use super::task::{Evidence, Task};
 use super::vm::{self, Hold, VmSnapshot, observe};
-use crate::clock::Deadline;
+use crate::clock::{Deadline, Timestamp};
 use crate::fleet::ManagedVm;
 
 /// The evidence of a command that says no more.
@@ -115,7 +115,8 @@ pub async fn hold(
     let hold = match request.length {
         None => Hold::WithoutEnd,
         Some(length) => {
-            let until = turn.now + length;
+            // As the label has it.
+            let until = Timestamp::from_unix_seconds((turn.now + length).unix_seconds());
             because = format!("{because}, until {}", until.rfc3339());
             // A VM that was started in the console has no pass, and would stay up once the hold has expired.
             turn.schedule(ordinary_task(&turn, &read), rounded_up(turn.now + MINUTE)).await?;
