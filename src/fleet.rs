@@ -2,7 +2,8 @@
 //!
 //! A job goes to the first matching entry of its repository. An entry with `runner_labels` matches if they include all
 //! labels of the job, which is GitHub's own rule. An entry without them matches if the job has all of its `labels`.
-//! Repository names, labels and runner names are compared without regard to case, as GitHub does.
+//! Entries of a repository with the same labels are a [`Pool`]: any of their VMs may run the job. Repository names, labels
+//! and runner names are compared without regard to case, as GitHub does.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -203,6 +204,10 @@ fn are_among(some: &[Label], all: &[Label]) -> bool {
     some.iter().all(|label| all.contains(label))
 }
 
+fn are_same(some: &[Label], others: &[Label]) -> bool {
+    are_among(some, others) && are_among(others, some)
+}
+
 /// The reason why an entry does not match a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mismatch {
@@ -290,6 +295,13 @@ impl Entry {
         wanted.iter().filter(|label| !there.contains(label))
     }
 
+    /// Both entries match the same jobs, so their VMs are a pool.
+    fn pools_with(&self, other: &Self) -> bool {
+        self.repo == other.repo
+            && are_same(&self.labels, &other.labels)
+            && are_same(&self.runner_labels, &other.runner_labels)
+    }
+
     /// Every job that matches `later` matches this entry too.
     fn shadows(&self, later: &Self) -> bool {
         match (self.runner_labels.as_slice(), later.runner_labels.as_slice()) {
@@ -313,6 +325,8 @@ pub struct ManagedVm {
     pub runner_names: RunnerNames,
     /// A stop may discard the data of local SSDs. One entry that allows it is enough.
     pub discard_local_ssd: bool,
+    /// The other VMs of its pools.
+    pub peers: BTreeSet<Vm>,
 }
 
 impl ManagedVm {
@@ -323,7 +337,36 @@ impl ManagedVm {
             repos: BTreeSet::new(),
             runner_names: RunnerNames::default(),
             discard_local_ssd: false,
+            peers: BTreeSet::new(),
         }
+    }
+
+    /// Other VMs serve some of its jobs too.
+    pub fn is_in_a_pool(&self) -> bool {
+        !self.peers.is_empty()
+    }
+}
+
+/// The VMs that serve the same jobs of a repository, in the order of their entries. Most pools have one VM.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// The position of its first entry.
+    pub first_entry: usize,
+    vms: Vec<Arc<ManagedVm>>,
+}
+
+impl Pool {
+    /// Never empty.
+    pub fn vms(&self) -> &[Arc<ManagedVm>] {
+        &self.vms
+    }
+
+    pub fn first(&self) -> &Arc<ManagedVm> {
+        &self.vms[0]
+    }
+
+    pub fn contains(&self, vm: &Vm) -> bool {
+        self.vms.iter().any(|member| member.vm == *vm)
     }
 }
 
@@ -332,6 +375,8 @@ impl ManagedVm {
 pub struct Fleet {
     entries: Vec<Entry>,
     by_repo: BTreeMap<RepoName, Vec<usize>>,
+    /// By the position of its first entry.
+    pools: BTreeMap<usize, Pool>,
     /// `Arc`, since work on a VM may outlive its request.
     vms: BTreeMap<Vm, Arc<ManagedVm>>,
 }
@@ -350,7 +395,7 @@ fn list(vms: &[Vm]) -> String {
 }
 
 impl Fleet {
-    /// A fleet of these entries. Of several that match a job the first wins.
+    /// A fleet of these entries. Of several that match a job the first wins, with its pool.
     pub fn new(entries: Vec<Entry>) -> Self {
         let mut by_repo = BTreeMap::<RepoName, Vec<usize>>::new();
         let mut vms = BTreeMap::<Vm, ManagedVm>::new();
@@ -363,8 +408,21 @@ impl Fleet {
             vm.runner_names.extend(&entry.runner_names);
             vm.discard_local_ssd |= entry.discard_local_ssd;
         }
-        let vms = vms.into_iter().map(|(vm, managed)| (vm, Arc::new(managed))).collect();
-        Self { entries, by_repo, vms }
+        let members = pools(&entries, &by_repo);
+        for members in members.values() {
+            for vm in members {
+                let peers = members.iter().filter(|peer| *peer != vm).cloned();
+                vms.get_mut(vm).expect("each entry's VM is known").peers.extend(peers);
+            }
+        }
+        let vms: BTreeMap<Vm, Arc<ManagedVm>> =
+            vms.into_iter().map(|(vm, managed)| (vm, Arc::new(managed))).collect();
+        let pool = |(first_entry, members): (usize, Vec<Vm>)| {
+            let vms = members.iter().map(|vm| Arc::clone(&vms[vm])).collect();
+            (first_entry, Pool { first_entry, vms })
+        };
+        let pools = members.into_iter().map(pool).collect();
+        Self { entries, by_repo, pools, vms }
     }
 
     pub fn entries(&self) -> &[Entry] {
@@ -381,10 +439,23 @@ impl Fleet {
         self.vms.get(vm)
     }
 
-    /// The VM that runs a job of `repo` with these labels.
+    /// The VMs that may run a job of `repo` with these labels.
+    pub fn pool(&self, repo: &RepoName, labels: &[Label]) -> Option<&Pool> {
+        let of_repo = self.by_repo.get(repo)?;
+        let matching = of_repo.iter().find(|index| self.entries[**index].matches(labels))?;
+        // It is the first of its pool: all others match the same jobs.
+        self.pools.get(matching)
+    }
+
+    /// The pool of the entry at this position.
+    pub fn pool_of_entry(&self, index: usize) -> Option<&Pool> {
+        let entry = self.entries.get(index)?;
+        self.pools.values().find(|pool| self.entries[pool.first_entry].pools_with(entry))
+    }
+
+    /// The VM that a job of `repo` with these labels goes to, or the first VM of its pool.
     pub fn route(&self, repo: &RepoName, labels: &[Label]) -> Option<&Arc<ManagedVm>> {
-        let entry = self.entries_of(repo).find(|entry| entry.matches(labels))?;
-        self.vms.get(&entry.vm)
+        self.pool(repo, labels).map(Pool::first)
     }
 
     /// The entry of `repo` that lacks the fewest labels to match a job with these, with its index.
@@ -394,9 +465,9 @@ impl Fleet {
         Some((index, self.entries[index].mismatch(repo, labels)?))
     }
 
-    /// A job of `repo` with these labels goes to `vm`.
+    /// A job of `repo` with these labels goes to `vm`, or to its pool.
     pub fn routes_to(&self, repo: &RepoName, labels: &[Label], vm: &Vm) -> bool {
-        self.route(repo, labels).is_some_and(|routed| routed.vm == *vm)
+        self.pool(repo, labels).is_some_and(|pool| pool.contains(vm))
     }
 
     /// The VM of a completed job: the one whose runner ran it or, if no VM's runner did, the one that its labels route
@@ -444,19 +515,29 @@ impl Fleet {
         }
     }
 
-    /// Pairs of entries, by position, of which the later never matches: the earlier takes all of its jobs.
+    /// Pairs of entries, by position, of which the later never matches: the earlier, with another VM or other labels,
+    /// takes all of its jobs.
     pub fn shadowed(&self) -> Vec<(usize, usize)> {
         self.by_repo
             .values()
             .flat_map(|of_repo| {
                 of_repo.iter().enumerate().filter_map(move |(nth, &later)| {
                     let mut before = of_repo[..nth].iter();
-                    before
-                        .find(|&&earlier| self.entries[earlier].shadows(&self.entries[later]))
-                        .map(|&e| (e, later))
+                    let earlier = before.find(|&&earlier| self.is_shadowed_by(later, earlier));
+                    earlier.map(|&earlier| (earlier, later))
                 })
             })
             .collect()
+    }
+
+    /// The entry at `later` gets no job because of the one at `earlier`. A pool gets its jobs by its first entry.
+    fn is_shadowed_by(&self, later: usize, earlier: usize) -> bool {
+        let (entry, other) = (&self.entries[later], &self.entries[earlier]);
+        if other.pools_with(entry) {
+            return other.vm == entry.vm;
+        }
+        let first = self.pool_of_entry(later).map_or(later, |pool| pool.first_entry);
+        earlier < first && other.shadows(entry)
     }
 
     fn entries_of(&self, repo: &RepoName) -> impl Iterator<Item = &Entry> {
@@ -464,9 +545,55 @@ impl Fleet {
     }
 }
 
+/// The VMs of each pool, by the position of its first entry.
+fn pools(entries: &[Entry], by_repo: &BTreeMap<RepoName, Vec<usize>>) -> BTreeMap<usize, Vec<Vm>> {
+    let mut pools = BTreeMap::<usize, Vec<Vm>>::new();
+    for (nth, of_repo) in
+        by_repo.values().flat_map(|of_repo| of_repo.iter().map(move |nth| (nth, of_repo)))
+    {
+        let entry = &entries[*nth];
+        let first = of_repo.iter().find(|first| entries[**first].pools_with(entry)).unwrap_or(nth);
+        let members = pools.entry(*first).or_default();
+        if !members.contains(&entry.vm) {
+            members.push(entry.vm.clone());
+        }
+    }
+    pools
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_with_the_same_labels_are_a_pool_in_their_order() {
+        let fleet = Fleet::new(vec![
+            entry("acme/app", &["self-hosted", "gpu"], "gpu-2"),
+            entry("acme/app", &["self-hosted"], "cpu-1"),
+            entry("acme/app", &["GPU", "self-hosted"], "gpu-1"),
+            entry("acme/web", &["self-hosted", "gpu"], "gpu-3"),
+            entry("acme/app", &["self-hosted", "gpu"], "gpu-2"),
+            entry("acme/web", &["self-hosted", "gpu"], "gpu-1"),
+        ]);
+        let names =
+            |pool: &Pool| pool.vms().iter().map(|vm| vm.vm.name.clone()).collect::<Vec<_>>();
+        let pool = |repo: &str, job: &[&str]| {
+            names(fleet.pool(&repo.into(), &labels(job)).expect("a pool"))
+        };
+        assert_eq!(pool("acme/app", &["self-hosted", "gpu", "x64"]), ["gpu-2", "gpu-1"]);
+        assert_eq!(pool("acme/web", &["self-hosted", "gpu"]), ["gpu-3", "gpu-1"]);
+        assert_eq!(pool("acme/app", &["self-hosted"]), ["cpu-1"]);
+        assert_eq!(names(fleet.pool_of_entry(2).unwrap()), ["gpu-2", "gpu-1"]);
+        let peers = |vm: &str| {
+            let vm = fleet.find(Some(vm), None).unwrap();
+            vm.peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(peers("gpu-1"), ["gpu-2", "gpu-3"]);
+        assert_eq!(peers("gpu-2"), ["gpu-1"]);
+        assert!(!fleet.find(Some("cpu-1"), None).unwrap().is_in_a_pool());
+        // The same VM twice is a mistake; others with the same labels are not.
+        assert_eq!(fleet.shadowed(), [(0, 4)]);
+    }
 
     fn entry(repo: &str, labels: &[&str], vm: &str) -> Entry {
         Entry {

@@ -16,6 +16,7 @@ use crate::clock::{Clock, Deadline};
 use crate::config::Config;
 use crate::lifecycle::events::WEBHOOK_TIME;
 use crate::lifecycle::in_flight::InFlight;
+use crate::lifecycle::pool_queue::PoolQueues;
 use crate::lifecycle::registration::RegistrationTokenCache;
 use crate::lifecycle::status::StatusCache;
 use crate::lifecycle::{Context, LabelPermission, Parts};
@@ -101,6 +102,7 @@ impl AppState {
             label_permission: LabelPermission::default(),
             told_of_no_webhook: AtomicBool::default(),
             in_flight: InFlight::default(),
+            pool_queues: PoolQueues::default(),
         });
         Self(Arc::new(Shared {
             cx,

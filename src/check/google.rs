@@ -301,6 +301,7 @@ mod tests {
             repos: BTreeSet::new(),
             runner_names: RunnerNames::default(),
             discard_local_ssd: false,
+            peers: BTreeSet::new(),
         }
     }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use super::claim::Claim;
 use super::error::Error;
 use super::in_flight::InFlight;
 use super::permission::LabelPermission;
+use super::pool_queue::PoolQueues;
 use super::schedule::{IdleSince, schedule_base};
-use super::task::{PATH, Task};
+use super::task::{JobRef, PATH, Task};
 use crate::clients;
 use crate::clients::cloud_tasks::{self, CloudTasks};
 use crate::clients::compute::Compute;
@@ -49,6 +51,8 @@ pub struct Parts {
     pub told_of_no_webhook: AtomicBool,
     /// Deliveries that are being handled, so that equal ones share their work.
     pub in_flight: InFlight,
+    /// Jobs of pools that wait for their turn.
+    pub pool_queues: PoolQueues,
 }
 
 impl Context {
@@ -84,6 +88,11 @@ impl<'a> Turn<'a> {
     /// The value for an event at this turn's time.
     pub(super) fn idle_since(&self) -> IdleSince {
         IdleSince::of_event(self.now)
+    }
+
+    /// The VM is taken for a job of its pool.
+    pub(super) fn claim(&self, job: &JobRef) -> Claim {
+        Claim { at: self.now, job: job.id }
     }
 
     /// The time by which questions to GitHub have to be answered: the rest is for the acts that follow.

@@ -8,10 +8,12 @@
 //! A rule either passes, and the next one applies, or it ends the dialogue with a [`Step`]: `?` reads as "unless that
 //! settles it".
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::demand::{Demand, JobState, RunnerState, RunsOn};
 use super::outcome::Status;
+use super::pool::{self, Availability, CanStart};
 use super::scan::Coverage;
 use super::schedule::{
     BUCKET, DAY, HOUR, IdleSince, MINUTE, PASS_INTERVAL, due_after_stop, due_before, next_interval,
@@ -20,7 +22,7 @@ use super::schedule::{
 use super::task::{Evidence, JobRef, Source, Task};
 use super::vm::{Phase, VmSnapshot};
 use crate::clock::Timestamp;
-use crate::fleet::Vm;
+use crate::fleet::{Fleet, ManagedVm, Vm};
 
 /// The requester of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +44,9 @@ pub(super) struct Facts<'a> {
     pub(super) now: Timestamp,
     /// The time that a VM stays up after its last job.
     pub(super) inactive: Duration,
-    /// A stop may discard the VM's local SSDs.
-    pub(super) discard_local_ssd: bool,
+    pub(super) fleet: &'a Fleet,
+    /// The settings of the VM.
+    pub(super) managed: &'a ManagedVm,
     /// Labels are known not to be writable, or the service just tried.
     pub(super) label_settled: bool,
     pub(super) task: &'a Task,
@@ -52,6 +55,8 @@ pub(super) struct Facts<'a> {
     pub(super) job: Option<JobState>,
     pub(super) runner: Option<RunnerState>,
     pub(super) demand: Option<Demand>,
+    /// The other VMs of its pools.
+    pub(super) peers: Option<BTreeMap<Vm, Availability>>,
 }
 
 impl Facts<'_> {
@@ -79,6 +84,8 @@ pub(super) enum Question {
     Runner,
     /// The open jobs.
     Jobs,
+    /// The other VMs of its pools.
+    Peers,
 }
 
 /// The result of a pass: an action, its evidence, and the next pass.
@@ -94,6 +101,8 @@ pub(super) struct Decision {
     pub(super) given_up: Vec<u64>,
     /// Jobs that other VMs have to be told of: each gets a pass.
     pub(super) tell: Vec<(Vm, JobRef)>,
+    /// Jobs for which other VMs of the pool have to come up: each is claimed, and gets a pass.
+    pub(super) hand_on: BTreeMap<Vm, JobRef>,
     pub(super) notices: Vec<Notice>,
 }
 
@@ -121,6 +130,9 @@ const OPERATOR_LIMIT: Duration = DAY;
 /// The time for which only the job that is not queued yet is asked for while its VM is down. Passes of two such jobs may
 /// have become one, so the lists are read again after it.
 const ALONE_LIMIT: Duration = HOUR;
+
+/// GitHub gives a job to a runner that is free within this time. A VM of a pool that could get it is not stopped meanwhile.
+const ASSIGNMENT_TIME: Duration = Duration::from_secs(2 * MINUTE.as_secs());
 
 /// The longest time between a pass that found the VM idle by one source and the pass that confirms it.
 const CONFIRMATION_LIMIT: Duration = Duration::from_secs(2 * MINUTE.as_secs());
@@ -168,6 +180,7 @@ struct Pass<'a> {
     next: Task,
     given_up: Vec<u64>,
     tell: Vec<(Vm, JobRef)>,
+    hand_on: BTreeMap<Vm, JobRef>,
     notices: Vec<Notice>,
 }
 
@@ -198,13 +211,21 @@ impl<'a> Pass<'a> {
             },
             ..task.clone()
         };
-        Self { facts, next, given_up: Vec::new(), tell: Vec::new(), notices: Vec::new() }
+        Self {
+            facts,
+            next,
+            given_up: Vec::new(),
+            tell: Vec::new(),
+            hand_on: BTreeMap::new(),
+            notices: Vec::new(),
+        }
     }
 
     /// The rules in their order, numbered as in the module's documentation.
     fn rules(&mut self) -> Rule<Step> {
         self.bring_label_up_to_date()?;
         self.superseded()?;
+        self.hand_on_while_busy()?;
         self.not_idle_long_enough()?;
         self.in_transition()?;
         let carried = self.evidence()?;
@@ -262,6 +283,19 @@ impl<'a> Pass<'a> {
             }
             _ => Err(self.end(Status::Superseded, format!("{job} no longer waits"))),
         }
+    }
+
+    /// The VM of a pool works on one job while the one in evidence waits: another VM has to come up for it.
+    fn hand_on_while_busy(&mut self) -> Rule {
+        let Some(Evidence::Job(job)) = self.facts.task.evidence() else { return Ok(()) };
+        if !self.facts.managed.is_in_a_pool() || !self.is_task() || !self.is_up() {
+            return Ok(());
+        }
+        let JobState::Queued(labels) = self.job()? else { return Ok(()) };
+        if let RunnerState::Busy { .. } = self.runner_known_so_far()? {
+            self.place(&[JobRef { labels, ..job }])?;
+        }
+        Ok(())
     }
 
     // 2. Before `stop_after` nothing has to be known.
@@ -408,14 +442,14 @@ impl<'a> Pass<'a> {
     // 5. Held, or impossible to stop.
 
     fn kept_up(&mut self, carried: &Carried) -> Rule {
-        let Facts { vm, discard_local_ssd, .. } = self.facts;
+        let Facts { vm, managed, .. } = self.facts;
         if !self.is_task() || !self.is_up() {
             return Ok(());
         }
         if vm.is_held() {
             return Err(self.requeue_in_an_interval(Status::Held, vm.describe_hold()));
         }
-        if vm.instance.has_local_ssd && !discard_local_ssd && *carried == Carried::Nothing {
+        if vm.instance.has_local_ssd && !managed.discard_local_ssd && *carried == Carried::Nothing {
             let because = "a stop would lose its local SSD: set \"discard_local_ssd\": true in its entry, or stop it \
                            by other means";
             // As often as a stop that has no effect would be tried; but the VM may vanish under a job.
@@ -435,7 +469,7 @@ impl<'a> Pass<'a> {
         if let RunnerState::Forbidden(_) = runner {
             self.note_refusal(Source::Runner);
         }
-        if let (RunnerState::Busy { because, offline }, true) = (runner, self.is_up()) {
+        if let (RunnerState::Busy { because, offline, .. }, true) = (runner, self.is_up()) {
             if *offline {
                 let since = self.facts.task.lost_since.unwrap_or(self.now());
                 self.next.lost_since = Some(since);
@@ -466,8 +500,13 @@ impl<'a> Pass<'a> {
             return Ok(None);
         }
         // A VM that is down is started for the job in evidence; the lists would only delay it.
-        if !self.is_up() && self.first_that_counts(runner, None, carried).is_some() {
-            return Ok(None);
+        let jobs = self.jobs_that_count(runner, None, carried);
+        if !self.is_up() && !jobs.is_empty() {
+            let is_for_this_vm = self.place(&jobs)?.is_some();
+            // Where another VM of the pool is free, it depends on how many jobs wait.
+            if is_for_this_vm || !self.hand_on.is_empty() {
+                return Ok(None);
+            }
         }
         let Some(demand) = &self.facts.demand else { return Err(Step::Ask(Question::Jobs)) };
         if let Coverage::Forbidden(_) = demand.coverage {
@@ -489,7 +528,11 @@ impl<'a> Pass<'a> {
 
     fn needed(&mut self, runner: &RunnerState, demand: Option<&Demand>, carried: &Carried) -> Rule {
         self.track_unclaimed(runner, demand, carried);
-        let Some(job) = self.first_that_counts(runner, demand, carried) else { return Ok(()) };
+        let jobs = self.jobs_that_count(runner, demand, carried);
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let Some(job) = self.place(&jobs)? else { return self.left_to_the_pool(jobs) };
         let because = format!("{job} is queued for it");
         (self.next.job, self.next.pending_since) = (Some(job), None);
         if let (false, Some(demand)) = (self.is_up(), demand) {
@@ -498,20 +541,84 @@ impl<'a> Pass<'a> {
         Err(self.start(because))
     }
 
-    /// The job in evidence, or else the first one found, that is queued, fits the runner, and was not given up on.
-    fn first_that_counts(
+    /// Places the jobs on the VMs of their pools: the job for which this VM has to be up, if any. Other VMs that have to
+    /// come up are told. Without a pool, the first job needs this VM.
+    fn place(&mut self, jobs: &[JobRef]) -> Rule<Option<JobRef>> {
+        let Facts { fleet, managed, vm, runner, now, .. } = self.facts;
+        if !managed.is_in_a_pool() {
+            return Ok(jobs.first().cloned());
+        }
+        let Some(peers) = &self.facts.peers else { return Err(Step::Ask(Question::Peers)) };
+        let idle = match runner {
+            Some(RunnerState::Busy { idle, .. }) => Some(*idle),
+            // A runner that registers at the boot is not there yet.
+            Some(RunnerState::Idle(runners) | RunnerState::IdleElsewhere { runners, .. }) => {
+                Some(runners.len().max(1))
+            }
+            Some(RunnerState::Unavailable(_) | RunnerState::Forbidden(_)) | None => None,
+        };
+        let mut own = Availability::of(vm, idle, *now);
+        if vm.phase.is_down() && own.claimed_for.is_none() && own.start == CanStart::No {
+            own.start = CanStart::LastResort;
+        }
+        // The lists do not show the job that it is claimed for: that one runs elsewhere, or is over.
+        let waits = |job: u64| jobs.iter().any(|waiting| waiting.id == job);
+        if self.facts.demand.is_some() && own.claimed_for.is_some_and(|job| !waits(job)) {
+            own = Availability { free: own.free + 1, claimed_for: None, ..own };
+        }
+        let mut members = peers.clone();
+        members.insert(managed.vm.clone(), own);
+        let mut placed = pool::place(fleet, jobs, &members);
+        let here = placed.remove(&managed.vm);
+        placed.retain(|vm, _| members[vm].start == CanStart::Yes);
+        self.hand_on = placed;
+        Ok(here)
+    }
+
+    /// Jobs wait, but other VMs of the pool are there for them, or come up.
+    fn left_to_the_pool(&mut self, jobs: Vec<JobRef>) -> Rule {
+        let now = self.now();
+        // While jobs wait, the others may vanish. GitHub may just be giving one of them to this VM.
+        let is_recent = jobs.iter().any(|job| now.since(job.queued_at) < ASSIGNMENT_TIME);
+        let Some(job) = jobs.into_iter().next() else { return Ok(()) };
+        let because = format!("{job} waits for a VM of its pool, and another one takes it");
+        let id = job.id;
+        (self.next.job, self.next.pending_since) = (Some(job), None);
+        if !self.is_up() {
+            // If that one cannot be started, it is this one's turn.
+            let comes =
+                self.facts.peers.iter().flatten().any(|(_, peer)| peer.claimed_for == Some(id));
+            let minute = rounded_up(self.base() + MINUTE);
+            let due = if comes { minute } else { next_interval(self.base()) };
+            return Err(self.requeue(due, Status::AlreadyStopped, because));
+        }
+        if is_recent && self.is_task() {
+            let due = rounded_up(self.base() + MINUTE);
+            return Err(self.requeue(due, Status::StopScheduled, because));
+        }
+        Ok(())
+    }
+
+    /// The job in evidence and those found that are queued, fit the runner, and were not given up on.
+    fn jobs_that_count(
         &self,
         runner: &RunnerState,
         demand: Option<&Demand>,
         carried: &Carried,
-    ) -> Option<JobRef> {
+    ) -> Vec<JobRef> {
         let carried = match carried {
             Carried::Queued(job) => Some(job),
             Carried::Nothing | Carried::Pending(_) => None,
         };
         let found = demand.into_iter().flat_map(|demand| &demand.queued);
-        let counts = |job: &&JobRef| runner.fits(&job.labels) && !self.is_given_up(job.id);
-        carried.into_iter().chain(found).find(counts).cloned()
+        let mut jobs = Vec::<JobRef>::new();
+        for job in carried.into_iter().chain(found) {
+            let counts = runner.fits(&job.labels) && !self.is_given_up(job.id);
+            if counts && !jobs.iter().any(|known| known.id == job.id) {
+                jobs.push(job.clone());
+            }
+        }
+        jobs
     }
 
     fn is_given_up(&self, job: u64) -> bool {
@@ -883,6 +990,7 @@ impl<'a> Pass<'a> {
             next,
             given_up: std::mem::take(&mut self.given_up),
             tell: std::mem::take(&mut self.tell),
+            hand_on: std::mem::take(&mut self.hand_on),
             notices: std::mem::take(&mut self.notices),
         }))
     }

@@ -32,6 +32,8 @@ pub(super) enum RunnerState {
         because: String,
         /// No runner that is busy is connected.
         offline: bool,
+        /// The VM's runners that are not.
+        idle: usize,
     },
     /// The labels of each runner; empty if none is registered.
     Idle(Vec<Vec<Label>>),
@@ -94,17 +96,21 @@ pub(super) type RunnerLists = Vec<(RunnerScope, Result<Vec<Runner>, Error>)>;
 
 /// Asks every scope for the VM's runner.
 pub(super) async fn runner(turn: &Turn<'_>) -> RunnerState {
-    let (scopes, deadline) = (scopes(turn.vm), turn.questions());
-    let lists = scopes.iter().map(|scope| runners_in(turn.cx, turn.vm, scope, deadline));
+    runner_state(&runner_lists(turn.cx, turn.vm, turn.questions()).await)
+}
+
+pub(super) async fn runner_lists(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> RunnerLists {
+    let scopes = scopes(vm);
+    let lists = scopes.iter().map(|scope| runners_in(cx, vm, scope, deadline));
     let lists: Vec<_> =
         stream::iter(lists.collect::<Vec<_>>()).buffered(CONCURRENT_CALLS).collect().await;
-    runner_state(&scopes.into_iter().zip(lists).collect())
+    scopes.into_iter().zip(lists).collect()
 }
 
 /// Weighs what the scopes answered.
 pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
     let mut busy: Option<(&RunnerScope, bool)> = None;
-    let mut known = Vec::new();
+    let (mut known, mut idle) = (Vec::new(), 0);
     let (mut unavailable, mut forbidden) = (None, None);
     for (scope, list) in lists {
         match list {
@@ -113,6 +119,8 @@ pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
                     if runner.busy {
                         let online = runner.online || busy.is_some_and(|(_, online)| online);
                         busy = Some((busy.map_or(scope, |(first, _)| first), online));
+                    } else {
+                        idle += 1;
                     }
                     known.push(runner.labels.clone());
                 }
@@ -128,6 +136,7 @@ pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
         (Some((scope, online)), ..) => RunnerState::Busy {
             because: format!("its runner in {scope} is busy"),
             offline: !online,
+            idle,
         },
         (None, Some(error), _) => RunnerState::Unavailable(error.to_string()),
         (None, None, Some((scope, error))) if known.is_empty() => {
@@ -241,7 +250,7 @@ fn job_state(
     repo: &RepoName,
     job: &Job,
 ) -> JobState {
-    let route = || fleet.route(repo, &job.labels);
+    let route = || fleet.pool(repo, &job.labels);
     match job.status {
         JobStatus::Completed => JobState::Completed(job.completed_at().map(|at| at.min(now))),
         JobStatus::InProgress if is_leftover(job, now) => {
@@ -252,13 +261,13 @@ fn job_state(
             _ if job_ref(repo, job, now).has_expired(now) => {
                 JobState::Gone("it was queued for 24 hours")
             }
-            Some(routed) if routed.vm == vm.vm => JobState::Queued(job.labels.clone()),
-            Some(routed) => JobState::ForAnother(routed.vm.clone()),
+            Some(pool) if pool.contains(&vm.vm) => JobState::Queued(job.labels.clone()),
+            Some(pool) => JobState::ForAnother(pool.first().vm.clone()),
             None => JobState::Gone("entries no longer match it"),
         },
         JobStatus::Requested | JobStatus::Waiting | JobStatus::Pending | JobStatus::Unknown => {
             match route() {
-                Some(routed) if routed.vm == vm.vm => JobState::Pending,
+                Some(pool) if pool.contains(&vm.vm) => JobState::Pending,
                 _ => JobState::Gone("its labels route to another VM"),
             }
         }
@@ -310,21 +319,22 @@ impl Demand {
                 }
                 self.running.get_or_insert_with(reference);
                 // Once this VM is deleted, the job waits for the VM that its labels select.
-                if let Some(routed) = fleet.route(repo, &job.labels).filter(|to| to.vm != vm.vm) {
+                let pool = fleet.pool(repo, &job.labels);
+                if let Some(pool) = pool.filter(|pool| !pool.contains(&vm.vm)) {
                     let job = JobRef { queued_at: now, ..reference() };
-                    self.elsewhere.entry(routed.vm.clone()).or_insert(job);
+                    self.elsewhere.entry(pool.first().vm.clone()).or_insert(job);
                 }
             }
             JobStatus::Queued => {
-                let Some(routed) = fleet.route(repo, &job.labels) else { return };
+                let Some(pool) = fleet.pool(repo, &job.labels) else { return };
                 let job = reference();
                 if job.has_expired(now) || self.queued.iter().any(|known| known.id == job.id) {
                     return;
                 }
-                if routed.vm == vm.vm {
+                if pool.contains(&vm.vm) {
                     self.queued.push(job);
                 } else {
-                    self.elsewhere.entry(routed.vm.clone()).or_insert(job);
+                    self.elsewhere.entry(pool.first().vm.clone()).or_insert(job);
                 }
             }
             JobStatus::Requested | JobStatus::Waiting | JobStatus::Pending | JobStatus::Unknown => {

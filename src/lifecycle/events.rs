@@ -6,37 +6,44 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bring_up::bring_up;
 use super::context::{Context, Turn};
 use super::demand::{self, JobState};
 use super::error::Error;
 use super::in_flight::{Event, key};
 use super::labels::{self, Change};
 use super::outcome::{Outcome, Status};
-use super::reconcile::outcome_of_start;
+use super::placement;
+use super::pool_queue::Placed;
 use super::schedule::{
-    BUCKET, FIRST_PASS, IdleSince, PASS_INTERVAL, due_before, next_interval, rounded_up,
+    FIRST_PASS, IdleSince, MINUTE, PASS_INTERVAL, due_before, next_interval, rounded_up,
 };
 use super::task::{Evidence, JobRef, Task};
-use super::vm::{Phase, Started, VmSnapshot, observe, start_by_status};
+use super::vm::{Phase, observe};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::ManagedVm;
+use crate::fleet::{ManagedVm, Pool};
 
 /// The longest life of a webhook's handler: GitHub hangs up after 10 s, cold start included.
 pub const WEBHOOK_TIME: Duration = Duration::from_secs(8);
 
-/// GitHub fails a job that was queued for a day: one that was created earlier waited for a review, or is over.
-pub const OLD: Duration = JobRef::QUEUE_LIMIT;
+/// GitHub fails a job that was queued for a day: one that was created earlier waited for a review, or is over. In a pool, a
+/// delivery that is repeated would take a second VM.
+pub fn is_old(pool: &Pool, created_at: Timestamp, now: Timestamp) -> bool {
+    let limit = if pool.vms().len() > 1 { MINUTE } else { JobRef::QUEUE_LIMIT };
+    now.since(created_at) >= limit
+}
 
-/// A job is queued for the VM.
+/// A job is queued for the VMs of the pool.
 ///
 /// # Errors
 /// No pass could be created, or the VM does not exist: GitHub then shows a failed delivery, which can be redelivered.
 pub async fn job_queued(
     cx: &Context,
-    vm: &Arc<ManagedVm>,
+    pool: &Pool,
     job: JobRef,
     deadline: Deadline,
-) -> Result<Outcome, Error> {
+) -> Result<Placed, Error> {
+    let [vm] = pool.vms() else { return placement::job_queued(cx, pool, job, deadline).await };
     let because = format!("{job} is queued");
     let now = cx.clock.now();
     let work = |deadline| {
@@ -47,81 +54,35 @@ pub async fn job_queued(
         }
     };
     let outcome = cx.in_flight.share(key(Event::Queued, &vm.vm, now), deadline, work).await?;
-    Ok(outcome.because_of(&because))
+    Ok((Arc::clone(vm), outcome.because_of(&because)))
 }
 
-/// Something needs the VM: read it and create a pass; then start it and write its label.
-pub(super) async fn bring_up(turn: &Turn<'_>, evidence: Evidence) -> Result<Outcome, Error> {
-    let idle_since = turn.idle_since();
-    let task = Task::new(&turn.vm.vm, idle_since);
-    let task = match evidence {
-        Evidence::Job(job) => task.with_job(job),
-        Evidence::Operator(since) => task.with_operator(since),
-    };
-    let due = rounded_up(turn.now + FIRST_PASS);
-    let (read, scheduled) = tokio::join!(
-        observe(turn.cx, &turn.vm.vm, turn.deadline),
-        turn.schedule(task.clone(), due)
-    );
-    scheduled?;
-    let read = match read {
-        Ok(read) => read,
-        Err(Error::Upstream(error)) => {
-            tracing::error!("VM {} could not be read: {error}", turn.vm.vm);
-            let because = format!("but the VM could not be read: {error}");
-            return Ok(Outcome::new(Status::StartScheduled, because).next_check_at(due));
-        }
-        Err(error) => return Err(error),
-    };
-    let (started, ()) = tokio::join!(
-        start(turn, &read, &task),
-        labels::try_write(turn, &read, Change::IdleSince(idle_since)),
-    );
-    let next_check = started.next_check.unwrap_or(due);
-    Ok(started.next_check_at(next_check))
-}
-
-/// Starts the VM, or has another pass look sooner if it is on its way down. If that one cannot be created, the first is
-/// pending all the same.
-async fn start(turn: &Turn<'_>, read: &VmSnapshot, task: &Task) -> Outcome {
-    let started = start_by_status(turn, read).await;
-    let on_its_way_down = matches!(started, Started::NotYet(_));
-    let outcome = outcome_of_start(started);
-    if !on_its_way_down {
-        return outcome;
-    }
-    let soon = rounded_up(turn.now + BUCKET);
-    match turn.schedule(task.clone(), soon).await {
-        Ok(()) => outcome.next_check_at(soon),
-        Err(_) => outcome,
-    }
-}
-
-/// A job is queued that was created more than a day ago. The delivery may be repeated, so GitHub is asked whether the job
+/// A job is queued that was created [long ago](is_old). The delivery may be repeated, so GitHub is asked whether the job
 /// still waits before anything is started.
 ///
 /// # Errors
 /// As [`job_queued`].
 pub async fn old_job_queued(
     cx: &Context,
-    vm: &Arc<ManagedVm>,
+    pool: &Pool,
     job: JobRef,
     deadline: Deadline,
-) -> Result<Outcome, Error> {
-    let turn = Turn::new(cx, vm, deadline);
+) -> Result<Placed, Error> {
+    let turn = Turn::new(cx, pool.first(), deadline);
     match demand::job(&turn, &job).await {
-        JobState::Queued(_) => job_queued(cx, vm, job, deadline).await,
-        JobState::Pending => job_waiting(cx, vm, job, deadline).await,
+        JobState::Queued(_) => job_queued(cx, pool, job, deadline).await,
+        JobState::Pending => job_waiting(cx, pool, job, deadline).await,
         JobState::Unavailable(why) | JobState::Forbidden(why) => {
             let because =
                 format!("{job} is old, and it is not known whether it still waits ({why})");
-            ask_in_a_pass(cx, vm, job, &because, deadline).await
+            ask_in_a_pass(cx, pool, job, &because, deadline).await
         }
         JobState::Running(_)
         | JobState::ForAnother(_)
         | JobState::Completed(_)
         | JobState::Gone(_) => {
-            Ok(Outcome::new(Status::Ok, format!("{job} no longer waits, so nothing is started")))
+            let because = format!("{job} no longer waits, so nothing is started");
+            Ok((Arc::clone(pool.first()), Outcome::new(Status::Ok, because)))
         }
     }
 }
@@ -133,21 +94,23 @@ pub async fn old_job_queued(
 /// As [`job_queued`].
 pub async fn job_waiting(
     cx: &Context,
-    vm: &Arc<ManagedVm>,
+    pool: &Pool,
     job: JobRef,
     deadline: Deadline,
-) -> Result<Outcome, Error> {
+) -> Result<Placed, Error> {
     let because = format!("{job} waits for a review");
-    ask_in_a_pass(cx, vm, job, &because, deadline).await
+    ask_in_a_pass(cx, pool, job, &because, deadline).await
 }
 
+/// A pass of the first VM: it hands the job on if that one is busy.
 async fn ask_in_a_pass(
     cx: &Context,
-    vm: &Arc<ManagedVm>,
+    pool: &Pool,
     job: JobRef,
     because: &str,
     deadline: Deadline,
-) -> Result<Outcome, Error> {
+) -> Result<Placed, Error> {
+    let vm = pool.first();
     let now = cx.clock.now();
     let work = |deadline| {
         let (cx, vm, job) = (cx.clone(), Arc::clone(vm), job.clone());
@@ -157,7 +120,7 @@ async fn ask_in_a_pass(
         }
     };
     let outcome = cx.in_flight.share(key(Event::Waiting, &vm.vm, now), deadline, work).await?;
-    Ok(outcome.because_of(because))
+    Ok((Arc::clone(vm), outcome.because_of(because)))
 }
 
 async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
@@ -193,14 +156,14 @@ pub async fn job_completed(
     let end = if now.since(end) < PASS_INTERVAL { end } else { next_interval(end) };
     let work = |deadline| {
         let (cx, vm) = (cx.clone(), Arc::clone(vm));
-        async move { idle_since(&Turn { cx: &cx, vm: &vm, now, deadline }, end).await }
+        async move { idle_since(&Turn { cx: &cx, vm: &vm, now, deadline }, job, end).await }
     };
     let outcome = cx.in_flight.share(key(Event::Completed, &vm.vm, end), deadline, work).await?;
     Ok(outcome.because_of(&format!("job {job} is completed")))
 }
 
 /// The pass first, then the label, which supersedes all passes before it.
-async fn idle_since(turn: &Turn<'_>, end: Timestamp) -> Result<Outcome, Error> {
+async fn idle_since(turn: &Turn<'_>, job: u64, end: Timestamp) -> Result<Outcome, Error> {
     let idle_since = IdleSince::of_event(end);
     let due = due_before(turn.now, idle_since.time() + turn.cx.inactive);
     let task = Task::new(&turn.vm.vm, idle_since);
@@ -208,7 +171,9 @@ async fn idle_since(turn: &Turn<'_>, end: Timestamp) -> Result<Outcome, Error> {
         tokio::join!(turn.schedule(task, due), observe(turn.cx, &turn.vm.vm, turn.deadline));
     scheduled?;
     match read {
-        Ok(read) => labels::try_write(turn, &read, Change::IdleSince(idle_since)).await,
+        Ok(read) => {
+            labels::try_write(turn, &read, Change::Completed { job, end, idle_since }).await;
+        }
         Err(error @ Error::NoSuchInstance(_)) => return Err(error),
         Err(error) => tracing::warn!("VM {}: its label was not written: {error}", turn.vm.vm),
     }

@@ -10,11 +10,15 @@ use std::time::Duration;
 use http::StatusCode;
 use tracing::warn;
 
+use super::claim::Claim;
 use super::context::Turn;
 use super::error::Error;
 use super::schedule::IdleSince;
-use super::vm::{GIVEN_UP_LABEL, HOLD_LABEL, Hold, ID_SEPARATOR, IDLE_SINCE_LABEL, VmSnapshot};
+use super::vm::{
+    CLAIM_LABEL, GIVEN_UP_LABEL, HOLD_LABEL, Hold, ID_SEPARATOR, IDLE_SINCE_LABEL, VmSnapshot,
+};
 use crate::clients;
+use crate::clock::Timestamp;
 
 /// The value of a hold without an end. Any value that is not a time holds as well.
 const HOLD_VALUE: &str = "by-hand";
@@ -33,6 +37,14 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) enum Change<'a> {
     /// Only if the VM's value is smaller.
     IdleSince(IdleSince),
+    /// The VM is there for a job of its pool. An event needs it from now on.
+    Claim(Claim, Option<IdleSince>),
+    /// A job ended on the VM, so it is free for another; a claim that is younger is another job's.
+    Completed {
+        job: u64,
+        end: Timestamp,
+        idle_since: IdleSince,
+    },
     GivenUp(&'a [u64]),
     Hold(Hold),
     Release,
@@ -48,6 +60,22 @@ impl Change<'_> {
             Self::IdleSince(value) => {
                 labels.insert(IDLE_SINCE_LABEL.to_owned(), value.to_string());
                 true
+            }
+            Self::Claim(claim, idle_since) => {
+                let known = vm
+                    .claim
+                    .is_some_and(|known| known.job == claim.job && !known.should_show(claim.at));
+                if !known {
+                    labels.insert(CLAIM_LABEL.to_owned(), claim.to_string());
+                }
+                idle_since.is_some_and(|value| Self::IdleSince(value).apply(vm)) || !known
+            }
+            Self::Completed { job, end, idle_since } => {
+                let ends = vm.claim.is_some_and(|claim| claim.job == job || claim.at <= end);
+                if ends {
+                    labels.remove(CLAIM_LABEL);
+                }
+                Self::IdleSince(idle_since).apply(vm) || ends
             }
             Self::GivenUp(jobs) => {
                 let mut ids = vm.given_up.clone();
@@ -79,12 +107,21 @@ pub(super) async fn write(
     turn: &Turn<'_>,
     read: &VmSnapshot,
     change: Change<'_>,
-) -> Result<(), Error> {
+) -> Result<Written, Error> {
     let Turn { cx, now, deadline, .. } = *turn;
     let vm = &turn.vm.vm;
     let mut fresh = read.clone();
     let mut attempts = 0;
-    while change.apply(&mut fresh) {
+    loop {
+        if let Change::Claim(claim, _) = change
+            && fresh.claim != read.claim
+            && fresh.claim.is_some_and(|other| other.job != claim.job)
+        {
+            return Ok(Written::TakenByAnother);
+        }
+        if !change.apply(&mut fresh) {
+            return Ok(Written::Done);
+        }
         let instance = &fresh.instance;
         let written = cx
             .compute
@@ -94,7 +131,7 @@ pub(super) async fn write(
         match written {
             Ok(()) => {
                 cx.label_permission.granted(vm);
-                return Ok(());
+                return Ok(Written::Done);
             }
             Err(error) if is_conflict(&error) && attempts < ATTEMPTS => {
                 if attempts > 1 {
@@ -109,19 +146,31 @@ pub(super) async fn write(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+}
+
+/// The result of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// The labels are as the change has them.
+    Done,
+    /// The VM was claimed for another job since it was read.
+    TakenByAnother,
 }
 
 /// Writes the change if labels can be written. Failure is a warning: without the label an older pass may count, but its
 /// sources still decide.
-pub(super) async fn try_write(turn: &Turn<'_>, read: &VmSnapshot, change: Change<'_>) {
+pub(super) async fn try_write(turn: &Turn<'_>, read: &VmSnapshot, change: Change<'_>) -> Written {
     if turn.lacks_labels() {
-        return;
+        return Written::Done;
     }
     match write(turn, read, change).await {
+        Ok(written) => written,
         // Told once, where the refusal is remembered.
-        Ok(()) | Err(Error::LabelsForbidden(..)) => {}
-        Err(error) => warn!("VM {}: its labels were not changed ({change:?}): {error}", turn.vm.vm),
+        Err(Error::LabelsForbidden(..)) => Written::Done,
+        Err(error) => {
+            warn!("VM {}: its labels were not changed ({change:?}): {error}", turn.vm.vm);
+            Written::Done
+        }
     }
 }
 

@@ -73,6 +73,8 @@
 //!   within an hour if no webhook says that it was approved.
 //! * A `completed` that arrives just after `stop_after`, of a job that no pass has seen, comes too late to keep the VM up.
 
+mod bring_up;
+mod claim;
 mod context;
 mod decide;
 mod demand;
@@ -84,6 +86,9 @@ mod labels;
 pub mod operator;
 mod outcome;
 mod permission;
+mod placement;
+mod pool;
+pub mod pool_queue;
 pub mod reconcile;
 mod redelivery;
 pub mod registration;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use super::bring_up::bring_up;
 use super::context::{Context, Turn};
 use super::decide::{Action, Asker};
 use super::error::Error;
-use super::events::bring_up;
 use super::labels::{self, Change};
 use super::outcome::{Outcome, Status};
 use super::reconcile::{converse, log, read_again};

@@ -12,10 +12,12 @@ use super::context::{Context, Turn};
 use super::decide::{Action, Asker, Decision, Facts, Notice, Question, Step, decide};
 use super::demand::{self, Extent, JobState, RunnerState};
 use super::error::Error;
-use super::labels::{self, Change};
+use super::labels::{self, Change, Written};
 use super::outcome::{Outcome, Status};
+use super::pool;
 use super::schedule::{
-    BUCKET, DAY, FIRST_PASS, HOUR, IdleSince, MINUTE, doubled, rounded_up, schedule_base,
+    BUCKET, DAY, FIRST_PASS, HOUR, IdleSince, MINUTE, doubled, next_bucket, rounded_up,
+    schedule_base,
 };
 use super::task::{JobRef, Task};
 use super::vm::{self, Started, VmSnapshot, observe};
@@ -71,7 +73,7 @@ pub async fn pass(
 
 /// Asks what the rules ask for, until they decide.
 pub(super) async fn converse<'a>(
-    turn: &Turn<'_>,
+    turn: &Turn<'a>,
     asker: Asker,
     task: &'a Task,
     read: VmSnapshot,
@@ -81,13 +83,15 @@ pub(super) async fn converse<'a>(
         asker,
         now: turn.now,
         inactive: turn.cx.inactive,
-        discard_local_ssd: turn.vm.discard_local_ssd,
+        fleet: &turn.cx.fleet,
+        managed: turn.vm,
         label_settled: turn.lacks_labels(),
         task,
         vm: read,
         job: None,
         runner: None,
         demand: None,
+        peers: None,
     };
     loop {
         match decide(&facts) {
@@ -112,6 +116,7 @@ pub(super) async fn converse<'a>(
                 let cursor = task.cursor.as_ref();
                 facts.demand = Some(demand::jobs(turn, registered, extent, cursor).await);
             }
+            Step::Ask(Question::Peers) => facts.peers = Some(pool::peers(turn).await),
         }
     }
 }
@@ -129,6 +134,9 @@ async fn requeue(turn: &Turn<'_>, decision: &Decision) -> Result<Option<Timestam
     let passes = decision.tell.iter().map(|(other, job)| tell(turn, other, job));
     let passes = stream::iter(passes.collect::<Vec<_>>()).buffered(CONCURRENT_PASSES);
     passes.try_collect::<()>().await?;
+    let hand_on = decision.hand_on.iter().map(|(other, job)| hand_on(turn, other, job));
+    let hand_on = stream::iter(hand_on.collect::<Vec<_>>()).buffered(CONCURRENT_PASSES);
+    hand_on.try_collect::<()>().await?;
     Ok(next)
 }
 
@@ -147,6 +155,21 @@ async fn tell(turn: &Turn<'_>, other: &Vm, job: &JobRef) -> Result<(), Error> {
     turn.schedule(task, rounded_up(turn.now + FIRST_PASS)).await
 }
 
+/// Another VM of the pool has to come up for the job: it gets a pass at once, and the claim that keeps other jobs from it.
+async fn hand_on(turn: &Turn<'_>, other: &Vm, job: &JobRef) -> Result<(), Error> {
+    let Some(other) = turn.cx.fleet.vm(other) else { return Ok(()) };
+    let task = Task::new(&other.vm, IdleSince::BEFORE_ALL).with_job(job.clone());
+    turn.schedule(task, next_bucket(turn.now)).await?;
+    let other = Turn { vm: other, ..*turn };
+    match observe(turn.cx, &other.vm.vm, turn.deadline).await {
+        Ok(read) => {
+            labels::try_write(&other, &read, Change::Claim(other.claim(job), None)).await;
+        }
+        Err(error) => warn!("VM {}: it was not claimed for {job}: {error}", other.vm.vm),
+    }
+    Ok(())
+}
+
 /// Starts the VM by its status, and has it looked at soon if it cannot be started yet.
 async fn start(turn: &Turn<'_>, facts: &Facts<'_>, decision: &Decision) -> Result<Outcome, Error> {
     let since = facts.vm.instance.last_start.unwrap_or_default().max(turn.now - HOUR);
@@ -159,19 +182,37 @@ async fn start(turn: &Turn<'_>, facts: &Facts<'_>, decision: &Decision) -> Resul
             }
         }
     };
-    let label = async {
-        // A VM that no event has needed yet: by its label the resync knows that this service started it.
-        let next = decision.next.as_ref().and_then(|(task, _)| task.idle_since);
-        if next == Some(IdleSince::BEFORE_ALL) {
-            labels::try_write(turn, &facts.vm, Change::IdleSince(turn.idle_since())).await;
+    let next = decision.next.as_ref().map(|(task, _)| task);
+    // A VM that no event has needed yet: by its label the resync knows that this service started it.
+    let is_new = next.is_some_and(|task| task.idle_since == Some(IdleSince::BEFORE_ALL));
+    let idle_since = is_new.then(|| turn.idle_since());
+    let job = next.and_then(|task| task.job.as_ref()).filter(|_| turn.vm.is_in_a_pool());
+    let claimed = match job {
+        Some(job) => {
+            let claim = Change::Claim(turn.claim(job), idle_since);
+            labels::try_write(turn, &facts.vm, claim).await
+        }
+        None => Written::Done,
+    };
+    let started = async {
+        match claimed {
+            Written::Done => outcome_of_start(vm::start_by_status(turn, &facts.vm).await),
+            Written::TakenByAnother => {
+                Outcome::new(Status::StartScheduled, "but another job has just taken the VM")
+            }
         }
     };
-    let (started, (), ()) = tokio::join!(vm::start_by_status(turn, &facts.vm), why, label);
-    let outcome = outcome_of_start(started).because_of(&decision.because);
+    let label = async {
+        if let (None, Some(idle_since)) = (job, idle_since) {
+            labels::try_write(turn, &facts.vm, Change::IdleSince(idle_since)).await;
+        }
+    };
+    let (started, (), _) = tokio::join!(started, why, label);
+    let outcome = started.because_of(&decision.because);
     if outcome.status != Status::StartScheduled {
         return Ok(outcome);
     }
-    let Some((task, _)) = &decision.next else { return Ok(outcome) };
+    let Some(task) = next else { return Ok(outcome) };
     let soon = rounded_up(turn.base(facts.task) + BUCKET);
     turn.schedule(task.clone(), soon).await?;
     Ok(outcome.next_check_at(soon))

@@ -19,7 +19,7 @@ use super::finding::{Finding, Level};
 use super::reconcile::log;
 use super::redelivery;
 use super::schedule::{BOOT_ALLOWANCE, IdleSince, due_before, next_bucket, next_interval};
-use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, observe_all};
+use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, by_vm, observe_all};
 use super::task::Task;
 use super::vm::{IDLE_SINCE_LABEL, Phase, VmSnapshot};
 use crate::clients::compute::Labelled;
@@ -76,15 +76,12 @@ pub async fn resync(cx: &Context, deadline: Deadline) -> Report {
     )
     .await;
     let now = cx.clock.now();
-    let views: Vec<View<'_>> = cx
-        .fleet
-        .vms()
-        .zip(&reads)
-        .map(|(vm, read)| {
-            let turn = Turn { cx, vm, now, deadline };
-            View(VmView { turn, read: read.as_ref(), github: Some(&github) })
-        })
-        .collect();
+    let reads = by_vm(cx, &reads);
+    let view = |vm| {
+        let turn = Turn { cx, vm, now, deadline };
+        View(VmView { turn, reads: &reads, github: Some(&github) })
+    };
+    let views: Vec<View<'_>> = cx.fleet.vms().map(|vm| view(vm)).collect();
     let acts = views.iter().map(View::make_up).collect::<Vec<_>>();
     let mut vms: Vec<VmReport> = stream::iter(acts).buffered(CONCURRENT_ACTS).collect().await;
 
@@ -149,7 +146,7 @@ impl View<'_> {
     }
 
     fn findings(&self) -> Vec<(Finding, Option<Act>)> {
-        let read = match self.0.read {
+        let read = match self.0.read() {
             Ok(read) => read,
             Err(error @ Error::NoSuchInstance(_)) => {
                 return vec![(Finding::new(Level::Error, error.to_string()), None)];

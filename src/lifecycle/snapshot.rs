@@ -11,6 +11,7 @@ use super::demand::{
     Demand, RunnerLists, RunnerState, runner_refusal, runner_state, runners_in, scopes,
 };
 use super::error::Error;
+use super::pool::{Availability, idle_runners};
 use super::scan::{CONCURRENT_CALLS, Coverage, JobScan, is_refusal};
 use super::schedule::IdleSince;
 use super::task::{JobRef, Task};
@@ -36,6 +37,14 @@ pub(super) async fn observe_all(
 ) -> Vec<Result<VmSnapshot, Error>> {
     let reads = cx.fleet.vms().map(|vm| observe(cx, &vm.vm, deadline)).collect::<Vec<_>>();
     stream::iter(reads).buffered(CONCURRENT_VMS).collect().await
+}
+
+/// The VMs as they were read.
+pub(super) type Reads<'a> = BTreeMap<&'a Vm, Result<&'a VmSnapshot, &'a Error>>;
+
+/// What [`observe_all`] read, by VM.
+pub(super) fn by_vm<'a>(cx: &'a Context, reads: &'a [Result<VmSnapshot, Error>]) -> Reads<'a> {
+    cx.fleet.vms().map(|vm| &vm.vm).zip(reads.iter().map(Result::as_ref)).collect()
 }
 
 /// GitHub's answers about the fleet.
@@ -169,34 +178,52 @@ pub async fn unserved_jobs(
 #[derive(Clone, Copy, Debug)]
 pub(super) struct VmView<'a> {
     pub(super) turn: Turn<'a>,
-    pub(super) read: Result<&'a VmSnapshot, &'a Error>,
+    /// All VMs of the fleet.
+    pub(super) reads: &'a Reads<'a>,
     /// None if GitHub could not be asked in time.
     pub(super) github: Option<&'a FleetSnapshot>,
 }
 
 impl<'a> VmView<'a> {
+    pub(super) fn read(&self) -> Result<&'a VmSnapshot, &'a Error> {
+        self.reads[&self.turn.vm.vm]
+    }
+
     /// The decision of a pass for these facts, and the earliest time of a stop; none if the VM could not be read.
     pub(super) fn decision(&self) -> Option<(Decision, Timestamp)> {
         let Turn { cx, vm, now, .. } = self.turn;
-        let read = self.read.ok()?;
+        let read = self.read().ok()?;
         let task = Task::new(&vm.vm, read.idle_since.unwrap_or(IdleSince::BEFORE_ALL));
         let runner = self.runner_state();
         let facts = Facts {
             asker: Asker::Observer,
             now,
             inactive: cx.inactive,
-            discard_local_ssd: vm.discard_local_ssd,
+            fleet: &cx.fleet,
+            managed: vm,
             label_settled: true,
             task: &task,
             vm: read.clone(),
             job: None,
             demand: Some(self.demand(runner.is_registered())),
             runner: Some(runner),
+            peers: Some(self.peers()),
         };
         match decide(&facts) {
             Step::Do(decision) => Some((*decision, stop_after(&facts))),
             Step::Ask(_) => None,
         }
+    }
+
+    /// The other VMs of its pools, as far as the snapshot shows them.
+    fn peers(&self) -> BTreeMap<Vm, Availability> {
+        let availability = |vm: &Vm| {
+            let Some(Ok(read)) = self.reads.get(vm) else { return Availability::default() };
+            let lists = self.github.and_then(|snapshot| snapshot.runners.get(vm));
+            let idle = lists.and_then(|lists| idle_runners(lists, read));
+            Availability::of(read, idle, self.turn.now)
+        };
+        self.turn.vm.peers.iter().map(|vm| (vm.clone(), availability(vm))).collect()
     }
 
     fn runner_state(&self) -> RunnerState {

@@ -14,7 +14,7 @@ use super::decide::Action;
 use super::error::Error;
 use super::outcome;
 use super::schedule::IdleSince;
-use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, observe_all};
+use super::snapshot::{Depth, FleetSnapshot, Runners, VmView, by_vm, observe_all};
 use super::unserved::UnservedJob;
 use super::vm::{Phase, VmSnapshot};
 use crate::clients::compute;
@@ -104,15 +104,16 @@ pub async fn report(cx: &Context, cache: &StatusCache, deadline: Deadline) -> Re
     let now = cx.clock.now();
     let reads = observe_all(cx, deadline).await;
     let github = cache.snapshot(cx, &reads, deadline).await;
-    let view = |(vm, read): (_, &Result<VmSnapshot, Error>)| {
+    let reads = by_vm(cx, &reads);
+    let view = |vm| {
         let turn = Turn { cx, vm, now, deadline };
-        describe(&VmView { turn, read: read.as_ref(), github: github.as_ref() })
+        describe(&VmView { turn, reads: &reads, github: github.as_ref() })
     };
     Report {
         now: now.rfc3339(),
         github_asked_at: github.as_ref().map(|github| github.at.rfc3339()),
         inactive_minutes: cx.inactive.as_secs() / 60,
-        vms: cx.fleet.vms().map(|vm| &**vm).zip(&reads).map(view).collect(),
+        vms: cx.fleet.vms().map(|vm| view(vm)).collect(),
         unserved_jobs: github.as_ref().map(|github| github.unserved(&cx.fleet)).unwrap_or_default(),
     }
 }
@@ -156,7 +157,7 @@ impl StatusCache {
 }
 
 fn describe(view: &VmView<'_>) -> VmReport {
-    let read = view.read.ok();
+    let read = view.read().ok();
     let decided = view.decision();
     let idle = decided.as_ref().is_some_and(|(decision, _)| {
         decision.action == Action::Stop || decision.status == outcome::Status::StopScheduled
@@ -181,7 +182,7 @@ fn describe(view: &VmView<'_>) -> VmReport {
         runners: view.runners().map(|(scope, runner)| RunnerReport::new(scope, runner)).collect(),
         jobs: view.jobs().into_iter().map(|(repo, job)| JobReport::new(repo, job)).collect(),
         entries: entries(view),
-        not_asked: view.read.err().map(unread).into_iter().chain(view.unanswered()).collect(),
+        not_asked: view.read().err().map(unread).into_iter().chain(view.unanswered()).collect(),
     }
 }
 

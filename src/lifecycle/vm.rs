@@ -2,6 +2,7 @@
 
 use tracing::{error, warn};
 
+use super::claim::Claim;
 use super::context::{Context, Turn};
 use super::error::Error;
 use super::schedule::{BOOT_ALLOWANCE, BUCKET, IdleSince};
@@ -20,6 +21,9 @@ pub const HOLD_LABEL: &str = "runner-manager-hold";
 /// The label with the ids of jobs that were given up on, the latest last.
 pub const GIVEN_UP_LABEL: &str = "runner-manager-given-up";
 
+/// The label with the time at which a VM of a pool was taken for a job, and the job's id.
+pub const CLAIM_LABEL: &str = "runner-manager-claim";
+
 /// Separates the ids: a label's value has no commas.
 pub(super) const ID_SEPARATOR: char = '_';
 
@@ -32,6 +36,7 @@ pub(super) struct VmSnapshot {
     pub(super) given_up: Vec<u64>,
     /// Also one that has expired.
     pub(super) hold: Option<Hold>,
+    pub(super) claim: Option<Claim>,
     pub(super) at: Timestamp,
 }
 
@@ -63,6 +68,7 @@ impl VmSnapshot {
             idle_since: label(IDLE_SINCE_LABEL).and_then(|label| IdleSince::parse(label, now)),
             given_up: ids.filter_map(|id| id.parse().ok()).collect(),
             hold: label(HOLD_LABEL).map(Hold::parse),
+            claim: label(CLAIM_LABEL).and_then(Claim::parse),
             at: now,
             instance,
         }

@@ -1,5 +1,7 @@
 //! `POST /github/webhook`: GitHub's deliveries about jobs.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::HeaderValue;
 
@@ -10,7 +12,7 @@ use super::{OUTCOME, log, outcome_header};
 use crate::clock::Deadline;
 use crate::lifecycle::Outcome;
 use crate::lifecycle::events::{
-    OLD, WEBHOOK_TIME, job_completed, job_queued, job_waiting, old_job_queued,
+    WEBHOOK_TIME, is_old, job_completed, job_queued, job_waiting, old_job_queued,
 };
 use crate::lifecycle::task::JobRef;
 use crate::state::AppState;
@@ -30,26 +32,28 @@ pub(super) async fn receive(
 
 /// Acts on a delivery and describes the outcome.
 async fn act(app: &AppState, event: WebhookEvent, deadline: Deadline) -> Result<String, ApiError> {
-    let vm = event.vm(&app.cx.fleet);
-    let (vm, outcome) = match (event, vm) {
-        (WebhookEvent::Nothing(why), _) => return Ok(nothing_to_do(why)),
-        (WebhookEvent::Queued { job, .. } | WebhookEvent::Completed(job), None) => {
-            return Ok(nothing_to_do(job.unmatched()));
+    let (cx, fleet) = (&app.cx, &app.cx.fleet);
+    let (vm, outcome) = match event {
+        WebhookEvent::Nothing(why) => return Ok(nothing_to_do(why)),
+        WebhookEvent::Completed(job) => {
+            let vm = fleet.route_finished(&job.repo, &job.labels, job.runner.as_deref());
+            let Some(vm) = vm else { return Ok(nothing_to_do(job.unmatched())) };
+            let end = (job.id, job.completed_at);
+            (Arc::clone(vm), job_completed(cx, vm, end, deadline).await?)
         }
-        (WebhookEvent::Completed(job), Some(vm)) => {
-            (vm, job_completed(&app.cx, vm, (job.id, job.completed_at), deadline).await?)
-        }
-        (WebhookEvent::Queued { job, awaits_review }, Some(vm)) => {
-            // The job waits for a runner from this event on, however long it waited for a review before.
-            let now = app.cx.clock.now();
-            let is_old = job.created_at.is_some_and(|created| now.since(created) >= OLD);
-            let job = JobRef { repo: job.repo, id: job.id, queued_at: now, labels: job.labels };
-            let outcome = match (awaits_review, is_old) {
-                (true, _) => job_waiting(&app.cx, vm, job, deadline).await?,
-                (false, true) => old_job_queued(&app.cx, vm, job, deadline).await?,
-                (false, false) => job_queued(&app.cx, vm, job, deadline).await?,
+        WebhookEvent::Queued { job, awaits_review } => {
+            let Some(pool) = fleet.pool(&job.repo, &job.labels) else {
+                return Ok(nothing_to_do(job.unmatched()));
             };
-            (vm, outcome)
+            // The job waits for a runner from this event on, however long it waited for a review before.
+            let now = cx.clock.now();
+            let is_old = job.created_at.is_some_and(|created| is_old(pool, created, now));
+            let job = JobRef { repo: job.repo, id: job.id, queued_at: now, labels: job.labels };
+            match (awaits_review, is_old) {
+                (true, _) => job_waiting(cx, pool, job, deadline).await?,
+                (false, true) => old_job_queued(cx, pool, job, deadline).await?,
+                (false, false) => job_queued(cx, pool, job, deadline).await?,
+            }
         }
     };
     log(&vm.vm, &outcome);

@@ -278,7 +278,8 @@ async fn misconfigurations_of_a_runner_are_found() {
 async fn wrong_variables_are_found() {
     let world = world().await;
     let other_key = include_str!("../fixtures/app-private-key.pem");
-    let shadowed = fleet("").replace(", \"gpu\"", "");
+    let shadowed = fleet("").replace("[\"self-hosted\"]", "[\"self-hosted\", \"x64\"]");
+    let shadowed = shadowed.replace(", \"gpu\"", "");
     let unknown_field = fleet(r#", "runner_lables": ["x"]"#);
     let region = fleet("").replacen("asia-northeast1-a", "asia-northeast1", 1);
     let cases: [(&str, &str, &[&str]); 12] = [

@@ -207,7 +207,9 @@ fn a_wrong_configuration_exits_with_code_2_and_the_secrets_are_not_needed() {
         text.contains("1 problem with the configuration:\n  RUNNER_CONFIG: is not set"),
         "{text}"
     );
-    let shadow = fleet("").replace(", \"gpu\"", "");
+    let shadow = fleet("")
+        .replacen("\"gpu\"", "\"self-hosted\"", 1)
+        .replace("[\"self-hosted\"]", "[\"self-hosted\", \"x64\"]");
     let text = String::from_utf8(explain(&shadow, QUEUED.as_bytes(), &[]).stderr).unwrap();
     assert!(text.contains("warning: RUNNER_CONFIG[1]: never matches"), "{text}");
 }

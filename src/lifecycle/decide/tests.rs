@@ -5,9 +5,10 @@ mod every_combination;
 
 use super::*;
 use crate::clients::compute::{Instance, Labels, Status as InstanceStatus};
-use crate::fleet::Label;
+use crate::fleet::{Entry, Label, RunnerNames};
+use crate::lifecycle::claim::Claim;
 use crate::lifecycle::task::Cursor;
-use crate::lifecycle::vm::{GIVEN_UP_LABEL, HOLD_LABEL, IDLE_SINCE_LABEL};
+use crate::lifecycle::vm::{CLAIM_LABEL, GIVEN_UP_LABEL, HOLD_LABEL, IDLE_SINCE_LABEL};
 
 /// Noon, a multiple of five minutes.
 const NOW: u64 = 1_800_000_000;
@@ -43,7 +44,7 @@ fn registered() -> RunnerState {
 }
 
 fn runner_busy() -> RunnerState {
-    RunnerState::Busy { because: "its runner in acme/app is busy".into(), offline: false }
+    RunnerState::Busy { because: "its runner in acme/app is busy".into(), offline: false, idle: 0 }
 }
 
 fn partial(resume: bool) -> Coverage {
@@ -77,10 +78,16 @@ struct Case {
     job: Option<JobState>,
     runner: RunnerState,
     demand: Demand,
+    fleet: Fleet,
+    managed: ManagedVm,
+    /// In a pool: the seconds since the VM was claimed, and the job.
+    claim: Option<(u64, u64)>,
+    peers: BTreeMap<Vm, Availability>,
 }
 
 fn idle() -> Case {
-    let task = Task::new(&Vm::new("gpu-1", "z"), IdleSince::of_event(ago(60)));
+    let vm = Vm::new("gpu-1", "z");
+    let task = Task::new(&vm, IdleSince::of_event(ago(60)));
     Case {
         asker: Asker::Task,
         status: "RUNNING",
@@ -94,6 +101,10 @@ fn idle() -> Case {
         job: None,
         runner: registered(),
         demand: Demand::default(),
+        fleet: Fleet::default(),
+        managed: ManagedVm::unconfigured(vm),
+        claim: None,
+        peers: BTreeMap::new(),
     }
 }
 
@@ -116,6 +127,26 @@ impl Case {
         })
     }
 
+    /// The VM is `gpu-2` of the pool `gpu-1`, `gpu-2`, `gpu-3`.
+    fn in_a_pool(self, first: Availability, third: Availability) -> Self {
+        let entry = |vm: &str| Entry {
+            repo: "acme/app".into(),
+            labels: labels("gpu"),
+            runner_labels: Vec::new(),
+            vm: Vm::new(vm, "z"),
+            runner_names: RunnerNames::parse([vm]),
+            discard_local_ssd: false,
+            register: None,
+        };
+        self.with(|case| {
+            case.fleet = Fleet::new(["gpu-1", "gpu-2", "gpu-3"].map(entry).into());
+            case.managed = (**case.fleet.find(Some("gpu-2"), None).unwrap()).clone();
+            case.task.vm_instance_name = "gpu-2".into();
+            case.peers =
+                [("gpu-1", first), ("gpu-3", third)].map(|(vm, is)| (Vm::new(vm, "z"), is)).into();
+        })
+    }
+
     fn facts(&self) -> Facts<'_> {
         let mut all = Labels::new();
         if let Some(label) = self.label {
@@ -127,6 +158,10 @@ impl Case {
         if !self.given_up.is_empty() {
             let ids: Vec<String> = self.given_up.iter().map(u64::to_string).collect();
             all.insert(GIVEN_UP_LABEL.into(), ids.join("_"));
+        }
+        if let Some((age, job)) = self.claim {
+            let claim = Claim { at: at(NOW - age), job };
+            all.insert(CLAIM_LABEL.into(), claim.to_string());
         }
         let instance = Instance {
             id: "1".into(),
@@ -142,13 +177,15 @@ impl Case {
             asker: self.asker,
             now: at(NOW),
             inactive: INACTIVE,
-            discard_local_ssd: false,
+            fleet: &self.fleet,
+            managed: &self.managed,
             label_settled: self.label_settled,
             task: &self.task,
             vm: VmSnapshot::new(instance, at(NOW)),
             job: None,
             runner: None,
             demand: None,
+            peers: None,
         }
     }
 
@@ -166,6 +203,7 @@ impl Case {
                         Question::Job => facts.job.clone_from(&self.job),
                         Question::Runner => facts.runner = Some(self.runner.clone()),
                         Question::Jobs => facts.demand = Some(self.demand.clone()),
+                        Question::Peers => facts.peers = Some(self.peers.clone()),
                     }
                 }
             }
@@ -197,7 +235,7 @@ fn next(decision: &Decision) -> &Task {
 }
 
 use Action::{Nothing, Start, Stop};
-use Question::{Job, Jobs, Runner, WriteIdleSince};
+use Question::{Job, Jobs, Peers, Runner, WriteIdleSince};
 
 const NO_QUESTION: &[Question] = &[];
 
@@ -557,7 +595,7 @@ fn step_6_a_busy_runner_keeps_its_vm_up() {
     );
     let lost = |since| {
         idle().with(|case| {
-            case.runner = RunnerState::Busy { because: "busy".into(), offline: true };
+            case.runner = RunnerState::Busy { because: "busy".into(), offline: true, idle: 0 };
             case.task.lost_since = since;
         })
     };
@@ -997,4 +1035,114 @@ fn an_observer_asks_for_no_task_and_sees_what_a_pass_would_do() {
     // One source is enough: earlier passes are not known.
     let one = observed(idle()).with(|case| case.runner = RunnerState::Forbidden("403".into()));
     one.gives(both, Status::Stopping, Stop, Some(120));
+}
+
+const TAKEN: Availability = Availability { free: 0, claimed_for: None, start: CanStart::No };
+const FREE: Availability = Availability { free: 1, ..TAKEN };
+const CAN_START: Availability = Availability { start: CanStart::Yes, ..TAKEN };
+const COMING_FOR_7: Availability = Availability { claimed_for: Some(7), ..TAKEN };
+
+/// The VMs to which a decision hands jobs, with the job of each.
+fn handed_on(decision: &Decision) -> Vec<(&str, u64)> {
+    decision.hand_on.iter().map(|(vm, job)| (vm.name.as_str(), job.id)).collect()
+}
+
+fn waiting(jobs: &[u64]) -> Demand {
+    Demand { queued: jobs.iter().map(|id| a_job(*id)).collect(), ..Demand::default() }
+}
+
+#[test]
+fn pool_a_vm_that_is_down_starts_for_its_job_unless_another_is_there_for_it() {
+    let queued = || down().carrying(JobState::Queued(labels("gpu")));
+    let asked = &[Job, Runner, Peers];
+    // It is the first that can be started, or claimed for the job.
+    queued().in_a_pool(TAKEN, CAN_START).gives(asked, Status::Starting, Start, Some(300));
+    let claimed = queued().with(|case| case.claim = Some((30, 7)));
+    claimed.in_a_pool(CAN_START, CAN_START).gives(asked, Status::Starting, Start, Some(300));
+    // Another is earlier in the pool, or was started for it.
+    let to_first = queued().in_a_pool(CAN_START, CAN_START);
+    let to_first = to_first.gives(asked, Status::AlreadyStopped, Nothing, Some(300));
+    assert_eq!(handed_on(&to_first), [("gpu-1", 7)]);
+    let asked = &[Job, Runner, Peers, Jobs];
+    let left = queued().in_a_pool(COMING_FOR_7, CAN_START);
+    let left = left.gives(asked, Status::AlreadyStopped, Nothing, Some(60));
+    assert_eq!((handed_on(&left), next(&left).job.as_ref().map(|job| job.id)), (vec![], Some(7)));
+    // One VM is free, and two jobs wait.
+    let more = queued().with(|case| case.demand = waiting(&[7, 8]));
+    let started =
+        more.clone().in_a_pool(FREE, CAN_START).gives(asked, Status::Starting, Start, Some(300));
+    assert_eq!(next(&started).job.as_ref().unwrap().id, 8);
+    let more = more.with(|case| case.demand = waiting(&[7, 8, 9, 10]));
+    let started = more.in_a_pool(FREE, CAN_START).gives(asked, Status::Starting, Start, Some(300));
+    assert_eq!(handed_on(&started), [("gpu-3", 9)]);
+    // Its webhook was lost: the lists show it.
+    let found = down().with(|case| case.demand = waiting(&[8]));
+    found.in_a_pool(TAKEN, CAN_START).gives(
+        &[Runner, Jobs, Peers],
+        Status::Starting,
+        Start,
+        Some(300),
+    );
+}
+
+#[test]
+fn pool_a_vm_that_could_not_be_started_hands_its_job_on() {
+    let failed = |age| {
+        let queued = down().carrying(JobState::Queued(labels("gpu")));
+        queued.with(|case| case.claim = Some((age, 7)))
+    };
+    let asked = &[Job, Runner, Peers];
+    let handed = failed(90).in_a_pool(TAKEN, CAN_START);
+    let handed = handed.gives(asked, Status::AlreadyStopped, Nothing, Some(300));
+    assert_eq!((handed_on(&handed), next(&handed).job.is_some()), (vec![("gpu-3", 7)], true));
+    // No other is left: it is tried again.
+    let again = failed(90).in_a_pool(TAKEN, TAKEN).gives(asked, Status::Starting, Start, Some(300));
+    assert!(handed_on(&again).is_empty());
+    // The claim has ended: it is tried in its turn.
+    failed(400).in_a_pool(TAKEN, CAN_START).gives(asked, Status::Starting, Start, Some(300));
+}
+
+#[test]
+fn pool_a_vm_that_is_busy_hands_on_the_job_that_waits() {
+    let waits = idle().carrying(JobState::Queued(labels("gpu"))).with(|case| {
+        case.runner = runner_busy();
+        case.label = Some(ago(2));
+        case.task.idle_since = Some(IdleSince::of_event(ago(2)));
+    });
+    let asked = &[Job, Runner, Peers];
+    let handed = waits.clone().in_a_pool(TAKEN, CAN_START);
+    let handed = handed.gives(asked, Status::StopScheduled, Nothing, Some(300));
+    assert_eq!((handed_on(&handed), next(&handed).job.is_some()), (vec![("gpu-3", 7)], true));
+    // Held, or long after the last event: the job has to be handed on all the same.
+    for change in [|case: &mut Case| case.held = true, |_: &mut Case| {}] {
+        let old = waits.clone().with(|case| {
+            case.label = Some(ago(60));
+            case.task.idle_since = Some(IdleSince::of_event(ago(60)));
+        });
+        let (_, decision) = old.with(change).in_a_pool(TAKEN, CAN_START).play();
+        assert_eq!(handed_on(&decision), [("gpu-3", 7)]);
+    }
+    let (_, decision) = waits.clone().in_a_pool(FREE, CAN_START).play();
+    assert!(handed_on(&decision).is_empty());
+    // A second runner of the VM is free.
+    let two = waits.with(|case| {
+        case.runner = RunnerState::Busy { because: String::new(), offline: false, idle: 1 };
+    });
+    assert!(handed_on(&two.in_a_pool(TAKEN, CAN_START).play().1).is_empty());
+}
+
+#[test]
+fn pool_a_late_vm_is_not_kept_up_by_jobs_that_an_earlier_one_can_run() {
+    let waits = |jobs: &[u64]| idle().with(|case| case.demand = waiting(jobs));
+    let asked = &[Runner, Jobs, Peers];
+    waits(&[8]).in_a_pool(FREE, TAKEN).gives(asked, Status::Stopping, Stop, Some(120));
+    waits(&[8, 9]).in_a_pool(FREE, TAKEN).gives(asked, Status::Busy, Nothing, Some(300));
+    waits(&[8]).in_a_pool(TAKEN, FREE).gives(asked, Status::Busy, Nothing, Some(300));
+    // GitHub may just be giving the job to this VM.
+    let recent = waits(&[8]).with(|case| case.demand.queued[0].queued_at = ago(1));
+    recent.in_a_pool(FREE, TAKEN).gives(asked, Status::StopScheduled, Nothing, Some(60));
+    // Jobs that are too many for the VMs that are up bring the next one up.
+    let more = waits(&[8, 9]).in_a_pool(TAKEN, CAN_START);
+    let more = more.gives(asked, Status::Busy, Nothing, Some(300));
+    assert_eq!(handed_on(&more), [("gpu-3", 9)]);
 }

@@ -7,3 +7,4 @@ mod never_leak;
 mod never_strand;
 mod other_versions;
 mod permissions;
+mod pools;

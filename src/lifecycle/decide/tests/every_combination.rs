@@ -16,7 +16,7 @@ fn evidences() -> Vec<(Option<Evidence>, Option<JobState>)> {
         (Some(Evidence::Operator(ago(5))), None),
         (Some(Evidence::Operator(ago(25 * 60))), None),
         job(JobState::Queued(labels("gpu"))),
-        job(JobState::Queued(labels("arm64"))),
+        job(JobState::Queued(labels("gpu arm64"))),
         job(JobState::Pending),
         job(JobState::Running(RunsOn::Here)),
         job(JobState::Running(RunsOn::HereIfUnregistered)),
@@ -53,7 +53,7 @@ fn demands() -> Vec<Demand> {
         let nothing = with_coverage(coverage);
         all.push(Demand { running: Some(a_job(9)), ..nothing.clone() });
         all.push(Demand { queued: vec![a_job(9)], ..nothing.clone() });
-        let unfit = JobRef { labels: labels("arm64"), ..a_job(9) };
+        let unfit = JobRef { labels: labels("gpu arm64"), ..a_job(9) };
         all.push(Demand { queued: vec![unfit], ..nothing.clone() });
         all.push(Demand { pending: Some(a_job(9)), ..nothing.clone() });
         all.push(Demand { elsewhere: [(other_vm(), a_job(8))].into(), ..nothing.clone() });
@@ -302,6 +302,105 @@ fn ended_down(case: &Case) -> Result<(), &'static str> {
             Err("an operator asked for it")
         }
         _ => Ok(()),
+    }
+}
+
+/// A VM of a pool, its claim and its peers in every state.
+#[test]
+fn every_combination_of_a_pool_leaves_no_job_alone() {
+    let peers = [TAKEN, FREE, CAN_START, COMING_FOR_7];
+    let claims = [None, Some((30, 7)), Some((90, 7)), Some((30, 8)), Some((400, 8))];
+    let (mut count, mut hands) = (0_u64, 0_u64);
+    for (first, third) in peers.iter().flat_map(|a| peers.iter().map(move |b| (*a, *b))) {
+        for claim in claims {
+            for status in STATUSES {
+                for held in [false, true] {
+                    for (evidence, job) in evidences() {
+                        for (runner, demand) in runners()
+                            .iter()
+                            .flat_map(|r| demands().into_iter().map(move |d| (r.clone(), d)))
+                        {
+                            let mut case = idle().in_a_pool(first, third);
+                            (case.status, case.claim, case.held) = (status, claim, held);
+                            match &evidence {
+                                Some(Evidence::Job(job)) => case.task.job = Some(job.clone()),
+                                Some(Evidence::Operator(at)) => case.task.operator = Some(*at),
+                                None => {}
+                            }
+                            case.job.clone_from(&job);
+                            (case.runner, case.demand) = (runner, demand);
+                            let (_, decision) = case.play();
+                            hands += u64::from(!decision.hand_on.is_empty());
+                            count += 1;
+                            no_job_is_left_alone(&case, &decision);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    #[expect(clippy::print_stdout, reason = "the figures, with --nocapture")]
+    {
+        println!("{count} combinations of a pool: {hands} with jobs that are handed on");
+    }
+}
+
+fn no_job_is_left_alone(case: &Case, decision: &Decision) {
+    let tell = || {
+        format!(
+            "{decision:#?}\n{} claim {:?} held {} peers {:?}\n{:?}\n{:?} {:?} {:?}",
+            case.status,
+            case.claim,
+            case.held,
+            case.peers,
+            case.task,
+            case.job,
+            case.runner,
+            case.demand
+        )
+    };
+    for vm in decision.hand_on.keys() {
+        assert_eq!(case.peers[vm].start, CanStart::Yes, "{}", tell());
+        assert!(decision.next.is_some(), "no pass looks after the job\n{}", tell());
+    }
+    if let Some((_, due)) = &decision.next {
+        assert!(*due > at(NOW) && *due <= ahead(300), "{}", tell());
+    }
+    let a_peer = |is: fn(&Availability) -> bool| case.peers.values().any(is);
+    let a_peer_is_there = a_peer(|peer| peer.free > 0 || peer.claimed_for == Some(7));
+    // The job in evidence waits for the pool.
+    let fits = matches!(&case.job, Some(JobState::Queued(labels)) if case.runner.fits(labels));
+    if fits && is_down(case) {
+        let up = decision.action == Start || !decision.hand_on.is_empty() || a_peer_is_there;
+        assert!(up, "no VM comes up for the job\n{}", tell());
+        assert!(decision.next.is_some(), "no pass looks after the job\n{}", tell());
+    }
+    let busy = matches!(case.runner, RunnerState::Busy { idle: 0, .. });
+    if matches!(case.job, Some(JobState::Queued(_))) && is_up(case) && busy {
+        let labels_route =
+            matches!(&case.job, Some(JobState::Queued(labels)) if labels == &super::labels("gpu"));
+        let up = !decision.hand_on.is_empty()
+            || a_peer_is_there
+            || !a_peer(|peer| peer.start == CanStart::Yes);
+        assert!(up || !labels_route, "the job waits for a busy VM\n{}", tell());
+    }
+    if decision.action == Stop {
+        let counts = |job: &&JobRef| case.runner.fits(&job.labels);
+        let mut waiting =
+            case.demand.queued.iter().filter(counts).map(|job| job.id).collect::<Vec<_>>();
+        waiting.extend(fits.then_some(7));
+        let free: usize = case
+            .peers
+            .values()
+            .map(|peer| peer.free + usize::from(peer.claimed_for.is_some()))
+            .sum();
+        assert!(waiting.len() <= free, "stopped although jobs wait\n{}", tell());
+        assert!(
+            case.demand.running.is_none()
+                && !matches!(case.job, Some(JobState::Running(RunsOn::Here))),
+            "{}",
+            tell()
+        );
     }
 }
 

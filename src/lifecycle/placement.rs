@@ -1,0 +1,141 @@
+//! A job is queued for a pool: it takes the first VM that is free.
+//!
+//! Other instances of the service may place other jobs at the same time. That is what claims are for: a VM whose label
+//! another instance wrote first is taken.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+
+use super::bring_up::{bring_up, start};
+use super::context::{Context, Turn};
+use super::demand;
+use super::error::Error;
+use super::labels::{self, Change, Written};
+use super::pool::{Availability, CanStart, idle_runners};
+use super::pool_queue::{Placed, Ticket};
+use super::schedule::{FIRST_PASS, rounded_up};
+use super::task::{Evidence, JobRef, Task};
+use super::vm::{Phase, VmSnapshot, observe};
+use crate::clock::{Deadline, Timestamp};
+use crate::fleet::{ManagedVm, Pool};
+
+/// A job is queued for the pool.
+///
+/// # Errors
+/// No pass could be created, or no VM of the pool exists.
+pub(super) async fn job_queued(
+    cx: &Context,
+    pool: &Pool,
+    job: JobRef,
+    deadline: Deadline,
+) -> Result<Placed, Error> {
+    let all = |tickets| place(cx, pool, tickets, deadline);
+    let (vm, outcome) = cx.pool_queues.placed(pool, &job, deadline, all).await?;
+    Ok((vm, outcome.because_of(&format!("{job} is queued"))))
+}
+
+/// Places the jobs: as many VMs are read at a time as jobs are left.
+async fn place(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadline) {
+    let now = cx.clock.now();
+    let mut left = tickets;
+    let mut vms = pool.vms().iter();
+    while !left.is_empty() {
+        let few: Vec<_> = vms.by_ref().take(left.len()).collect();
+        if few.is_empty() {
+            return overflow(cx, pool, left, deadline).await;
+        }
+        let looks = few.iter().map(|vm| look(Turn { cx, vm, now, deadline }));
+        let mut takes = Vec::new();
+        for (vm, (read, slots)) in few.iter().zip(join_all(looks).await) {
+            let Some(read) = read else { continue };
+            let claimed = read.claim.filter(|claim| claim.is_fresh(now));
+            let (own, others): (Vec<_>, Vec<_>) =
+                left.into_iter().partition(|t| claimed.is_some_and(|claim| claim.job == t.job.id));
+            left = others;
+            let slots = slots.min(left.len());
+            let tickets: Vec<_> = own.into_iter().chain(left.drain(..slots)).collect();
+            if !tickets.is_empty() {
+                takes.push(take_vm(cx, vm, read, tickets, now, deadline));
+            }
+        }
+        for refused in join_all(takes).await {
+            left.extend(refused);
+        }
+    }
+}
+
+/// Reads a VM: how many jobs it can take.
+async fn look(turn: Turn<'_>) -> (Option<VmSnapshot>, usize) {
+    let read = match observe(turn.cx, &turn.vm.vm, turn.deadline).await {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::error!("VM {} could not be read: {error}", turn.vm.vm);
+            return (None, 0);
+        }
+    };
+    // One runner at most, and claims, say enough in most cases.
+    let has_one_runner = turn.vm.runner_names.only().is_some();
+    let has_old_claim = read.claim.is_some_and(|claim| !claim.is_fresh(turn.now));
+    let idle = match read.phase {
+        Phase::Up if has_one_runner && !has_old_claim && !turn.lacks_labels() => None,
+        Phase::Booting if turn.lacks_labels() => Some(0),
+        Phase::Booting | Phase::Stopped | Phase::Suspended if has_one_runner => None,
+        Phase::Leaving => None,
+        Phase::Up | Phase::Booting | Phase::Stopped | Phase::Suspended => {
+            let lists = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
+            idle_runners(&lists, &read)
+        }
+    };
+    let is = Availability::of(&read, idle, turn.now);
+    let starts = if is.start == CanStart::Yes { idle.unwrap_or(1).max(1) } else { 0 };
+    (Some(read), is.free + starts)
+}
+
+/// A pass first, then the claim, then the start. Returns the tickets if another instance claimed the VM first.
+async fn take_vm(
+    cx: &Context,
+    vm: &Arc<ManagedVm>,
+    read: VmSnapshot,
+    tickets: Vec<Ticket>,
+    now: Timestamp,
+    deadline: Deadline,
+) -> Vec<Ticket> {
+    let turn = Turn { cx, vm, now, deadline };
+    let Some(job) = tickets.first().map(|ticket| ticket.job.clone()) else { return tickets };
+    let idle_since = turn.idle_since();
+    let task = Task::new(&vm.vm, idle_since).with_job(job.clone());
+    let due = rounded_up(now + FIRST_PASS);
+    if let Err(error) = turn.schedule(task.clone(), due).await {
+        answer(tickets, || Err(error.clone()));
+        return Vec::new();
+    }
+    let claim = Change::Claim(turn.claim(&job), Some(idle_since));
+    if labels::try_write(&turn, &read, claim).await == Written::TakenByAnother {
+        return tickets;
+    }
+    let started = start(&turn, &read, &task).await;
+    let next_check = started.next_check.unwrap_or(due);
+    let started = started.next_check_at(next_check);
+    answer(tickets, || Ok((Arc::clone(vm), started.clone())));
+    Vec::new()
+}
+
+/// No VM is left for these jobs: whichever is free first takes them. A pass looks after them.
+async fn overflow(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadline) {
+    let Some(job) = tickets.first().map(|ticket| ticket.job.clone()) else { return };
+    let vm = pool.first();
+    let turn = Turn::new(cx, vm, deadline);
+    let outcome = bring_up(&turn, Evidence::Job(job)).await;
+    let outcome = outcome.map(|outcome| {
+        let size = pool.vms().len();
+        outcome.because_of(&format!("all {size} VMs of its pool are taken"))
+    });
+    answer(tickets, || outcome.clone().map(|outcome| (Arc::clone(vm), outcome)));
+}
+
+fn answer(tickets: Vec<Ticket>, result: impl Fn() -> Result<Placed, Error>) {
+    for ticket in tickets {
+        ticket.answer(result());
+    }
+}

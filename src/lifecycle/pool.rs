@@ -1,0 +1,302 @@
+//! Pools: which VM is up for which job.
+//!
+//! Any VM of a pool may run a job that waits for the pool, and GitHub, not this service, gives it to one of their runners.
+//! So the service only counts: as many VMs have to be able to take a job as jobs wait. A VM that is started for a job is
+//! *claimed* for it by a label, so that the next job starts the next VM although this one is not up yet.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt, stream};
+
+use super::context::{Context, Turn};
+use super::demand::{self, RunnerLists};
+use super::schedule::BOOT_ALLOWANCE;
+use super::task::JobRef;
+use super::vm::{Phase, VmSnapshot, observe};
+use crate::clock::{Deadline, Timestamp};
+use crate::fleet::{Fleet, ManagedVm, Vm};
+
+/// Peers that are asked about at the same time.
+const CONCURRENT_PEERS: usize = 8;
+
+/// The jobs that a VM can take in the next minutes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Availability {
+    /// Runners that are free, or will be once the VM is up.
+    pub(super) free: usize,
+    /// One more runner is for this job.
+    pub(super) claimed_for: Option<u64>,
+    pub(super) start: CanStart,
+}
+
+/// The use of starting a VM for a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum CanStart {
+    /// It is not down, or its last start has just failed.
+    #[default]
+    No,
+    Yes,
+    /// Its last start failed, but no other VM is left.
+    LastResort,
+}
+
+impl Availability {
+    /// Of a VM with this many idle runners; `None` if they could not be queried.
+    pub(super) fn of(vm: &VmSnapshot, idle: Option<usize>, now: Timestamp) -> Self {
+        let claim = vm.claim.filter(|claim| claim.is_fresh(now));
+        match (vm.phase, claim) {
+            (Phase::Up | Phase::Booting, claim) => {
+                let runners = idle.unwrap_or(usize::from(vm.claim.is_none()));
+                let claimed_for = claim.filter(|_| runners > 0).map(|claim| claim.job);
+                let free = runners - usize::from(claimed_for.is_some());
+                Self { free, claimed_for, start: CanStart::No }
+            }
+            (Phase::Stopped | Phase::Suspended, None) => {
+                Self { start: CanStart::Yes, ..Self::default() }
+            }
+            (Phase::Stopped | Phase::Suspended, Some(claim)) => Self {
+                claimed_for: Some(claim.job).filter(|_| !claim.should_show(now)),
+                ..Self::default()
+            },
+            (Phase::Leaving, _) => Self::default(),
+        }
+    }
+}
+
+/// The VMs that have to be up for these jobs, each with one of them: the one that is claimed for it, else the first of
+/// its pool that is free, else the first that can be started, else one that was claimed for a job that no longer waits.
+pub(super) fn place(
+    fleet: &Fleet,
+    jobs: &[JobRef],
+    members: &BTreeMap<Vm, Availability>,
+) -> BTreeMap<Vm, JobRef> {
+    let mut placed = BTreeMap::new();
+    let mut free: BTreeMap<&Vm, usize> = members.iter().map(|(vm, is)| (vm, is.free)).collect();
+    let claimed = |job: &JobRef| members.iter().find(|(_, is)| is.claimed_for == Some(job.id));
+    for job in jobs {
+        if let Some((vm, _)) = claimed(job) {
+            placed.insert(vm.clone(), job.clone());
+            // Others that were claimed for it too are not needed for it.
+            let others =
+                members.iter().filter(|(other, is)| *other != vm && is.claimed_for == Some(job.id));
+            others.for_each(|(other, _)| *free.entry(other).or_default() += 1);
+        }
+    }
+    for job in jobs.iter().filter(|job| claimed(job).is_none()) {
+        let Some(pool) = fleet.pool(&job.repo, &job.labels) else { continue };
+        let vms = || pool.vms().iter().map(|vm| &vm.vm);
+        let can_start = |vm: &&Vm, how| {
+            !placed.contains_key(*vm) && members.get(vm).is_some_and(|is| is.start == how)
+        };
+        let is_claimed = |vm: &Vm| members.get(vm).is_some_and(|is| is.claimed_for.is_some());
+        let taker = vms().find(|vm| free.get(vm).is_some_and(|free| *free > 0));
+        if let Some(left) = taker.and_then(|vm| free.get_mut(vm)) {
+            *left -= 1;
+        }
+        let vm = taker
+            .or_else(|| vms().find(|vm| can_start(vm, CanStart::Yes)))
+            .or_else(|| vms().find(|vm| can_start(vm, CanStart::LastResort)))
+            // The job that it is claimed for does not wait: it runs elsewhere, or is over.
+            .or_else(|| vms().find(|vm| !placed.contains_key(*vm) && is_claimed(vm)));
+        if let Some(vm) = vm {
+            placed.entry(vm.clone()).or_insert_with(|| job.clone());
+        }
+    }
+    placed
+}
+
+/// Reads the other VMs of the pools, and the runners of those that are up.
+pub(super) async fn peers(turn: &Turn<'_>) -> BTreeMap<Vm, Availability> {
+    let peers: Vec<&ManagedVm> =
+        turn.vm.peers.iter().filter_map(|vm| turn.cx.fleet.vm(vm).map(|vm| &**vm)).collect();
+    let reads = peers.iter().map(|vm| availability(turn.cx, vm, turn.questions()));
+    let read: Vec<_> =
+        stream::iter(reads.collect::<Vec<_>>()).buffered(CONCURRENT_PEERS).collect().await;
+    peers.iter().map(|vm| vm.vm.clone()).zip(read).collect()
+}
+
+async fn availability(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Availability {
+    match observe(cx, &vm.vm, deadline).await {
+        // Its own passes look after it.
+        Err(_) => Availability::default(),
+        Ok(read) => {
+            let idle = match read.phase {
+                Phase::Up | Phase::Booting => {
+                    idle_runners(&demand::runner_lists(cx, vm, deadline).await, &read)
+                }
+                Phase::Stopped | Phase::Suspended | Phase::Leaving => None,
+            };
+            Availability::of(&read, idle, cx.clock.now())
+        }
+    }
+}
+
+/// The runners that can take a job: those that are idle and connected or, while the VM boots, that will be. `None` if
+/// they cannot be queried.
+pub(super) fn idle_runners(lists: &RunnerLists, vm: &VmSnapshot) -> Option<usize> {
+    let boots = vm.phase == Phase::Booting
+        || vm.instance.last_start.is_some_and(|start| vm.at.since(start) < BOOT_ALLOWANCE);
+    let known: Vec<_> = lists.iter().filter_map(|(_, list)| list.as_ref().ok()).flatten().collect();
+    if known.is_empty() && lists.iter().any(|(_, list)| list.is_err()) {
+        return None;
+    }
+    let idle = known.iter().filter(|runner| !runner.busy && (runner.online || boots)).count();
+    // A runner that registers at the boot is not there yet.
+    Some(if known.is_empty() { usize::from(boots) } else { idle })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clients::compute::{Instance, Labels, Status};
+    use crate::fleet::{Entry, Label, RunnerNames};
+    use crate::lifecycle::vm::CLAIM_LABEL;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn vm(status: &str, claim: Option<u64>) -> VmSnapshot {
+        let mut labels = Labels::new();
+        if let Some(age) = claim {
+            labels.insert(CLAIM_LABEL.into(), format!("{}-7", NOW - age));
+        }
+        let instance = Instance {
+            id: "1".into(),
+            status: Status::from(status),
+            labels,
+            label_fingerprint: String::new(),
+            last_start: None,
+            last_stop: None,
+            last_suspend: None,
+            has_local_ssd: false,
+        };
+        VmSnapshot::new(instance, Timestamp::from_unix_seconds(NOW))
+    }
+
+    #[track_caller]
+    fn is(
+        vm: &VmSnapshot,
+        idle: Option<usize>,
+        free: usize,
+        claimed_for: Option<u64>,
+        start: CanStart,
+    ) {
+        let is = Availability::of(vm, idle, Timestamp::from_unix_seconds(NOW));
+        assert_eq!(is, Availability { free, claimed_for, start });
+    }
+
+    #[test]
+    fn a_vm_is_free_startable_or_taken() {
+        use CanStart::{No, Yes};
+        is(&vm("RUNNING", None), Some(1), 1, None, No);
+        is(&vm("RUNNING", None), Some(0), 0, None, No);
+        is(&vm("RUNNING", Some(10)), Some(1), 0, Some(7), No);
+        is(&vm("RUNNING", Some(10)), Some(0), 0, None, No);
+        is(&vm("RUNNING", Some(10)), Some(3), 2, Some(7), No);
+        // The job had time to come: it runs elsewhere, or is over.
+        is(&vm("RUNNING", Some(400)), Some(1), 1, None, No);
+        is(&vm("STAGING", Some(10)), Some(1), 0, Some(7), No);
+        // Runners that cannot be queried count by their claims.
+        is(&vm("RUNNING", None), None, 1, None, No);
+        is(&vm("RUNNING", Some(10)), None, 0, None, No);
+        is(&vm("RUNNING", Some(400)), None, 0, None, No);
+        is(&vm("TERMINATED", None), None, 0, None, Yes);
+        is(&vm("TERMINATED", Some(10)), None, 0, Some(7), No);
+        is(&vm("TERMINATED", Some(90)), None, 0, None, No);
+        is(&vm("TERMINATED", Some(400)), None, 0, None, Yes);
+        is(&vm("STOPPING", None), None, 0, None, No);
+    }
+
+    fn named(vm: &str) -> Vm {
+        Vm::new(vm, "z")
+    }
+
+    /// `acme/app` has the pool a, b, c; `acme/web` has the pool c, d.
+    fn fleet() -> Fleet {
+        let labels = vec![Label::from("gpu")];
+        let entries = [
+            ("acme/app", "a"),
+            ("acme/app", "b"),
+            ("acme/app", "c"),
+            ("acme/web", "c"),
+            ("acme/web", "d"),
+        ];
+        Fleet::new(
+            entries
+                .map(|(repo, vm)| Entry {
+                    repo: repo.into(),
+                    labels: labels.clone(),
+                    runner_labels: Vec::new(),
+                    vm: named(vm),
+                    runner_names: RunnerNames::parse([vm]),
+                    discard_local_ssd: false,
+                    register: None,
+                })
+                .into(),
+        )
+    }
+
+    fn job(repo: &str, id: u64) -> JobRef {
+        JobRef {
+            repo: repo.into(),
+            id,
+            queued_at: Timestamp::from_unix_seconds(NOW),
+            labels: vec!["gpu".into()],
+        }
+    }
+
+    /// One word for each VM: `1` free runner, `for 7`, `down`, `last`, or anything else for taken.
+    #[track_caller]
+    fn places(members: [(&str, &str); 4], jobs: &[(&str, u64)], expected: &[(&str, u64)]) {
+        let members = members.map(|(vm, is)| {
+            let start = match is {
+                "down" => CanStart::Yes,
+                "last" => CanStart::LastResort,
+                _ => CanStart::No,
+            };
+            let claimed_for = is.strip_prefix("for ").and_then(|job| job.parse().ok());
+            (named(vm), Availability { free: is.parse().unwrap_or(0), claimed_for, start })
+        });
+        let jobs: Vec<_> = jobs.iter().map(|(repo, id)| job(repo, *id)).collect();
+        let placed = place(&fleet(), &jobs, &members.into());
+        let placed: Vec<_> = placed.iter().map(|(vm, job)| (vm.name.as_str(), job.id)).collect();
+        assert_eq!(placed, expected);
+    }
+
+    #[test]
+    fn as_many_vms_are_up_as_jobs_wait() {
+        let all_down = [("a", "down"), ("b", "down"), ("c", "down"), ("d", "down")];
+        let app = |ids: &[u64]| ids.iter().map(|id| ("acme/app", *id)).collect::<Vec<_>>();
+        places(all_down, &app(&[1]), &[("a", 1)]);
+        places(all_down, &app(&[1, 2]), &[("a", 1), ("b", 2)]);
+        places(all_down, &app(&[1, 2, 3, 4, 5]), &[("a", 1), ("b", 2), ("c", 3)]);
+        // One that is free comes before one that is down, wherever it stands.
+        places([("a", "down"), ("b", "1"), ("c", "1"), ("d", "down")], &app(&[1]), &[("b", 1)]);
+        places(
+            [("a", "down"), ("b", "1"), ("c", "-"), ("d", "down")],
+            &app(&[1, 2]),
+            &[("a", 2), ("b", 1)],
+        );
+        // Several runners on one VM count as that many.
+        places([("a", "down"), ("b", "2"), ("c", "-"), ("d", "down")], &app(&[1, 2]), &[("b", 1)]);
+        // A claimed VM is for its job, and for no other.
+        places(
+            [("a", "for 2"), ("b", "down"), ("c", "down"), ("d", "-")],
+            &app(&[1, 2]),
+            &[("a", 2), ("b", 1)],
+        );
+        places([("a", "for 9"), ("b", "down"), ("c", "down"), ("d", "-")], &app(&[1]), &[("b", 1)]);
+        places([("a", "-"), ("b", "for 9"), ("c", "-"), ("d", "down")], &app(&[1]), &[("b", 1)]);
+        // A VM whose start failed is tried again once no other is left.
+        places([("a", "last"), ("b", "down"), ("c", "-"), ("d", "-")], &app(&[1]), &[("b", 1)]);
+        places([("a", "last"), ("b", "-"), ("c", "-"), ("d", "down")], &app(&[1]), &[("a", 1)]);
+        // Two repositories share c.
+        let both = [("acme/app", 1), ("acme/web", 2)];
+        places(
+            [("a", "-"), ("b", "-"), ("c", "down"), ("d", "down")],
+            &both,
+            &[("c", 1), ("d", 2)],
+        );
+        places([("a", "-"), ("b", "-"), ("c", "1"), ("d", "-")], &both, &[("c", 1)]);
+        places(all_down, &[("acme/other", 1)], &[]);
+    }
+}
