@@ -352,6 +352,7 @@ impl ManagedVm {
 pub struct Pool {
     /// The position of its first entry.
     pub first_entry: usize,
+    pub repo: RepoName,
     vms: Vec<Arc<ManagedVm>>,
 }
 
@@ -419,7 +420,8 @@ impl Fleet {
             vms.into_iter().map(|(vm, managed)| (vm, Arc::new(managed))).collect();
         let pool = |(first_entry, members): (usize, Vec<Vm>)| {
             let vms = members.iter().map(|vm| Arc::clone(&vms[vm])).collect();
-            (first_entry, Pool { first_entry, vms })
+            let repo = entries[first_entry].repo.clone();
+            (first_entry, Pool { first_entry, repo, vms })
         };
         let pools = members.into_iter().map(pool).collect();
         Self { entries, by_repo, pools, vms }

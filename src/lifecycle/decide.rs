@@ -55,8 +55,8 @@ pub(super) struct Facts<'a> {
     pub(super) job: Option<JobState>,
     pub(super) runner: Option<RunnerState>,
     pub(super) demand: Option<Demand>,
-    /// The other VMs of its pools.
-    pub(super) peers: Option<BTreeMap<Vm, Availability>>,
+    /// The VMs of its pools, itself included.
+    pub(super) pool: Option<BTreeMap<Vm, Availability>>,
 }
 
 impl Facts<'_> {
@@ -84,8 +84,8 @@ pub(super) enum Question {
     Runner,
     /// The open jobs.
     Jobs,
-    /// The other VMs of its pools.
-    Peers,
+    /// The VMs of its pools.
+    Pool,
 }
 
 /// The result of a pass: an action, its evidence, and the next pass.
@@ -469,7 +469,7 @@ impl<'a> Pass<'a> {
         if let RunnerState::Forbidden(_) = runner {
             self.note_refusal(Source::Runner);
         }
-        if let (RunnerState::Busy { because, offline, .. }, true) = (runner, self.is_up()) {
+        if let (RunnerState::Busy { because, offline }, true) = (runner, self.is_up()) {
             if *offline {
                 let since = self.facts.task.lost_since.unwrap_or(self.now());
                 self.next.lost_since = Some(since);
@@ -544,30 +544,21 @@ impl<'a> Pass<'a> {
     /// Places the jobs on the VMs of their pools: the job for which this VM has to be up, if any. Other VMs that have to
     /// come up are told. Without a pool, the first job needs this VM.
     fn place(&mut self, jobs: &[JobRef]) -> Rule<Option<JobRef>> {
-        let Facts { fleet, managed, vm, runner, now, .. } = self.facts;
+        let Facts { fleet, managed, vm, .. } = self.facts;
         if !managed.is_in_a_pool() {
             return Ok(jobs.first().cloned());
         }
-        let Some(peers) = &self.facts.peers else { return Err(Step::Ask(Question::Peers)) };
-        let idle = match runner {
-            Some(RunnerState::Busy { idle, .. }) => Some(*idle),
-            // A runner that registers at the boot is not there yet.
-            Some(RunnerState::Idle(runners) | RunnerState::IdleElsewhere { runners, .. }) => {
-                Some(runners.len().max(1))
-            }
-            Some(RunnerState::Unavailable(_) | RunnerState::Forbidden(_)) | None => None,
-        };
-        let mut own = Availability::of(vm, idle, *now);
+        let Some(members) = &self.facts.pool else { return Err(Step::Ask(Question::Pool)) };
+        let mut members = members.clone();
+        let own = members.entry(managed.vm.clone()).or_default();
         if vm.phase.is_down() && own.claimed_for.is_none() && own.start == CanStart::No {
             own.start = CanStart::LastResort;
         }
         // The lists do not show the job that it is claimed for: that one runs elsewhere, or is over.
         let waits = |job: u64| jobs.iter().any(|waiting| waiting.id == job);
         if self.facts.demand.is_some() && own.claimed_for.is_some_and(|job| !waits(job)) {
-            own = Availability { free: own.free + 1, claimed_for: None, ..own };
+            own.claimed_for = None;
         }
-        let mut members = peers.clone();
-        members.insert(managed.vm.clone(), own);
         let mut placed = pool::place(fleet, jobs, &members);
         let here = placed.remove(&managed.vm);
         placed.retain(|vm, _| members[vm].start == CanStart::Yes);
@@ -586,8 +577,8 @@ impl<'a> Pass<'a> {
         (self.next.job, self.next.pending_since) = (Some(job), None);
         if !self.is_up() {
             // If that one cannot be started, it is this one's turn.
-            let comes =
-                self.facts.peers.iter().flatten().any(|(_, peer)| peer.claimed_for == Some(id));
+            let mut members = self.facts.pool.iter().flatten();
+            let comes = members.any(|(_, member)| member.claimed_for == Some(id));
             let minute = rounded_up(self.base() + MINUTE);
             let due = if comes { minute } else { next_interval(self.base()) };
             return Err(self.requeue(due, Status::AlreadyStopped, because));

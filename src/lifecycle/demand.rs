@@ -32,8 +32,6 @@ pub(super) enum RunnerState {
         because: String,
         /// No runner that is busy is connected.
         offline: bool,
-        /// The VM's runners that are not.
-        idle: usize,
     },
     /// The labels of each runner; empty if none is registered.
     Idle(Vec<Vec<Label>>),
@@ -95,10 +93,6 @@ pub async fn runners_in(
 pub(super) type RunnerLists = Vec<(RunnerScope, Result<Vec<Runner>, Error>)>;
 
 /// Asks every scope for the VM's runner.
-pub(super) async fn runner(turn: &Turn<'_>) -> RunnerState {
-    runner_state(&runner_lists(turn.cx, turn.vm, turn.questions()).await)
-}
-
 pub(super) async fn runner_lists(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> RunnerLists {
     let scopes = scopes(vm);
     let lists = scopes.iter().map(|scope| runners_in(cx, vm, scope, deadline));
@@ -110,7 +104,7 @@ pub(super) async fn runner_lists(cx: &Context, vm: &ManagedVm, deadline: Deadlin
 /// Weighs what the scopes answered.
 pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
     let mut busy: Option<(&RunnerScope, bool)> = None;
-    let (mut known, mut idle) = (Vec::new(), 0);
+    let mut known = Vec::new();
     let (mut unavailable, mut forbidden) = (None, None);
     for (scope, list) in lists {
         match list {
@@ -119,8 +113,6 @@ pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
                     if runner.busy {
                         let online = runner.online || busy.is_some_and(|(_, online)| online);
                         busy = Some((busy.map_or(scope, |(first, _)| first), online));
-                    } else {
-                        idle += 1;
                     }
                     known.push(runner.labels.clone());
                 }
@@ -136,7 +128,6 @@ pub(super) fn runner_state(lists: &RunnerLists) -> RunnerState {
         (Some((scope, online)), ..) => RunnerState::Busy {
             because: format!("its runner in {scope} is busy"),
             offline: !online,
-            idle,
         },
         (None, Some(error), _) => RunnerState::Unavailable(error.to_string()),
         (None, None, Some((scope, error))) if known.is_empty() => {

@@ -12,13 +12,13 @@ use super::context::{Context, Turn};
 use super::demand;
 use super::error::Error;
 use super::labels::{self, Change, Written};
-use super::pool::{Availability, CanStart, idle_runners};
+use super::pool::{Availability, CanStart, Slot, idle_runners};
 use super::pool_queue::{Placed, Ticket};
 use super::schedule::{FIRST_PASS, rounded_up};
 use super::task::{Evidence, JobRef, Task};
 use super::vm::{Phase, VmSnapshot, observe};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{ManagedVm, Pool};
+use crate::fleet::{ManagedVm, Pool, RepoName};
 
 /// A job is queued for the pool.
 ///
@@ -45,7 +45,7 @@ async fn place(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadli
         if few.is_empty() {
             return overflow(cx, pool, left, deadline).await;
         }
-        let looks = few.iter().map(|vm| look(Turn { cx, vm, now, deadline }));
+        let looks = few.iter().map(|vm| look(Turn { cx, vm, now, deadline }, &pool.repo));
         let mut takes = Vec::new();
         for (vm, (read, slots)) in few.iter().zip(join_all(looks).await) {
             let Some(read) = read else { continue };
@@ -65,8 +65,8 @@ async fn place(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadli
     }
 }
 
-/// Reads a VM: how many jobs it can take.
-async fn look(turn: Turn<'_>) -> (Option<VmSnapshot>, usize) {
+/// Reads a VM: how many jobs of the repository it can take.
+async fn look(turn: Turn<'_>, repo: &RepoName) -> (Option<VmSnapshot>, usize) {
     let read = match observe(turn.cx, &turn.vm.vm, turn.deadline).await {
         Ok(read) => read,
         Err(error) => {
@@ -74,22 +74,29 @@ async fn look(turn: Turn<'_>) -> (Option<VmSnapshot>, usize) {
             return (None, 0);
         }
     };
-    // One runner at most, and claims, say enough in most cases.
-    let has_one_runner = turn.vm.runner_names.only().is_some();
-    let has_old_claim = read.claim.is_some_and(|claim| !claim.is_fresh(turn.now));
-    let idle = match read.phase {
-        Phase::Up if has_one_runner && !has_old_claim && !turn.lacks_labels() => None,
-        Phase::Booting if turn.lacks_labels() => Some(0),
-        Phase::Booting | Phase::Stopped | Phase::Suspended if has_one_runner => None,
-        Phase::Leaving => None,
-        Phase::Up | Phase::Booting | Phase::Stopped | Phase::Suspended => {
-            let lists = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
-            idle_runners(&lists, &read)
-        }
+    let is_fresh = read.claim.map(|claim| claim.is_fresh(turn.now));
+    let has_one_runner = turn.vm.runner_names.only().is_some() && turn.vm.repos.len() == 1;
+    // In most cases its claim says enough.
+    let idle = match (read.phase, is_fresh) {
+        (Phase::Leaving, _) => None,
+        (Phase::Booting, None) if turn.lacks_labels() => Some(Vec::new()),
+        (Phase::Up, None) if turn.lacks_labels() => Some(idle(&turn, &read).await),
+        (_, None) => None,
+        (Phase::Up, Some(false)) => Some(idle(&turn, &read).await),
+        (_, Some(_)) if has_one_runner => None,
+        (_, Some(_)) => Some(idle(&turn, &read).await),
     };
     let is = Availability::of(&read, idle, turn.now);
-    let starts = if is.start == CanStart::Yes { idle.unwrap_or(1).max(1) } else { 0 };
-    (Some(read), is.free + starts)
+    let free = is.free.iter().filter(|slot| slot.serves(repo)).count();
+    let claimed = usize::from(is.claimed_for.is_some());
+    (Some(read), free.saturating_sub(claimed) + usize::from(is.start == CanStart::Yes))
+}
+
+/// The VM's idle runners. One whose runners cannot be queried is taken if it was claimed.
+async fn idle(turn: &Turn<'_>, read: &VmSnapshot) -> Vec<Slot> {
+    let lists = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
+    let unknown = vec![Slot::Any; usize::from(read.claim.is_none())];
+    idle_runners(&lists, read).unwrap_or(unknown)
 }
 
 /// A pass first, then the claim, then the start. Returns the tickets if another instance claimed the VM first.

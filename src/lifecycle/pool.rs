@@ -13,20 +13,40 @@ use super::demand::{self, RunnerLists};
 use super::schedule::BOOT_ALLOWANCE;
 use super::task::JobRef;
 use super::vm::{Phase, VmSnapshot, observe};
+use crate::clients::github::RunnerScope;
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{Fleet, ManagedVm, Vm};
+use crate::fleet::{Fleet, ManagedVm, RepoName, Vm};
 
 /// Peers that are asked about at the same time.
 const CONCURRENT_PEERS: usize = 8;
 
 /// The jobs that a VM can take in the next minutes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Availability {
     /// Runners that are free, or will be once the VM is up.
-    pub(super) free: usize,
-    /// One more runner is for this job.
+    pub(super) free: Vec<Slot>,
+    /// One of them is for this job, or will be.
     pub(super) claimed_for: Option<u64>,
     pub(super) start: CanStart,
+}
+
+/// A free runner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// Its registration is not known.
+    Any,
+    In(RunnerScope),
+}
+
+impl Slot {
+    /// The runner takes jobs of the repository.
+    pub(super) fn serves(&self, repo: &RepoName) -> bool {
+        match self {
+            Self::Any => true,
+            Self::In(RunnerScope::Repository(own)) => own == repo,
+            Self::In(RunnerScope::Organization(login)) => login.eq_ignore_ascii_case(repo.owner()),
+        }
+    }
 }
 
 /// The use of starting a VM for a job.
@@ -41,23 +61,24 @@ pub(super) enum CanStart {
 }
 
 impl Availability {
-    /// Of a VM with this many idle runners; `None` if they could not be queried.
-    pub(super) fn of(vm: &VmSnapshot, idle: Option<usize>, now: Timestamp) -> Self {
+    /// Of a VM with these idle runners; `None` if they are not known.
+    pub(super) fn of(vm: &VmSnapshot, idle: Option<Vec<Slot>>, now: Timestamp) -> Self {
         let claim = vm.claim.filter(|claim| claim.is_fresh(now));
         match (vm.phase, claim) {
             (Phase::Up | Phase::Booting, claim) => {
-                let runners = idle.unwrap_or(usize::from(vm.claim.is_none()));
-                let claimed_for = claim.filter(|_| runners > 0).map(|claim| claim.job);
-                let free = runners - usize::from(claimed_for.is_some());
+                // Whose runners are not known goes by its claims.
+                let one = vec![Slot::Any; usize::from(claim.is_some() || vm.claim.is_none())];
+                let free = idle.unwrap_or(one);
+                let claimed_for = claim.filter(|_| !free.is_empty()).map(|claim| claim.job);
                 Self { free, claimed_for, start: CanStart::No }
             }
             (Phase::Stopped | Phase::Suspended, None) => {
                 Self { start: CanStart::Yes, ..Self::default() }
             }
-            (Phase::Stopped | Phase::Suspended, Some(claim)) => Self {
-                claimed_for: Some(claim.job).filter(|_| !claim.should_show(now)),
-                ..Self::default()
-            },
+            (Phase::Stopped | Phase::Suspended, Some(claim)) => {
+                let comes = !claim.should_show(now);
+                Self { claimed_for: comes.then_some(claim.job), ..Self::default() }
+            }
             (Phase::Leaving, _) => Self::default(),
         }
     }
@@ -71,33 +92,35 @@ pub(super) fn place(
     members: &BTreeMap<Vm, Availability>,
 ) -> BTreeMap<Vm, JobRef> {
     let mut placed = BTreeMap::new();
-    let mut free: BTreeMap<&Vm, usize> = members.iter().map(|(vm, is)| (vm, is.free)).collect();
-    let claimed = |job: &JobRef| members.iter().find(|(_, is)| is.claimed_for == Some(job.id));
-    for job in jobs {
-        if let Some((vm, _)) = claimed(job) {
+    let mut free: BTreeMap<&Vm, Vec<Slot>> =
+        members.iter().map(|(vm, is)| (vm, is.free.clone())).collect();
+    let mut take = |vm: &Vm, repo: Option<&RepoName>| {
+        let slots = free.get_mut(vm)?;
+        let slot = slots.iter().position(|slot| repo.is_none_or(|repo| slot.serves(repo)))?;
+        Some(slots.remove(slot))
+    };
+    let mut left: Vec<&JobRef> = jobs.iter().collect();
+    for (vm, is) in members {
+        let Some(id) = is.claimed_for else { continue };
+        if let Some(nth) = left.iter().position(|job| job.id == id) {
+            let job = left.remove(nth);
+            take(vm, Some(&job.repo));
             placed.insert(vm.clone(), job.clone());
-            // Others that were claimed for it too are not needed for it.
-            let others =
-                members.iter().filter(|(other, is)| *other != vm && is.claimed_for == Some(job.id));
-            others.for_each(|(other, _)| *free.entry(other).or_default() += 1);
+        } else if !jobs.iter().any(|job| job.id == id) {
+            take(vm, None);
         }
     }
-    for job in jobs.iter().filter(|job| claimed(job).is_none()) {
+    for job in left {
         let Some(pool) = fleet.pool(&job.repo, &job.labels) else { continue };
         let vms = || pool.vms().iter().map(|vm| &vm.vm);
-        let can_start = |vm: &&Vm, how| {
-            !placed.contains_key(*vm) && members.get(vm).is_some_and(|is| is.start == how)
+        let first = |is: &dyn Fn(&Availability) -> bool| {
+            vms().find(|vm| !placed.contains_key(*vm) && members.get(vm).is_some_and(is))
         };
-        let is_claimed = |vm: &Vm| members.get(vm).is_some_and(|is| is.claimed_for.is_some());
-        let taker = vms().find(|vm| free.get(vm).is_some_and(|free| *free > 0));
-        if let Some(left) = taker.and_then(|vm| free.get_mut(vm)) {
-            *left -= 1;
-        }
-        let vm = taker
-            .or_else(|| vms().find(|vm| can_start(vm, CanStart::Yes)))
-            .or_else(|| vms().find(|vm| can_start(vm, CanStart::LastResort)))
-            // The job that it is claimed for does not wait: it runs elsewhere, or is over.
-            .or_else(|| vms().find(|vm| !placed.contains_key(*vm) && is_claimed(vm)));
+        let vm = vms()
+            .find(|vm| take(vm, Some(&job.repo)).is_some())
+            .or_else(|| first(&|is| is.start == CanStart::Yes))
+            .or_else(|| first(&|is| is.start == CanStart::LastResort))
+            .or_else(|| first(&|is| is.claimed_for.is_some()));
         if let Some(vm) = vm {
             placed.entry(vm.clone()).or_insert_with(|| job.clone());
         }
@@ -133,16 +156,20 @@ async fn availability(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Avail
 
 /// The runners that can take a job: those that are idle and connected or, while the VM boots, that will be. `None` if
 /// they cannot be queried.
-pub(super) fn idle_runners(lists: &RunnerLists, vm: &VmSnapshot) -> Option<usize> {
-    let boots = vm.phase == Phase::Booting
+pub(super) fn idle_runners(lists: &RunnerLists, vm: &VmSnapshot) -> Option<Vec<Slot>> {
+    let boots = vm.phase != Phase::Up
         || vm.instance.last_start.is_some_and(|start| vm.at.since(start) < BOOT_ALLOWANCE);
-    let known: Vec<_> = lists.iter().filter_map(|(_, list)| list.as_ref().ok()).flatten().collect();
-    if known.is_empty() && lists.iter().any(|(_, list)| list.is_err()) {
-        return None;
+    let known = || {
+        let answered = lists.iter().filter_map(|(scope, list)| Some((scope, list.as_ref().ok()?)));
+        answered.flat_map(|(scope, list)| list.iter().map(move |runner| (scope, runner)))
+    };
+    if known().next().is_none() {
+        let refused = lists.iter().any(|(_, list)| list.is_err());
+        // A runner that registers at the boot is not there yet.
+        return if refused { None } else { Some(vec![Slot::Any; usize::from(boots)]) };
     }
-    let idle = known.iter().filter(|runner| !runner.busy && (runner.online || boots)).count();
-    // A runner that registers at the boot is not there yet.
-    Some(if known.is_empty() { usize::from(boots) } else { idle })
+    let idle = known().filter(|(_, runner)| !runner.busy && (runner.online || boots));
+    Some(idle.map(|(scope, _)| Slot::In(scope.clone())).collect())
 }
 
 #[cfg(test)]
@@ -180,8 +207,9 @@ mod tests {
         claimed_for: Option<u64>,
         start: CanStart,
     ) {
+        let idle = idle.map(|idle| vec![Slot::Any; idle]);
         let is = Availability::of(vm, idle, Timestamp::from_unix_seconds(NOW));
-        assert_eq!(is, Availability { free, claimed_for, start });
+        assert_eq!(is, Availability { free: vec![Slot::Any; free], claimed_for, start });
     }
 
     #[test]
@@ -189,15 +217,15 @@ mod tests {
         use CanStart::{No, Yes};
         is(&vm("RUNNING", None), Some(1), 1, None, No);
         is(&vm("RUNNING", None), Some(0), 0, None, No);
-        is(&vm("RUNNING", Some(10)), Some(1), 0, Some(7), No);
+        is(&vm("RUNNING", Some(10)), Some(1), 1, Some(7), No);
         is(&vm("RUNNING", Some(10)), Some(0), 0, None, No);
-        is(&vm("RUNNING", Some(10)), Some(3), 2, Some(7), No);
+        is(&vm("RUNNING", Some(10)), Some(3), 3, Some(7), No);
         // The job had time to come: it runs elsewhere, or is over.
         is(&vm("RUNNING", Some(400)), Some(1), 1, None, No);
-        is(&vm("STAGING", Some(10)), Some(1), 0, Some(7), No);
+        is(&vm("STAGING", Some(10)), Some(1), 1, Some(7), No);
         // Runners that cannot be queried count by their claims.
         is(&vm("RUNNING", None), None, 1, None, No);
-        is(&vm("RUNNING", Some(10)), None, 0, None, No);
+        is(&vm("RUNNING", Some(10)), None, 1, Some(7), No);
         is(&vm("RUNNING", Some(400)), None, 0, None, No);
         is(&vm("TERMINATED", None), None, 0, None, Yes);
         is(&vm("TERMINATED", Some(10)), None, 0, Some(7), No);
@@ -254,7 +282,16 @@ mod tests {
                 _ => CanStart::No,
             };
             let claimed_for = is.strip_prefix("for ").and_then(|job| job.parse().ok());
-            (named(vm), Availability { free: is.parse().unwrap_or(0), claimed_for, start })
+            let free = match is.parse() {
+                Ok(free) => vec![Slot::Any; free],
+                // Runners of these repositories.
+                Err(_) => is
+                    .split_whitespace()
+                    .filter(|word| word.contains('/'))
+                    .map(|repo| Slot::In(RunnerScope::Repository(repo.into())))
+                    .collect(),
+            };
+            (named(vm), Availability { free, claimed_for, start })
         });
         let jobs: Vec<_> = jobs.iter().map(|(repo, id)| job(repo, *id)).collect();
         let placed = place(&fleet(), &jobs, &members.into());
@@ -297,6 +334,15 @@ mod tests {
             &[("c", 1), ("d", 2)],
         );
         places([("a", "-"), ("b", "-"), ("c", "1"), ("d", "-")], &both, &[("c", 1)]);
+        // A runner takes the jobs of its own repository only.
+        let web = "acme/web";
+        places(
+            [("a", "down"), ("b", "-"), ("c", web), ("d", "down")],
+            &both,
+            &[("a", 1), ("c", 2)],
+        );
+        let two = "acme/web acme/app";
+        places([("a", "down"), ("b", "-"), ("c", two), ("d", "down")], &both, &[("c", 1)]);
         places(all_down, &[("acme/other", 1)], &[]);
     }
 }

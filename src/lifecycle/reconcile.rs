@@ -10,11 +10,11 @@ use tracing::{error, warn};
 
 use super::context::{Context, Turn};
 use super::decide::{Action, Asker, Decision, Facts, Notice, Question, Step, decide};
-use super::demand::{self, Extent, JobState, RunnerState};
+use super::demand::{self, Extent, JobState, RunnerLists, RunnerState, runner_state};
 use super::error::Error;
 use super::labels::{self, Change, Written};
 use super::outcome::{Outcome, Status};
-use super::pool;
+use super::pool::{self, Availability, idle_runners};
 use super::schedule::{
     BUCKET, DAY, FIRST_PASS, HOUR, IdleSince, MINUTE, doubled, next_bucket, rounded_up,
     schedule_base,
@@ -91,8 +91,9 @@ pub(super) async fn converse<'a>(
         job: None,
         runner: None,
         demand: None,
-        peers: None,
+        pool: None,
     };
+    let mut runners = RunnerLists::new();
     loop {
         match decide(&facts) {
             Step::Do(decision) => return (*decision, facts),
@@ -109,14 +110,21 @@ pub(super) async fn converse<'a>(
                 };
             }
             Step::Ask(Question::Runner) => {
-                facts.runner = Some(demand::runner(turn).await);
+                runners = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
+                facts.runner = Some(runner_state(&runners));
             }
             Step::Ask(Question::Jobs) => {
                 let registered = facts.runner.as_ref().is_some_and(RunnerState::is_registered);
                 let cursor = task.cursor.as_ref();
                 facts.demand = Some(demand::jobs(turn, registered, extent, cursor).await);
             }
-            Step::Ask(Question::Peers) => facts.peers = Some(pool::peers(turn).await),
+            Step::Ask(Question::Pool) => {
+                let mut members = pool::peers(turn).await;
+                let idle = idle_runners(&runners, &facts.vm);
+                let own = Availability::of(&facts.vm, idle, turn.now);
+                members.insert(turn.vm.vm.clone(), own);
+                facts.pool = Some(members);
+            }
         }
     }
 }

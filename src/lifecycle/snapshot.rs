@@ -207,7 +207,7 @@ impl<'a> VmView<'a> {
             job: None,
             demand: Some(self.demand(runner.is_registered())),
             runner: Some(runner),
-            peers: Some(self.peers()),
+            pool: Some(self.pool()),
         };
         match decide(&facts) {
             Step::Do(decision) => Some((*decision, stop_after(&facts))),
@@ -215,15 +215,16 @@ impl<'a> VmView<'a> {
         }
     }
 
-    /// The other VMs of its pools, as far as the snapshot shows them.
-    fn peers(&self) -> BTreeMap<Vm, Availability> {
+    /// The VMs of its pools, as far as the snapshot shows them.
+    fn pool(&self) -> BTreeMap<Vm, Availability> {
         let availability = |vm: &Vm| {
             let Some(Ok(read)) = self.reads.get(vm) else { return Availability::default() };
             let lists = self.github.and_then(|snapshot| snapshot.runners.get(vm));
             let idle = lists.and_then(|lists| idle_runners(lists, read));
             Availability::of(read, idle, self.turn.now)
         };
-        self.turn.vm.peers.iter().map(|vm| (vm.clone(), availability(vm))).collect()
+        let members = self.turn.vm.peers.iter().chain([&self.turn.vm.vm]);
+        members.map(|vm| (vm.clone(), availability(vm))).collect()
     }
 
     fn runner_state(&self) -> RunnerState {

@@ -7,6 +7,7 @@ use super::*;
 use crate::clients::compute::{Instance, Labels, Status as InstanceStatus};
 use crate::fleet::{Entry, Label, RunnerNames};
 use crate::lifecycle::claim::Claim;
+use crate::lifecycle::pool::Slot;
 use crate::lifecycle::task::Cursor;
 use crate::lifecycle::vm::{CLAIM_LABEL, GIVEN_UP_LABEL, HOLD_LABEL, IDLE_SINCE_LABEL};
 
@@ -44,7 +45,7 @@ fn registered() -> RunnerState {
 }
 
 fn runner_busy() -> RunnerState {
-    RunnerState::Busy { because: "its runner in acme/app is busy".into(), offline: false, idle: 0 }
+    RunnerState::Busy { because: "its runner in acme/app is busy".into(), offline: false }
 }
 
 fn partial(resume: bool) -> Coverage {
@@ -83,6 +84,8 @@ struct Case {
     /// In a pool: the seconds since the VM was claimed, and the job.
     claim: Option<(u64, u64)>,
     peers: BTreeMap<Vm, Availability>,
+    /// Runners of the VM that are idle while another is busy.
+    idle: usize,
 }
 
 fn idle() -> Case {
@@ -105,6 +108,7 @@ fn idle() -> Case {
         managed: ManagedVm::unconfigured(vm),
         claim: None,
         peers: BTreeMap::new(),
+        idle: 0,
     }
 }
 
@@ -185,8 +189,20 @@ impl Case {
             job: None,
             runner: None,
             demand: None,
-            peers: None,
+            pool: None,
         }
+    }
+
+    /// The VM itself, as its driver sees it.
+    fn availability(&self, vm: &VmSnapshot) -> Availability {
+        let idle = match &self.runner {
+            RunnerState::Busy { .. } => Some(self.idle),
+            RunnerState::Idle(runners) | RunnerState::IdleElsewhere { runners, .. } => {
+                Some(runners.len().max(1))
+            }
+            RunnerState::Unavailable(_) | RunnerState::Forbidden(_) => None,
+        };
+        Availability::of(vm, idle.map(|idle| vec![Slot::Any; idle]), at(NOW))
     }
 
     /// Answers the questions as a driver would: what was asked, in order, and the decision.
@@ -203,7 +219,11 @@ impl Case {
                         Question::Job => facts.job.clone_from(&self.job),
                         Question::Runner => facts.runner = Some(self.runner.clone()),
                         Question::Jobs => facts.demand = Some(self.demand.clone()),
-                        Question::Peers => facts.peers = Some(self.peers.clone()),
+                        Question::Pool => {
+                            let mut members = self.peers.clone();
+                            members.insert(self.managed.vm.clone(), self.availability(&facts.vm));
+                            facts.pool = Some(members);
+                        }
                     }
                 }
             }
@@ -235,7 +255,7 @@ fn next(decision: &Decision) -> &Task {
 }
 
 use Action::{Nothing, Start, Stop};
-use Question::{Job, Jobs, Peers, Runner, WriteIdleSince};
+use Question::{Job, Jobs, Pool, Runner, WriteIdleSince};
 
 const NO_QUESTION: &[Question] = &[];
 
@@ -595,7 +615,7 @@ fn step_6_a_busy_runner_keeps_its_vm_up() {
     );
     let lost = |since| {
         idle().with(|case| {
-            case.runner = RunnerState::Busy { because: "busy".into(), offline: true, idle: 0 };
+            case.runner = RunnerState::Busy { because: "busy".into(), offline: true };
             case.task.lost_since = since;
         })
     };
@@ -1037,10 +1057,16 @@ fn an_observer_asks_for_no_task_and_sees_what_a_pass_would_do() {
     one.gives(both, Status::Stopping, Stop, Some(120));
 }
 
-const TAKEN: Availability = Availability { free: 0, claimed_for: None, start: CanStart::No };
-const FREE: Availability = Availability { free: 1, ..TAKEN };
-const CAN_START: Availability = Availability { start: CanStart::Yes, ..TAKEN };
-const COMING_FOR_7: Availability = Availability { claimed_for: Some(7), ..TAKEN };
+const TAKEN: Availability =
+    Availability { free: Vec::new(), claimed_for: None, start: CanStart::No };
+const CAN_START: Availability =
+    Availability { free: Vec::new(), claimed_for: None, start: CanStart::Yes };
+const COMING_FOR_7: Availability =
+    Availability { free: Vec::new(), claimed_for: Some(7), start: CanStart::No };
+
+fn free() -> Availability {
+    Availability { free: vec![Slot::Any], ..TAKEN }
+}
 
 /// The VMs to which a decision hands jobs, with the job of each.
 fn handed_on(decision: &Decision) -> Vec<(&str, u64)> {
@@ -1054,7 +1080,7 @@ fn waiting(jobs: &[u64]) -> Demand {
 #[test]
 fn pool_a_vm_that_is_down_starts_for_its_job_unless_another_is_there_for_it() {
     let queued = || down().carrying(JobState::Queued(labels("gpu")));
-    let asked = &[Job, Runner, Peers];
+    let asked = &[Job, Runner, Pool];
     // It is the first that can be started, or claimed for the job.
     queued().in_a_pool(TAKEN, CAN_START).gives(asked, Status::Starting, Start, Some(300));
     let claimed = queued().with(|case| case.claim = Some((30, 7)));
@@ -1063,22 +1089,23 @@ fn pool_a_vm_that_is_down_starts_for_its_job_unless_another_is_there_for_it() {
     let to_first = queued().in_a_pool(CAN_START, CAN_START);
     let to_first = to_first.gives(asked, Status::AlreadyStopped, Nothing, Some(300));
     assert_eq!(handed_on(&to_first), [("gpu-1", 7)]);
-    let asked = &[Job, Runner, Peers, Jobs];
+    let asked = &[Job, Runner, Pool, Jobs];
     let left = queued().in_a_pool(COMING_FOR_7, CAN_START);
     let left = left.gives(asked, Status::AlreadyStopped, Nothing, Some(60));
     assert_eq!((handed_on(&left), next(&left).job.as_ref().map(|job| job.id)), (vec![], Some(7)));
     // One VM is free, and two jobs wait.
     let more = queued().with(|case| case.demand = waiting(&[7, 8]));
     let started =
-        more.clone().in_a_pool(FREE, CAN_START).gives(asked, Status::Starting, Start, Some(300));
+        more.clone().in_a_pool(free(), CAN_START).gives(asked, Status::Starting, Start, Some(300));
     assert_eq!(next(&started).job.as_ref().unwrap().id, 8);
     let more = more.with(|case| case.demand = waiting(&[7, 8, 9, 10]));
-    let started = more.in_a_pool(FREE, CAN_START).gives(asked, Status::Starting, Start, Some(300));
+    let started =
+        more.in_a_pool(free(), CAN_START).gives(asked, Status::Starting, Start, Some(300));
     assert_eq!(handed_on(&started), [("gpu-3", 9)]);
     // Its webhook was lost: the lists show it.
     let found = down().with(|case| case.demand = waiting(&[8]));
     found.in_a_pool(TAKEN, CAN_START).gives(
-        &[Runner, Jobs, Peers],
+        &[Runner, Jobs, Pool],
         Status::Starting,
         Start,
         Some(300),
@@ -1091,7 +1118,7 @@ fn pool_a_vm_that_could_not_be_started_hands_its_job_on() {
         let queued = down().carrying(JobState::Queued(labels("gpu")));
         queued.with(|case| case.claim = Some((age, 7)))
     };
-    let asked = &[Job, Runner, Peers];
+    let asked = &[Job, Runner, Pool];
     let handed = failed(90).in_a_pool(TAKEN, CAN_START);
     let handed = handed.gives(asked, Status::AlreadyStopped, Nothing, Some(300));
     assert_eq!((handed_on(&handed), next(&handed).job.is_some()), (vec![("gpu-3", 7)], true));
@@ -1109,7 +1136,7 @@ fn pool_a_vm_that_is_busy_hands_on_the_job_that_waits() {
         case.label = Some(ago(2));
         case.task.idle_since = Some(IdleSince::of_event(ago(2)));
     });
-    let asked = &[Job, Runner, Peers];
+    let asked = &[Job, Runner, Pool];
     let handed = waits.clone().in_a_pool(TAKEN, CAN_START);
     let handed = handed.gives(asked, Status::StopScheduled, Nothing, Some(300));
     assert_eq!((handed_on(&handed), next(&handed).job.is_some()), (vec![("gpu-3", 7)], true));
@@ -1122,25 +1149,23 @@ fn pool_a_vm_that_is_busy_hands_on_the_job_that_waits() {
         let (_, decision) = old.with(change).in_a_pool(TAKEN, CAN_START).play();
         assert_eq!(handed_on(&decision), [("gpu-3", 7)]);
     }
-    let (_, decision) = waits.clone().in_a_pool(FREE, CAN_START).play();
+    let (_, decision) = waits.clone().in_a_pool(free(), CAN_START).play();
     assert!(handed_on(&decision).is_empty());
     // A second runner of the VM is free.
-    let two = waits.with(|case| {
-        case.runner = RunnerState::Busy { because: String::new(), offline: false, idle: 1 };
-    });
+    let two = waits.with(|case| case.idle = 1);
     assert!(handed_on(&two.in_a_pool(TAKEN, CAN_START).play().1).is_empty());
 }
 
 #[test]
 fn pool_a_late_vm_is_not_kept_up_by_jobs_that_an_earlier_one_can_run() {
     let waits = |jobs: &[u64]| idle().with(|case| case.demand = waiting(jobs));
-    let asked = &[Runner, Jobs, Peers];
-    waits(&[8]).in_a_pool(FREE, TAKEN).gives(asked, Status::Stopping, Stop, Some(120));
-    waits(&[8, 9]).in_a_pool(FREE, TAKEN).gives(asked, Status::Busy, Nothing, Some(300));
-    waits(&[8]).in_a_pool(TAKEN, FREE).gives(asked, Status::Busy, Nothing, Some(300));
+    let asked = &[Runner, Jobs, Pool];
+    waits(&[8]).in_a_pool(free(), TAKEN).gives(asked, Status::Stopping, Stop, Some(120));
+    waits(&[8, 9]).in_a_pool(free(), TAKEN).gives(asked, Status::Busy, Nothing, Some(300));
+    waits(&[8]).in_a_pool(TAKEN, free()).gives(asked, Status::Busy, Nothing, Some(300));
     // GitHub may just be giving the job to this VM.
     let recent = waits(&[8]).with(|case| case.demand.queued[0].queued_at = ago(1));
-    recent.in_a_pool(FREE, TAKEN).gives(asked, Status::StopScheduled, Nothing, Some(60));
+    recent.in_a_pool(free(), TAKEN).gives(asked, Status::StopScheduled, Nothing, Some(60));
     // Jobs that are too many for the VMs that are up bring the next one up.
     let more = waits(&[8, 9]).in_a_pool(TAKEN, CAN_START);
     let more = more.gives(asked, Status::Busy, Nothing, Some(300));

@@ -308,10 +308,12 @@ fn ended_down(case: &Case) -> Result<(), &'static str> {
 /// A VM of a pool, its claim and its peers in every state.
 #[test]
 fn every_combination_of_a_pool_leaves_no_job_alone() {
-    let peers = [TAKEN, FREE, CAN_START, COMING_FOR_7];
+    let peers = [TAKEN, free(), CAN_START, COMING_FOR_7];
     let claims = [None, Some((30, 7)), Some((90, 7)), Some((30, 8)), Some((400, 8))];
     let (mut count, mut hands) = (0_u64, 0_u64);
-    for (first, third) in peers.iter().flat_map(|a| peers.iter().map(move |b| (*a, *b))) {
+    for (first, third) in
+        peers.iter().flat_map(|a| peers.iter().map(move |b| (a.clone(), b.clone())))
+    {
         for claim in claims {
             for status in STATUSES {
                 for held in [false, true] {
@@ -320,7 +322,7 @@ fn every_combination_of_a_pool_leaves_no_job_alone() {
                             .iter()
                             .flat_map(|r| demands().into_iter().map(move |d| (r.clone(), d)))
                         {
-                            let mut case = idle().in_a_pool(first, third);
+                            let mut case = idle().in_a_pool(first.clone(), third.clone());
                             (case.status, case.claim, case.held) = (status, claim, held);
                             match &evidence {
                                 Some(Evidence::Job(job)) => case.task.job = Some(job.clone()),
@@ -367,7 +369,7 @@ fn no_job_is_left_alone(case: &Case, decision: &Decision) {
         assert!(*due > at(NOW) && *due <= ahead(300), "{}", tell());
     }
     let a_peer = |is: fn(&Availability) -> bool| case.peers.values().any(is);
-    let a_peer_is_there = a_peer(|peer| peer.free > 0 || peer.claimed_for == Some(7));
+    let a_peer_is_there = a_peer(|peer| !peer.free.is_empty() || peer.claimed_for == Some(7));
     // The job in evidence waits for the pool.
     let fits = matches!(&case.job, Some(JobState::Queued(labels)) if case.runner.fits(labels));
     if fits && is_down(case) {
@@ -375,7 +377,7 @@ fn no_job_is_left_alone(case: &Case, decision: &Decision) {
         assert!(up, "no VM comes up for the job\n{}", tell());
         assert!(decision.next.is_some(), "no pass looks after the job\n{}", tell());
     }
-    let busy = matches!(case.runner, RunnerState::Busy { idle: 0, .. });
+    let busy = matches!(case.runner, RunnerState::Busy { .. });
     if matches!(case.job, Some(JobState::Queued(_))) && is_up(case) && busy {
         let labels_route =
             matches!(&case.job, Some(JobState::Queued(labels)) if labels == &super::labels("gpu"));
@@ -392,7 +394,7 @@ fn no_job_is_left_alone(case: &Case, decision: &Decision) {
         let free: usize = case
             .peers
             .values()
-            .map(|peer| peer.free + usize::from(peer.claimed_for.is_some()))
+            .map(|peer| peer.free.len() + usize::from(peer.claimed_for.is_some()))
             .sum();
         assert!(waiting.len() <= free, "stopped although jobs wait\n{}", tell());
         assert!(
