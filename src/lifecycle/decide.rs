@@ -551,13 +551,13 @@ impl<'a> Pass<'a> {
         let Some(members) = &self.facts.pool else { return Err(Step::Ask(Question::Pool)) };
         let mut members = members.clone();
         let own = members.entry(managed.vm.clone()).or_default();
-        if vm.phase.is_down() && own.claimed_for.is_none() && own.start == CanStart::No {
+        if vm.phase.is_down() && own.claimed_for.is_empty() && own.start == CanStart::No {
             own.start = CanStart::LastResort;
         }
-        // The lists do not show the job that it is claimed for: that one runs elsewhere, or is over.
+        // A job that it is claimed for and that the lists do not show runs elsewhere, or is over.
         let waits = |job: u64| jobs.iter().any(|waiting| waiting.id == job);
-        if self.facts.demand.is_some() && own.claimed_for.is_some_and(|job| !waits(job)) {
-            own.claimed_for = None;
+        if self.facts.demand.is_some() {
+            own.claimed_for.retain(|job| waits(*job));
         }
         let mut placed = pool::place(fleet, jobs, &members);
         let here = placed.remove(&managed.vm);
@@ -578,7 +578,7 @@ impl<'a> Pass<'a> {
         if !self.is_up() {
             // If that one cannot be started, it is this one's turn.
             let mut members = self.facts.pool.iter().flatten();
-            let comes = members.any(|(_, member)| member.claimed_for == Some(id));
+            let comes = members.any(|(_, member)| member.claimed_for.contains(&id));
             let minute = rounded_up(self.base() + MINUTE);
             let due = if comes { minute } else { next_interval(self.base()) };
             return Err(self.requeue(due, Status::AlreadyStopped, because));

@@ -37,8 +37,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) enum Change<'a> {
     /// Only if the VM's value is smaller.
     IdleSince(IdleSince),
-    /// The VM is there for a job of its pool. An event needs it from now on.
-    Claim(Claim, Option<IdleSince>),
+    /// The VM is there for these jobs of its pool. An event needs it from now on.
+    Claim(&'a [Claim], Option<IdleSince>),
     /// A job ended on the VM, so it is free for another; a claim that is younger is another job's.
     Completed {
         job: u64,
@@ -61,21 +61,29 @@ impl Change<'_> {
                 labels.insert(IDLE_SINCE_LABEL.to_owned(), value.to_string());
                 true
             }
-            Self::Claim(claim, idle_since) => {
-                let known = vm
-                    .claim
-                    .is_some_and(|known| known.job == claim.job && !known.should_show(claim.at));
-                if !known {
-                    labels.insert(CLAIM_LABEL.to_owned(), claim.to_string());
+            Self::Claim(claims, idle_since) => {
+                let mut changed = false;
+                for claim in claims {
+                    let is_own =
+                        |known: &Claim| known.job == claim.job && !known.should_show(claim.at);
+                    if !vm.claims.values().any(is_own) {
+                        let key = free_claim_label(vm, *claim);
+                        vm.instance.labels.insert(key.clone(), claim.to_string());
+                        vm.claims.insert(key, *claim);
+                        changed = true;
+                    }
                 }
-                idle_since.is_some_and(|value| Self::IdleSince(value).apply(vm)) || !known
+                idle_since.is_some_and(|value| Self::IdleSince(value).apply(vm)) || changed
             }
             Self::Completed { job, end, idle_since } => {
-                let ends = vm.claim.is_some_and(|claim| claim.job == job || claim.at <= end);
-                if ends {
-                    labels.remove(CLAIM_LABEL);
+                let own = vm.claims.iter().find(|(_, claim)| claim.job == job);
+                let older = vm.claims.iter().filter(|(_, claim)| claim.at <= end);
+                let ended = own.or_else(|| older.min_by_key(|(_, claim)| claim.at));
+                let ended = ended.map(|(key, _)| key.clone());
+                if let Some(key) = &ended {
+                    labels.remove(key);
                 }
-                Self::IdleSince(idle_since).apply(vm) || ends
+                Self::IdleSince(idle_since).apply(vm) || ended.is_some()
             }
             Self::GivenUp(jobs) => {
                 let mut ids = vm.given_up.clone();
@@ -113,9 +121,8 @@ pub(super) async fn write(
     let mut fresh = read.clone();
     let mut attempts = 0;
     loop {
-        if let Change::Claim(claim, _) = change
-            && fresh.claim != read.claim
-            && fresh.claim.is_some_and(|other| other.job != claim.job)
+        if let Change::Claim(claims, _) = change
+            && is_taken_since(read, &fresh, claims)
         {
             return Ok(Written::TakenByAnother);
         }
@@ -146,6 +153,23 @@ pub(super) async fn write(
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// The label of the job's earlier claim, or the first whose claim is over.
+fn free_claim_label(vm: &VmSnapshot, claim: Claim) -> String {
+    let number = |nth: usize| if nth == 1 { String::new() } else { format!("-{nth}") };
+    let mut keys = (1..).map(|nth| format!("{CLAIM_LABEL}{}", number(nth)));
+    let is_free = |key: &String| {
+        vm.claims.get(key).is_none_or(|old| old.job == claim.job || !old.is_fresh(claim.at))
+    };
+    keys.find(is_free).expect("the labels have no end")
+}
+
+/// Another job claimed the VM after it was read.
+fn is_taken_since(read: &VmSnapshot, fresh: &VmSnapshot, claims: &[Claim]) -> bool {
+    let is_own = |other: &Claim| claims.iter().any(|claim| claim.job == other.job);
+    let is_known = |other: &Claim| read.claims.values().any(|known| known == other);
+    fresh.claims.values().any(|other| !is_own(other) && !is_known(other))
 }
 
 /// The result of a change.

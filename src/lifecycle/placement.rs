@@ -12,7 +12,7 @@ use super::context::{Context, Turn};
 use super::demand;
 use super::error::Error;
 use super::labels::{self, Change, Written};
-use super::pool::{Availability, CanStart, Slot, idle_runners};
+use super::pool::{Availability, CanStart, Runners, Slot, runners};
 use super::pool_queue::{Placed, Ticket};
 use super::schedule::{FIRST_PASS, rounded_up};
 use super::task::{Evidence, JobRef, Task};
@@ -45,13 +45,14 @@ async fn place(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadli
         if few.is_empty() {
             return overflow(cx, pool, left, deadline).await;
         }
-        let looks = few.iter().map(|vm| look(Turn { cx, vm, now, deadline }, &pool.repo));
+        let one = left.len() == 1;
+        let looks = few.iter().map(|vm| look(Turn { cx, vm, now, deadline }, &pool.repo, one));
         let mut takes = Vec::new();
         for (vm, (read, slots)) in few.iter().zip(join_all(looks).await) {
             let Some(read) = read else { continue };
-            let claimed = read.claim.filter(|claim| claim.is_fresh(now));
-            let (own, others): (Vec<_>, Vec<_>) =
-                left.into_iter().partition(|t| claimed.is_some_and(|claim| claim.job == t.job.id));
+            let claims = read.fresh_claims(now);
+            let is_own = |ticket: &Ticket| claims.iter().any(|claim| claim.job == ticket.job.id);
+            let (own, others): (Vec<_>, Vec<_>) = left.into_iter().partition(is_own);
             left = others;
             let slots = slots.min(left.len());
             let tickets: Vec<_> = own.into_iter().chain(left.drain(..slots)).collect();
@@ -65,8 +66,8 @@ async fn place(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadli
     }
 }
 
-/// Reads a VM: how many jobs of the repository it can take.
-async fn look(turn: Turn<'_>, repo: &RepoName) -> (Option<VmSnapshot>, usize) {
+/// Reads a VM: how many jobs of the repository it can take, as far as they are wanted.
+async fn look(turn: Turn<'_>, repo: &RepoName, one: bool) -> (Option<VmSnapshot>, usize) {
     let read = match observe(turn.cx, &turn.vm.vm, turn.deadline).await {
         Ok(read) => read,
         Err(error) => {
@@ -74,29 +75,37 @@ async fn look(turn: Turn<'_>, repo: &RepoName) -> (Option<VmSnapshot>, usize) {
             return (None, 0);
         }
     };
-    let is_fresh = read.claim.map(|claim| claim.is_fresh(turn.now));
     let has_one_runner = turn.vm.runner_names.only().is_some() && turn.vm.repos.len() == 1;
-    // In most cases its claim says enough.
-    let idle = match (read.phase, is_fresh) {
-        (Phase::Leaving, _) => None,
-        (Phase::Booting, None) if turn.lacks_labels() => Some(Vec::new()),
-        (Phase::Up, None) if turn.lacks_labels() => Some(idle(&turn, &read).await),
-        (_, None) => None,
-        (Phase::Up, Some(false)) => Some(idle(&turn, &read).await),
-        (_, Some(_)) if has_one_runner => None,
-        (_, Some(_)) => Some(idle(&turn, &read).await),
+    let is_claimed = !read.fresh_claims(turn.now).is_empty();
+    let by_claims = match read.phase {
+        Phase::Leaving => true,
+        // Labels that cannot be written say nothing.
+        Phase::Up | Phase::Booting if turn.lacks_labels() => false,
+        Phase::Up if !is_claimed && !read.claims.is_empty() => false,
+        // In most cases its claim says enough.
+        Phase::Up | Phase::Booting | Phase::Stopped | Phase::Suspended => {
+            has_one_runner || (one && !is_claimed)
+        }
     };
-    let is = Availability::of(&read, idle, turn.now);
-    let free = is.free.iter().filter(|slot| slot.serves(repo)).count();
-    let claimed = usize::from(is.claimed_for.is_some());
-    (Some(read), free.saturating_sub(claimed) + usize::from(is.start == CanStart::Yes))
-}
-
-/// The VM's idle runners. One whose runners cannot be queried is taken if it was claimed.
-async fn idle(turn: &Turn<'_>, read: &VmSnapshot) -> Vec<Slot> {
-    let lists = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
-    let unknown = vec![Slot::Any; usize::from(read.claim.is_none())];
-    idle_runners(&lists, read).unwrap_or(unknown)
+    let known = match read.phase {
+        _ if by_claims => None,
+        Phase::Booting if turn.lacks_labels() => Some(Runners::unknown(false)),
+        _ => {
+            let lists = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
+            let unknown = || Runners::unknown(read.claims.is_empty());
+            Some(runners(&lists, &read).unwrap_or_else(unknown))
+        }
+    };
+    let slots = |slots: &[Slot]| slots.iter().filter(|slot| slot.serves(repo)).count();
+    let registered = known.as_ref().map(|known| slots(&known.free)).unwrap_or_default();
+    let is = Availability::of(&read, known, turn.now);
+    let all = match is.start {
+        CanStart::Yes => registered.max(1),
+        CanStart::No | CanStart::LastResort if read.phase.is_down() => registered,
+        CanStart::No | CanStart::LastResort => slots(&is.free),
+    };
+    let reserved = is.reserved(read.fresh_claims(turn.now).len());
+    (Some(read), all.saturating_sub(reserved))
 }
 
 /// A pass first, then the claim, then the start. Returns the tickets if another instance claimed the VM first.
@@ -117,8 +126,9 @@ async fn take_vm(
         answer(tickets, || Err(error.clone()));
         return Vec::new();
     }
-    let claim = Change::Claim(turn.claim(&job), Some(idle_since));
-    if labels::try_write(&turn, &read, claim).await == Written::TakenByAnother {
+    let claims: Vec<_> = tickets.iter().map(|ticket| turn.claim(&ticket.job)).collect();
+    let change = Change::Claim(&claims, Some(idle_since));
+    if labels::try_write(&turn, &read, change).await == Written::TakenByAnother {
         return tickets;
     }
     let started = start(&turn, &read, &task).await;

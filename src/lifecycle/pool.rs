@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
 
+use super::claim::Claim;
 use super::context::{Context, Turn};
 use super::demand::{self, RunnerLists};
 use super::schedule::BOOT_ALLOWANCE;
 use super::task::JobRef;
 use super::vm::{Phase, VmSnapshot, observe};
-use crate::clients::github::RunnerScope;
+use crate::clients::github::{Runner, RunnerScope};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::{Fleet, ManagedVm, RepoName, Vm};
 
@@ -25,9 +26,32 @@ const CONCURRENT_PEERS: usize = 8;
 pub(super) struct Availability {
     /// Runners that are free, or will be once the VM is up.
     pub(super) free: Vec<Slot>,
-    /// One of them is for this job, or will be.
-    pub(super) claimed_for: Option<u64>,
+    /// The number of its runners that are busy.
+    pub(super) busy: usize,
+    /// As many of them are for these jobs, or will be.
+    pub(super) claimed_for: Vec<u64>,
     pub(super) start: CanStart,
+}
+
+impl Availability {
+    /// The free runners that are reserved for jobs with these many claims: busy runners have the jobs of the others.
+    pub(super) fn reserved(&self, claims: usize) -> usize {
+        claims.saturating_sub(self.busy)
+    }
+}
+
+/// The runners of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Runners {
+    pub(super) free: Vec<Slot>,
+    pub(super) busy: usize,
+}
+
+impl Runners {
+    /// GitHub does not tell: one that is free, or none.
+    pub(super) fn unknown(is_free: bool) -> Self {
+        Self { free: vec![Slot::Any; usize::from(is_free)], busy: 0 }
+    }
 }
 
 /// A free runner.
@@ -61,25 +85,25 @@ pub(super) enum CanStart {
 }
 
 impl Availability {
-    /// Of a VM with these idle runners; `None` if they are not known.
-    pub(super) fn of(vm: &VmSnapshot, idle: Option<Vec<Slot>>, now: Timestamp) -> Self {
-        let claim = vm.claim.filter(|claim| claim.is_fresh(now));
-        match (vm.phase, claim) {
-            (Phase::Up | Phase::Booting, claim) => {
-                // Whose runners are not known goes by its claims.
-                let one = vec![Slot::Any; usize::from(claim.is_some() || vm.claim.is_none())];
-                let free = idle.unwrap_or(one);
-                let claimed_for = claim.filter(|_| !free.is_empty()).map(|claim| claim.job);
-                Self { free, claimed_for, start: CanStart::No }
+    /// Of a VM with these runners; `None` if they are not known.
+    pub(super) fn of(vm: &VmSnapshot, runners: Option<Runners>, now: Timestamp) -> Self {
+        let claims = vm.fresh_claims(now);
+        let jobs = |claims: &[Claim]| claims.iter().map(|claim| claim.job).collect::<Vec<_>>();
+        match vm.phase {
+            Phase::Up | Phase::Booting => {
+                // A VM whose runners are not known goes by its claims.
+                let is_there = !claims.is_empty() || vm.claims.is_empty();
+                let Runners { free, busy } = runners.unwrap_or_else(|| Runners::unknown(is_there));
+                let claimed_for = if free.is_empty() { Vec::new() } else { jobs(&claims) };
+                Self { free, busy, claimed_for, start: CanStart::No }
             }
-            (Phase::Stopped | Phase::Suspended, None) => {
-                Self { start: CanStart::Yes, ..Self::default() }
+            Phase::Stopped | Phase::Suspended => {
+                let start = if claims.is_empty() { CanStart::Yes } else { CanStart::No };
+                let comes = claims.iter().any(|claim| !claim.should_show(now));
+                let claimed_for = if comes { jobs(&claims) } else { Vec::new() };
+                Self { start, claimed_for, ..Self::default() }
             }
-            (Phase::Stopped | Phase::Suspended, Some(claim)) => {
-                let comes = !claim.should_show(now);
-                Self { claimed_for: comes.then_some(claim.job), ..Self::default() }
-            }
-            (Phase::Leaving, _) => Self::default(),
+            Phase::Leaving => Self::default(),
         }
     }
 }
@@ -101,14 +125,18 @@ pub(super) fn place(
     };
     let mut left: Vec<&JobRef> = jobs.iter().collect();
     for (vm, is) in members {
-        let Some(id) = is.claimed_for else { continue };
-        if let Some(nth) = left.iter().position(|job| job.id == id) {
-            let job = left.remove(nth);
-            take(vm, Some(&job.repo));
-            placed.insert(vm.clone(), job.clone());
-        } else if !jobs.iter().any(|job| job.id == id) {
-            take(vm, None);
+        let waits = |id: &u64| jobs.iter().any(|job| job.id == *id);
+        let (waiting, others): (Vec<u64>, Vec<u64>) =
+            is.claimed_for.iter().copied().partition(waits);
+        for id in waiting {
+            // Another VM may be claimed for it too.
+            if let Some(nth) = left.iter().position(|job| job.id == id) {
+                let job = left.remove(nth);
+                take(vm, Some(&job.repo));
+                placed.entry(vm.clone()).or_insert_with(|| job.clone());
+            }
         }
+        (0..is.reserved(others.len())).for_each(|_| _ = take(vm, None));
     }
     for job in left {
         let Some(pool) = fleet.pool(&job.repo, &job.labels) else { continue };
@@ -120,7 +148,7 @@ pub(super) fn place(
             .find(|vm| take(vm, Some(&job.repo)).is_some())
             .or_else(|| first(&|is| is.start == CanStart::Yes))
             .or_else(|| first(&|is| is.start == CanStart::LastResort))
-            .or_else(|| first(&|is| is.claimed_for.is_some()));
+            .or_else(|| first(&|is| !is.claimed_for.is_empty()));
         if let Some(vm) = vm {
             placed.entry(vm.clone()).or_insert_with(|| job.clone());
         }
@@ -145,7 +173,7 @@ async fn availability(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Avail
         Ok(read) => {
             let idle = match read.phase {
                 Phase::Up | Phase::Booting => {
-                    idle_runners(&demand::runner_lists(cx, vm, deadline).await, &read)
+                    runners(&demand::runner_lists(cx, vm, deadline).await, &read)
                 }
                 Phase::Stopped | Phase::Suspended | Phase::Leaving => None,
             };
@@ -154,22 +182,25 @@ async fn availability(cx: &Context, vm: &ManagedVm, deadline: Deadline) -> Avail
     }
 }
 
-/// The runners that can take a job: those that are idle and connected or, while the VM boots, that will be. `None` if
+/// The runners that can take a job are those that are idle and connected or, while the VM boots, that will be. `None` if
 /// they cannot be queried.
-pub(super) fn idle_runners(lists: &RunnerLists, vm: &VmSnapshot) -> Option<Vec<Slot>> {
+pub(super) fn runners(lists: &RunnerLists, vm: &VmSnapshot) -> Option<Runners> {
     let boots = vm.phase != Phase::Up
         || vm.instance.last_start.is_some_and(|start| vm.at.since(start) < BOOT_ALLOWANCE);
-    let known = || {
-        let answered = lists.iter().filter_map(|(scope, list)| Some((scope, list.as_ref().ok()?)));
-        answered.flat_map(|(scope, list)| list.iter().map(move |runner| (scope, runner)))
-    };
-    if known().next().is_none() {
+    let answered = lists.iter().filter_map(|(scope, list)| Some((scope, list.as_ref().ok()?)));
+    let known: Vec<_> =
+        answered.flat_map(|(scope, list)| list.iter().map(move |runner| (scope, runner))).collect();
+    if known.is_empty() {
         let refused = lists.iter().any(|(_, list)| list.is_err());
         // A runner that registers at the boot is not there yet.
-        return if refused { None } else { Some(vec![Slot::Any; usize::from(boots)]) };
+        return if refused { None } else { Some(Runners::unknown(boots)) };
     }
-    let idle = known().filter(|(_, runner)| !runner.busy && (runner.online || boots));
-    Some(idle.map(|(scope, _)| Slot::In(scope.clone())).collect())
+    let is_free = |runner: &Runner| !runner.busy && (runner.online || boots);
+    let free = known.iter().filter(|(_, runner)| is_free(runner));
+    Some(Runners {
+        free: free.map(|(scope, _)| Slot::In((*scope).clone())).collect(),
+        busy: known.iter().filter(|(_, runner)| runner.busy).count(),
+    })
 }
 
 #[cfg(test)]
@@ -207,9 +238,11 @@ mod tests {
         claimed_for: Option<u64>,
         start: CanStart,
     ) {
-        let idle = idle.map(|idle| vec![Slot::Any; idle]);
+        let idle = idle.map(|idle| Runners { free: vec![Slot::Any; idle], busy: 0 });
         let is = Availability::of(vm, idle, Timestamp::from_unix_seconds(NOW));
-        assert_eq!(is, Availability { free: vec![Slot::Any; free], claimed_for, start });
+        let claimed_for = claimed_for.into_iter().collect();
+        let free = vec![Slot::Any; free];
+        assert_eq!(is, Availability { free, busy: 0, claimed_for, start });
     }
 
     #[test]
@@ -281,7 +314,8 @@ mod tests {
                 "last" => CanStart::LastResort,
                 _ => CanStart::No,
             };
-            let claimed_for = is.strip_prefix("for ").and_then(|job| job.parse().ok());
+            let jobs = is.strip_prefix("for ").unwrap_or_default().split_whitespace();
+            let claimed_for = jobs.filter_map(|job| job.parse().ok()).collect();
             let free = match is.parse() {
                 Ok(free) => vec![Slot::Any; free],
                 // Runners of these repositories.
@@ -291,7 +325,7 @@ mod tests {
                     .map(|repo| Slot::In(RunnerScope::Repository(repo.into())))
                     .collect(),
             };
-            (named(vm), Availability { free, claimed_for, start })
+            (named(vm), Availability { free, busy: 0, claimed_for, start })
         });
         let jobs: Vec<_> = jobs.iter().map(|(repo, id)| job(repo, *id)).collect();
         let placed = place(&fleet(), &jobs, &members.into());
@@ -322,6 +356,11 @@ mod tests {
             &[("a", 2), ("b", 1)],
         );
         places([("a", "for 9"), ("b", "down"), ("c", "down"), ("d", "-")], &app(&[1]), &[("b", 1)]);
+        places(
+            [("a", "for 2 3"), ("b", "down"), ("c", "-"), ("d", "-")],
+            &app(&[2, 3]),
+            &[("a", 2)],
+        );
         places([("a", "-"), ("b", "for 9"), ("c", "-"), ("d", "down")], &app(&[1]), &[("b", 1)]);
         // A VM whose start failed is tried again once no other is left.
         places([("a", "last"), ("b", "down"), ("c", "-"), ("d", "-")], &app(&[1]), &[("b", 1)]);

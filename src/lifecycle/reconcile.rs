@@ -14,7 +14,7 @@ use super::demand::{self, Extent, JobState, RunnerLists, RunnerState, runner_sta
 use super::error::Error;
 use super::labels::{self, Change, Written};
 use super::outcome::{Outcome, Status};
-use super::pool::{self, Availability, idle_runners};
+use super::pool::{self, Availability};
 use super::schedule::{
     BUCKET, DAY, FIRST_PASS, HOUR, IdleSince, MINUTE, doubled, next_bucket, rounded_up,
     schedule_base,
@@ -93,7 +93,7 @@ pub(super) async fn converse<'a>(
         demand: None,
         pool: None,
     };
-    let mut runners = RunnerLists::new();
+    let mut lists = RunnerLists::new();
     loop {
         match decide(&facts) {
             Step::Do(decision) => return (*decision, facts),
@@ -110,8 +110,8 @@ pub(super) async fn converse<'a>(
                 };
             }
             Step::Ask(Question::Runner) => {
-                runners = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
-                facts.runner = Some(runner_state(&runners));
+                lists = demand::runner_lists(turn.cx, turn.vm, turn.questions()).await;
+                facts.runner = Some(runner_state(&lists));
             }
             Step::Ask(Question::Jobs) => {
                 let registered = facts.runner.as_ref().is_some_and(RunnerState::is_registered);
@@ -120,8 +120,8 @@ pub(super) async fn converse<'a>(
             }
             Step::Ask(Question::Pool) => {
                 let mut members = pool::peers(turn).await;
-                let idle = idle_runners(&runners, &facts.vm);
-                let own = Availability::of(&facts.vm, idle, turn.now);
+                let runners = pool::runners(&lists, &facts.vm);
+                let own = Availability::of(&facts.vm, runners, turn.now);
                 members.insert(turn.vm.vm.clone(), own);
                 facts.pool = Some(members);
             }
@@ -171,7 +171,7 @@ async fn hand_on(turn: &Turn<'_>, other: &Vm, job: &JobRef) -> Result<(), Error>
     let other = Turn { vm: other, ..*turn };
     match observe(turn.cx, &other.vm.vm, turn.deadline).await {
         Ok(read) => {
-            labels::try_write(&other, &read, Change::Claim(other.claim(job), None)).await;
+            labels::try_write(&other, &read, Change::Claim(&[other.claim(job)], None)).await;
         }
         Err(error) => warn!("VM {}: it was not claimed for {job}: {error}", other.vm.vm),
     }
@@ -197,8 +197,8 @@ async fn start(turn: &Turn<'_>, facts: &Facts<'_>, decision: &Decision) -> Resul
     let job = next.and_then(|task| task.job.as_ref()).filter(|_| turn.vm.is_in_a_pool());
     let claimed = match job {
         Some(job) => {
-            let claim = Change::Claim(turn.claim(job), idle_since);
-            labels::try_write(turn, &facts.vm, claim).await
+            let claims = [turn.claim(job)];
+            labels::try_write(turn, &facts.vm, Change::Claim(&claims, idle_since)).await
         }
         None => Written::Done,
     };

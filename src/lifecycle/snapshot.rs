@@ -11,7 +11,7 @@ use super::demand::{
     Demand, RunnerLists, RunnerState, runner_refusal, runner_state, runners_in, scopes,
 };
 use super::error::Error;
-use super::pool::{Availability, idle_runners};
+use super::pool::{self, Availability};
 use super::scan::{CONCURRENT_CALLS, Coverage, JobScan, is_refusal};
 use super::schedule::IdleSince;
 use super::task::{JobRef, Task};
@@ -220,8 +220,8 @@ impl<'a> VmView<'a> {
         let availability = |vm: &Vm| {
             let Some(Ok(read)) = self.reads.get(vm) else { return Availability::default() };
             let lists = self.github.and_then(|snapshot| snapshot.runners.get(vm));
-            let idle = lists.and_then(|lists| idle_runners(lists, read));
-            Availability::of(read, idle, self.turn.now)
+            let runners = lists.and_then(|lists| pool::runners(lists, read));
+            Availability::of(read, runners, self.turn.now)
         };
         let members = self.turn.vm.peers.iter().chain([&self.turn.vm.vm]);
         members.map(|vm| (vm.clone(), availability(vm))).collect()

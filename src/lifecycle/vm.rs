@@ -1,5 +1,7 @@
 //! A VM as Compute Engine shows it, and the two calls that change it.
 
+use std::collections::BTreeMap;
+
 use tracing::{error, warn};
 
 use super::claim::Claim;
@@ -21,7 +23,8 @@ pub const HOLD_LABEL: &str = "runner-manager-hold";
 /// The label with the ids of jobs that were given up on, the latest last.
 pub const GIVEN_UP_LABEL: &str = "runner-manager-given-up";
 
-/// The label with the time at which a VM of a pool was taken for a job, and the job's id.
+/// The label with the time at which a VM of a pool was taken for a job, and the job's id. A VM with several runners has one
+/// for each, with a number from 2 on after the name.
 pub const CLAIM_LABEL: &str = "runner-manager-claim";
 
 /// Separates the ids: a label's value has no commas.
@@ -36,7 +39,8 @@ pub(super) struct VmSnapshot {
     pub(super) given_up: Vec<u64>,
     /// Also one that has expired.
     pub(super) hold: Option<Hold>,
-    pub(super) claim: Option<Claim>,
+    /// Its claims by label, one for each runner at most.
+    pub(super) claims: BTreeMap<String, Claim>,
     pub(super) at: Timestamp,
 }
 
@@ -68,7 +72,12 @@ impl VmSnapshot {
             idle_since: label(IDLE_SINCE_LABEL).and_then(|label| IdleSince::parse(label, now)),
             given_up: ids.filter_map(|id| id.parse().ok()).collect(),
             hold: label(HOLD_LABEL).map(Hold::parse),
-            claim: label(CLAIM_LABEL).and_then(Claim::parse),
+            claims: instance
+                .labels
+                .iter()
+                .filter(|(key, _)| key.starts_with(CLAIM_LABEL))
+                .filter_map(|(key, value)| Some((key.clone(), Claim::parse(value)?)))
+                .collect(),
             at: now,
             instance,
         }
@@ -81,6 +90,11 @@ impl VmSnapshot {
             Some(Hold::WithoutEnd) => true,
             Some(Hold::Until(end)) => self.at < end,
         }
+    }
+
+    /// The claims whose jobs had no time yet to come to the VM's runners.
+    pub(super) fn fresh_claims(&self, now: Timestamp) -> Vec<Claim> {
+        self.claims.values().copied().filter(|claim| claim.is_fresh(now)).collect()
     }
 
     /// The evidence of a hold.

@@ -7,7 +7,7 @@ use super::*;
 use crate::clients::compute::{Instance, Labels, Status as InstanceStatus};
 use crate::fleet::{Entry, Label, RunnerNames};
 use crate::lifecycle::claim::Claim;
-use crate::lifecycle::pool::Slot;
+use crate::lifecycle::pool::{Runners, Slot};
 use crate::lifecycle::task::Cursor;
 use crate::lifecycle::vm::{CLAIM_LABEL, GIVEN_UP_LABEL, HOLD_LABEL, IDLE_SINCE_LABEL};
 
@@ -195,14 +195,17 @@ impl Case {
 
     /// The VM itself, as its driver sees it.
     fn availability(&self, vm: &VmSnapshot) -> Availability {
-        let idle = match &self.runner {
-            RunnerState::Busy { .. } => Some(self.idle),
+        let (free, busy) = match &self.runner {
+            RunnerState::Busy { .. } => (self.idle, 1),
             RunnerState::Idle(runners) | RunnerState::IdleElsewhere { runners, .. } => {
-                Some(runners.len().max(1))
+                (runners.len().max(1), 0)
             }
-            RunnerState::Unavailable(_) | RunnerState::Forbidden(_) => None,
+            RunnerState::Unavailable(_) | RunnerState::Forbidden(_) => {
+                return Availability::of(vm, None, at(NOW));
+            }
         };
-        Availability::of(vm, idle.map(|idle| vec![Slot::Any; idle]), at(NOW))
+        let runners = Runners { free: vec![Slot::Any; free], busy };
+        Availability::of(vm, Some(runners), at(NOW))
     }
 
     /// Answers the questions as a driver would: what was asked, in order, and the decision.
@@ -1058,11 +1061,13 @@ fn an_observer_asks_for_no_task_and_sees_what_a_pass_would_do() {
 }
 
 const TAKEN: Availability =
-    Availability { free: Vec::new(), claimed_for: None, start: CanStart::No };
+    Availability { free: Vec::new(), busy: 0, claimed_for: Vec::new(), start: CanStart::No };
 const CAN_START: Availability =
-    Availability { free: Vec::new(), claimed_for: None, start: CanStart::Yes };
-const COMING_FOR_7: Availability =
-    Availability { free: Vec::new(), claimed_for: Some(7), start: CanStart::No };
+    Availability { free: Vec::new(), busy: 0, claimed_for: Vec::new(), start: CanStart::Yes };
+
+fn coming_for_7() -> Availability {
+    Availability { claimed_for: vec![7], ..TAKEN }
+}
 
 fn free() -> Availability {
     Availability { free: vec![Slot::Any], ..TAKEN }
@@ -1090,7 +1095,7 @@ fn pool_a_vm_that_is_down_starts_for_its_job_unless_another_is_there_for_it() {
     let to_first = to_first.gives(asked, Status::AlreadyStopped, Nothing, Some(300));
     assert_eq!(handed_on(&to_first), [("gpu-1", 7)]);
     let asked = &[Job, Runner, Pool, Jobs];
-    let left = queued().in_a_pool(COMING_FOR_7, CAN_START);
+    let left = queued().in_a_pool(coming_for_7(), CAN_START);
     let left = left.gives(asked, Status::AlreadyStopped, Nothing, Some(60));
     assert_eq!((handed_on(&left), next(&left).job.as_ref().map(|job| job.id)), (vec![], Some(7)));
     // One VM is free, and two jobs wait.

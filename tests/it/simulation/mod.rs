@@ -10,6 +10,7 @@ mod checks;
 mod day;
 mod every;
 mod play;
+mod pools;
 mod regressions;
 
 use checks::Figures;

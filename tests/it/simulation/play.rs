@@ -423,7 +423,7 @@ fn set_the_scene(world: &World, profile: Profile, dice: &mut Dice) {
     }
 }
 
-fn a_fault(dice: &mut Dice, api: Api) -> Fault {
+pub(super) fn a_fault(dice: &mut Dice, api: Api) -> Fault {
     match dice.between(0, 8) {
         0 => Fault::Before(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::Html),
         1 => Fault::Before(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::Api),

@@ -308,7 +308,7 @@ fn ended_down(case: &Case) -> Result<(), &'static str> {
 /// A VM of a pool, its claim and its peers in every state.
 #[test]
 fn every_combination_of_a_pool_leaves_no_job_alone() {
-    let peers = [TAKEN, free(), CAN_START, COMING_FOR_7];
+    let peers = [TAKEN, free(), CAN_START, coming_for_7()];
     let claims = [None, Some((30, 7)), Some((90, 7)), Some((30, 8)), Some((400, 8))];
     let (mut count, mut hands) = (0_u64, 0_u64);
     for (first, third) in
@@ -369,7 +369,7 @@ fn no_job_is_left_alone(case: &Case, decision: &Decision) {
         assert!(*due > at(NOW) && *due <= ahead(300), "{}", tell());
     }
     let a_peer = |is: fn(&Availability) -> bool| case.peers.values().any(is);
-    let a_peer_is_there = a_peer(|peer| !peer.free.is_empty() || peer.claimed_for == Some(7));
+    let a_peer_is_there = a_peer(|peer| !peer.free.is_empty() || peer.claimed_for.contains(&7));
     // The job in evidence waits for the pool.
     let fits = matches!(&case.job, Some(JobState::Queued(labels)) if case.runner.fits(labels));
     if fits && is_down(case) {
@@ -391,11 +391,8 @@ fn no_job_is_left_alone(case: &Case, decision: &Decision) {
         let mut waiting =
             case.demand.queued.iter().filter(counts).map(|job| job.id).collect::<Vec<_>>();
         waiting.extend(fits.then_some(7));
-        let free: usize = case
-            .peers
-            .values()
-            .map(|peer| peer.free.len() + usize::from(peer.claimed_for.is_some()))
-            .sum();
+        let free: usize =
+            case.peers.values().map(|peer| peer.free.len() + peer.claimed_for.len()).sum();
         assert!(waiting.len() <= free, "stopped although jobs wait\n{}", tell());
         assert!(
             case.demand.running.is_none()
