@@ -96,7 +96,7 @@ fn fleet(entries: usize) -> (Fleet, RepoName, Vec<Label>) {
             vm: Vm::new(name.as_str(), "asia-northeast1-a"),
             runner_names: RunnerNames::parse([name.as_str()]),
             runner_labels: Vec::new(),
-            discard_local_ssd: false,
+            stop: runner_manager::fleet::StopOptions::default(),
             register: None,
         }
     };

@@ -185,10 +185,29 @@ pub struct Entry {
     pub vm: Vm,
     /// The names of the VM's runners; by default the VM's name.
     pub runner_names: RunnerNames,
-    /// A stop may discard the data of the VM's local SSDs. Without it, a VM that has them is not stopped.
-    pub discard_local_ssd: bool,
+    pub stop: StopOptions,
     /// The scope in which the VM may register its runner by itself, if it may.
     pub register: Option<RegisterIn>,
+}
+
+/// The way in which a VM is stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StopOptions {
+    /// The data of the VM's local SSDs may be discarded. Without it, a VM that has them is not stopped.
+    pub discard_local_ssd: bool,
+    /// The runner is removed from GitHub first, so that it gets no job any more.
+    pub drain: bool,
+    /// The VM is suspended if Compute Engine can do that.
+    pub suspend: bool,
+}
+
+impl StopOptions {
+    /// Of all entries of a VM: one entry that wants something is enough.
+    fn extend(&mut self, other: Self) {
+        self.discard_local_ssd |= other.discard_local_ssd;
+        self.drain |= other.drain;
+        self.suspend |= other.suspend;
+    }
 }
 
 /// The scope of a runner that its VM registers.
@@ -323,8 +342,7 @@ pub struct ManagedVm {
     /// The repositories whose jobs run on it.
     pub repos: BTreeSet<RepoName>,
     pub runner_names: RunnerNames,
-    /// A stop may discard the data of local SSDs. One entry that allows it is enough.
-    pub discard_local_ssd: bool,
+    pub stop: StopOptions,
     /// The other VMs of its pools.
     pub peers: BTreeSet<Vm>,
 }
@@ -336,7 +354,7 @@ impl ManagedVm {
             vm,
             repos: BTreeSet::new(),
             runner_names: RunnerNames::default(),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             peers: BTreeSet::new(),
         }
     }
@@ -407,7 +425,7 @@ impl Fleet {
                 .or_insert_with(|| ManagedVm::unconfigured(entry.vm.clone()));
             vm.repos.insert(entry.repo.clone());
             vm.runner_names.extend(&entry.runner_names);
-            vm.discard_local_ssd |= entry.discard_local_ssd;
+            vm.stop.extend(entry.stop);
         }
         let members = pools(&entries, &by_repo);
         for members in members.values() {
@@ -604,7 +622,7 @@ mod tests {
             runner_labels: Vec::new(),
             vm: Vm::new(vm, "asia-northeast1-a"),
             runner_names: RunnerNames::parse([vm]),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             register: None,
         }
     }

@@ -226,7 +226,7 @@ fn judge_repository(found: &mut Findings, repository: &Repository, repo: &RepoNa
 mod tests {
     use super::super::finding::testing::{answered, complains, limited, unanswered};
     use super::*;
-    use crate::fleet::{RunnerNames, Vm};
+    use crate::fleet::{RunnerNames, StopOptions, Vm};
 
     fn granted(names: &[&str]) -> Permissions {
         names.iter().map(|&name| (name.to_owned(), "read".to_owned())).collect()
@@ -303,7 +303,7 @@ mod tests {
             runner_labels: Vec::new(),
             vm: Vm::new("a", "z"),
             runner_names: RunnerNames::default(),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             register,
         };
         let lacks = |register, permissions: Permissions| -> Vec<&str> {

@@ -204,7 +204,7 @@ fn judge_status(found: &mut Findings, status: &Status) {
 }
 
 fn judge_instance(found: &mut Findings, instance: &Instance, vm: &ManagedVm) {
-    if instance.has_local_ssd && !vm.discard_local_ssd {
+    if instance.has_local_ssd && !vm.stop.discard_local_ssd {
         found.fail(
             "local SSD",
             "the VM has one, and a stop would lose its data, so it is never stopped",
@@ -254,7 +254,7 @@ mod tests {
 
     use super::super::finding::testing::{answered, complains, limited, unanswered};
     use super::*;
-    use crate::fleet::{RunnerNames, Vm};
+    use crate::fleet::{RunnerNames, StopOptions, Vm};
 
     #[test]
     fn a_token_is_refused_or_unknown() {
@@ -300,7 +300,7 @@ mod tests {
             vm: Vm::new("gpu-1", "us-central1-a"),
             repos: BTreeSet::new(),
             runner_names: RunnerNames::default(),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             peers: BTreeSet::new(),
         }
     }
@@ -378,7 +378,8 @@ mod tests {
         let facts =
             VmFacts { instance: Ok(Instance { has_local_ssd: true, ..instance() }), ..good() };
         judged(&facts, &["✗ local SSD: the VM has one"]);
-        let allowed = ManagedVm { discard_local_ssd: true, ..vm() };
+        let stop = StopOptions { discard_local_ssd: true, ..StopOptions::default() };
+        let allowed = ManagedVm { stop, ..vm() };
         complains(&judge_vm(&facts, &allowed, "p"), &[]);
     }
 

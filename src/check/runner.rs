@@ -206,7 +206,7 @@ mod tests {
         answered, complains, limited, missing_permission, unanswered,
     };
     use super::*;
-    use crate::fleet::{RunnerNames, Vm};
+    use crate::fleet::{RunnerNames, StopOptions, Vm};
 
     fn entry(repo: &str, labels: &[&str], runner_labels: &[&str]) -> Entry {
         let list = |labels: &[&str]| labels.iter().map(|&label| label.into()).collect();
@@ -216,13 +216,14 @@ mod tests {
             runner_labels: list(runner_labels),
             vm: Vm::new("gpu-1", "us-central1-a"),
             runner_names: RunnerNames::parse(["gpu-1"]),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             register: None,
         }
     }
 
     fn runner(online: bool, labels: &[&str]) -> Runner {
         Runner {
+            id: 1,
             name: "gpu-1".into(),
             busy: false,
             online,

@@ -96,7 +96,7 @@ fn as_shown(entry: &Entry) -> RunnerConfig {
 mod tests {
     use super::super::finding::testing::{answered, complains, unanswered};
     use super::*;
-    use crate::fleet::{RunnerNames, Vm};
+    use crate::fleet::{RunnerNames, StopOptions, Vm};
 
     fn fleet() -> Fleet {
         Fleet::new(vec![Entry {
@@ -105,7 +105,7 @@ mod tests {
             runner_labels: Vec::new(),
             vm: Vm::new("gpu-1", "us-central1-a"),
             runner_names: RunnerNames::parse(["gpu-1"]),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             register: None,
         }])
     }

@@ -200,6 +200,18 @@ impl Compute {
         Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
     }
 
+    /// Suspends the instance: its memory is kept on disk.
+    /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/suspend>
+    ///
+    /// # Errors
+    /// 400 if Compute Engine cannot suspend it: it has a GPU, a local SSD or too much memory.
+    pub async fn suspend(&self, vm: &Vm, deadline: Deadline) -> Result<Operation, Error> {
+        let call = "instances.suspend";
+        let request = self.command_request(call, vm, "/suspend", &[]).once();
+        let answer = self.send(request, deadline).await?;
+        Ok(read::<wire::Operation>(call, &answer).unwrap_or_default().into())
+    }
+
     /// Replaces the labels, if `fingerprint` is still that of the current ones.
     /// <https://cloud.google.com/compute/docs/reference/rest/v1/instances/setLabels>
     ///

@@ -62,6 +62,7 @@ impl fmt::Display for RunnerScope {
 /// A self-hosted runner.
 #[derive(Clone, Debug)]
 pub struct Runner {
+    pub id: u64,
     /// Its name, by default its host's.
     pub name: String,
     /// GitHub's flag for a runner with a job. It may lag by a minute, and flicker during a job.
@@ -259,6 +260,26 @@ impl GitHub {
         Ok(all)
     }
 
+    /// Removes a runner from `scope`: it gets no job any more. A job that it has already goes on.
+    /// <https://docs.github.com/en/rest/actions/self-hosted-runners#delete-a-self-hosted-runner-from-a-repository>
+    ///
+    /// # Errors
+    /// 422 if GitHub takes it to be busy; 404 if there is no such runner; 403 as for
+    /// [`registration_token`](Self::registration_token).
+    pub async fn remove_runner(
+        &self,
+        scope: &RunnerScope,
+        id: u64,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let path = match scope {
+            RunnerScope::Repository(repo) => format!("/repos/{repo}/actions/runners/{id}"),
+            RunnerScope::Organization(login) => format!("/orgs/{login}/actions/runners/{id}"),
+        };
+        let request = || Outgoing::delete("remove a runner", format!("{}{path}", self.root));
+        self.answer(request, deadline).await.map(drop)
+    }
+
     /// Creates a token with which a runner can be registered in `scope`.
     /// <https://docs.github.com/en/rest/actions/self-hosted-runners#create-a-registration-token-for-a-repository>
     ///
@@ -388,13 +409,21 @@ impl GitHub {
         self.send(call, request, deadline).await
     }
 
-    /// Sends a request as the installation, again with a new token if the first is refused.
     async fn send<T: DeserializeOwned>(
         &self,
         call: &'static str,
         request: impl Fn() -> Outgoing,
         deadline: Deadline,
     ) -> Result<T, Error> {
+        read(call, &self.answer(request, deadline).await?)
+    }
+
+    /// Sends a request as the installation, again with a new token if the first is refused.
+    async fn answer(
+        &self,
+        request: impl Fn() -> Outgoing,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, Error> {
         let token = self.installation_token(None, deadline).await?;
         let mut answer = self.send_with(&token, &request, deadline).await;
         let is_unauthorized =
@@ -404,7 +433,7 @@ impl GitHub {
             let fresh = self.installation_token(Some(&token.header), deadline).await?;
             answer = self.send_with(&fresh, &request, deadline).await;
         }
-        read(call, &answer?)
+        answer
     }
 
     /// Sends a request with this token, again every second while GitHub may not know the token yet.
@@ -529,6 +558,7 @@ mod wire {
 
     #[derive(Deserialize)]
     pub(super) struct Runner {
+        id: u64,
         name: String,
         busy: bool,
         #[serde(default)]
@@ -546,6 +576,7 @@ mod wire {
     impl From<Runner> for super::Runner {
         fn from(wire: Runner) -> Self {
             Self {
+                id: wire.id,
                 name: wire.name,
                 busy: wire.busy,
                 online: wire.status == "online",

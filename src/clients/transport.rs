@@ -245,6 +245,11 @@ impl Outgoing {
         Self { method: Method::POST, ..Self::get(call, url) }
     }
 
+    /// A DELETE of `url`. It may be repeated: the second time there is nothing left, which is a 404.
+    pub fn delete(call: &'static str, url: String) -> Self {
+        Self { method: Method::DELETE, ..Self::get(call, url) }
+    }
+
     /// Appends query parameters.
     #[must_use]
     pub fn query<'a>(mut self, parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {

@@ -3,9 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::{Problems, Validator, check, location, mistakes};
-use crate::fleet::{Entry, Fleet, Label, RegisterIn, RepoName, RunnerNames, Vm};
+use crate::fleet::{Entry, Fleet, Label, RegisterIn, RepoName, RunnerNames, StopOptions, Vm};
 
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 10] = [
     "repo",
     "labels",
     "vm_instance_name",
@@ -14,6 +14,8 @@ const FIELDS: [&str; 8] = [
     "runner_labels",
     "discard_local_ssd",
     "register",
+    "drain",
+    "suspend",
 ];
 
 impl Problems {
@@ -89,17 +91,9 @@ impl Problems {
             None | Some(Value::Null) => Some(Vec::new()),
             Some(_) => self.texts(nth, fields, "runner_labels", label),
         };
-        let discard_local_ssd = match fields.get("discard_local_ssd") {
-            None | Some(Value::Null) => Some(false),
-            Some(Value::Bool(discard)) => Some(*discard),
-            Some(_) => {
-                self.add(
-                    format_args!("RUNNER_CONFIG[{nth}].discard_local_ssd"),
-                    "is neither true nor false",
-                );
-                None
-            }
-        };
+        let discard_local_ssd = self.flag(nth, fields, "discard_local_ssd");
+        let drain = self.flag(nth, fields, "drain");
+        let suspend = self.flag(nth, fields, "suspend");
         let register = match fields.get("register") {
             None | Some(Value::Null) => Some(None),
             Some(Value::String(place)) if place == "repository" => {
@@ -116,6 +110,14 @@ impl Problems {
                 None
             }
         };
+        let register = register?;
+        if drain == Some(true) && register.is_none() {
+            self.add(
+                format_args!("RUNNER_CONFIG[{nth}].drain"),
+                "needs register: the runner is removed at each stop, and the VM has to register it again",
+            );
+            return None;
+        }
         let labels: Vec<Label> = labels?.into_iter().map(Into::into).collect();
         let runner_labels: Vec<Label> = runner_labels?.into_iter().map(Into::into).collect();
         let known = |label: &&Label| runner_labels.is_empty() || runner_labels.contains(label);
@@ -140,9 +142,25 @@ impl Problems {
             runner_labels,
             vm: Vm::new(name?, zone?),
             runner_names: RunnerNames::parse(runner_names?.iter().map(String::as_str)),
-            discard_local_ssd: discard_local_ssd?,
-            register: register?,
+            stop: StopOptions {
+                discard_local_ssd: discard_local_ssd?,
+                drain: drain?,
+                suspend: suspend?,
+            },
+            register,
         })
+    }
+
+    /// A field that is true or false, and false by default.
+    fn flag(&mut self, nth: usize, fields: &Map<String, Value>, name: &str) -> Option<bool> {
+        match fields.get(name) {
+            None | Some(Value::Null) => Some(false),
+            Some(Value::Bool(on)) => Some(*on),
+            Some(_) => {
+                self.add(format_args!("RUNNER_CONFIG[{nth}].{name}"), "is neither true nor false");
+                None
+            }
+        }
     }
 
     fn text(

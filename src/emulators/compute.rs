@@ -78,6 +78,10 @@ impl fmt::Display for Status {
     }
 }
 
+/// Compute Engine stops an instance that was suspended for this long.
+/// <https://cloud.google.com/compute/docs/instances/suspend-resume-instance>
+const LONGEST_SUSPENSION: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+
 /// The specification of an instance.
 #[derive(Clone, Debug)]
 pub struct Instance {
@@ -89,6 +93,10 @@ pub struct Instance {
     pub labels: BTreeMap<String, String>,
     /// A local SSD is attached, whose data a stop discards.
     pub local_ssd: bool,
+    /// A GPU is attached: it cannot be suspended.
+    pub gpu: bool,
+    /// With more than 208 it cannot be suspended.
+    pub memory_gib: u32,
     /// A stop first waits for the guest, in `PENDING_STOP`.
     pub graceful_shutdown: bool,
 }
@@ -108,6 +116,8 @@ impl Default for Instance {
             status: Status::Terminated,
             labels: BTreeMap::new(),
             local_ssd: false,
+            gpu: false,
+            memory_gib: 16,
             graceful_shutdown: false,
         }
     }
@@ -321,10 +331,7 @@ impl ComputeEngine {
     pub fn suspend_by_hand(&self, vm: &str) {
         self.change(|state, now| {
             if state.machine(vm).status == Status::Running {
-                state.plan(vm, now, "suspend");
-                state.become_status(vm, now, Status::Suspending, "suspended by hand");
-                let after = state.timings.suspending;
-                state.later(vm, now + after, Status::Suspended, "suspended");
+                state.suspend(vm, now, "suspended by hand");
             }
         });
     }
@@ -531,6 +538,20 @@ impl State {
         self.schedule(now + timings.execute, execute);
         self.later(vm, now + timings.staging, Status::Staging, "resources found");
         self.later(vm, now + timings.boot, Status::Running, "booted");
+        operation
+    }
+
+    fn suspend(&mut self, vm: &str, now: Timestamp, cause: &'static str) -> u64 {
+        let operation = self.plan(vm, now, "suspend");
+        self.become_status(vm, now, Status::Suspending, cause);
+        let suspended = now + self.timings.suspending;
+        self.later(vm, suspended, Status::Suspended, "suspended");
+        self.later(
+            vm,
+            suspended + LONGEST_SUSPENSION,
+            Status::Terminated,
+            "suspended for too long",
+        );
         operation
     }
 

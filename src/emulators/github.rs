@@ -124,6 +124,8 @@ struct State {
     owners: BTreeMap<String, Owner>,
     repos: BTreeMap<u64, Repository>,
     runners: BTreeMap<u64, RunnerState>,
+    /// By instance, the last time at which a runner on it ended because it was removed.
+    removed_at: BTreeMap<String, Timestamp>,
     runs: BTreeMap<u64, Run>,
     jobs: BTreeMap<JobId, Job>,
     /// The jobs that are not completed.
@@ -173,6 +175,7 @@ impl GitHub {
             owners: BTreeMap::new(),
             repos: BTreeMap::new(),
             runners: BTreeMap::new(),
+            removed_at: BTreeMap::new(),
             runs: BTreeMap::new(),
             jobs: BTreeMap::new(),
             active: BTreeSet::new(),

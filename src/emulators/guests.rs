@@ -16,6 +16,9 @@ use crate::clock::Timestamp;
 /// The time from the start of an instance to the script's first request.
 const SCRIPT_DELAY: Duration = Duration::from_secs(5);
 
+/// The time until systemd has started the script again after its runner ended, since it was removed from GitHub.
+const RESTART_DELAY: Duration = Duration::from_secs(15);
+
 /// The VMs' boot scripts. Cheap to clone; clones share their state.
 #[derive(Clone)]
 pub struct Guests {
@@ -70,6 +73,11 @@ impl Guests {
         self.shared.changed.notify_one();
     }
 
+    /// Removes the script, as if it failed.
+    pub fn never_register_again(&self, vm: &str) {
+        lock(&self.scripts).remove(vm);
+    }
+
     pub(super) fn next_event(&self) -> Option<Timestamp> {
         let scripts = lock(&self.scripts);
         scripts.iter().filter_map(|(vm, script)| self.next_request(vm, script)).min()
@@ -77,8 +85,15 @@ impl Guests {
 
     fn next_request(&self, vm: &str, script: &Script) -> Option<Timestamp> {
         let up = self.compute.up_since(vm)?;
-        let is_due = script.settled != Some(up) && !script.in_flight;
-        is_due.then(|| (up + SCRIPT_DELAY).max(script.not_before))
+        if script.in_flight {
+            return None;
+        }
+        let begins = if script.settled == Some(up) {
+            self.github.without_runner_since(vm)? + RESTART_DELAY
+        } else {
+            up + SCRIPT_DELAY
+        };
+        Some(begins.max(script.not_before))
     }
 
     /// The requests to send now.

@@ -16,8 +16,8 @@ use super::outcome::Status;
 use super::pool::{self, Availability, CanStart};
 use super::scan::Coverage;
 use super::schedule::{
-    BUCKET, DAY, HOUR, IdleSince, MINUTE, PASS_INTERVAL, due_after_stop, due_before, next_interval,
-    rounded_up, schedule_base, usual_due,
+    BOOT_ALLOWANCE, BUCKET, DAY, HOUR, IdleSince, MINUTE, PASS_INTERVAL, due_after_stop,
+    due_before, next_interval, rounded_up, schedule_base, usual_due,
 };
 use super::task::{Evidence, JobRef, Source, Task};
 use super::vm::{Phase, VmSnapshot};
@@ -112,6 +112,8 @@ pub(super) enum Action {
     Nothing,
     Start,
     Stop,
+    /// It is up without a runner: it is stopped, and started again for the job that waits.
+    Restart,
 }
 
 /// Something that an operator has to know.
@@ -449,7 +451,10 @@ impl<'a> Pass<'a> {
         if vm.is_held() {
             return Err(self.requeue_in_an_interval(Status::Held, vm.describe_hold()));
         }
-        if vm.instance.has_local_ssd && !managed.discard_local_ssd && *carried == Carried::Nothing {
+        if vm.instance.has_local_ssd
+            && !managed.stop.discard_local_ssd
+            && *carried == Carried::Nothing
+        {
             let because = "a stop would lose its local SSD: set \"discard_local_ssd\": true in its entry, or stop it \
                            by other means";
             // As often as a stop that has no effect would be tried; but the VM may vanish under a job.
@@ -533,12 +538,35 @@ impl<'a> Pass<'a> {
             return Ok(());
         }
         let Some(job) = self.place(&jobs)? else { return self.left_to_the_pool(jobs) };
+        self.without_a_runner(&job, runner, demand)?;
         let because = format!("{job} is queued for it");
         (self.next.job, self.next.pending_since) = (Some(job), None);
         if let (false, Some(demand)) = (self.is_up(), demand) {
             self.tell.extend(demand.elsewhere.iter().map(|(vm, job)| (vm.clone(), job.clone())));
         }
         Err(self.start(because))
+    }
+
+    /// A drain removed the runner, and the VM was not stopped, or did not register it again at its boot.
+    fn without_a_runner(
+        &mut self,
+        job: &JobRef,
+        runner: &RunnerState,
+        demand: Option<&Demand>,
+    ) -> Rule {
+        let Facts { managed, vm, now, .. } = self.facts;
+        let is_read = demand.is_some_and(|demand| demand.coverage == Coverage::Complete);
+        let has_none = matches!(runner, RunnerState::Idle(runners) if runners.is_empty());
+        let started = vm.instance.last_start.unwrap_or_default();
+        let has_booted = now.since(started) >= BOOT_ALLOWANCE;
+        let is_up = self.is_task() && self.is_up();
+        if !(managed.stop.drain && is_up && has_none && is_read && has_booted) {
+            return Ok(());
+        }
+        let because = format!("{job} waits, and no runner of it is registered: it is restarted");
+        self.next.job = Some(job.clone());
+        let next = Some((self.next.clone(), rounded_up(self.base() + MINUTE)));
+        Err(self.decision(Status::Stopping, because, Action::Restart, next))
     }
 
     /// Places the jobs on the VMs of their pools: the job for which this VM has to be up, if any. Other VMs that have to

@@ -395,7 +395,7 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
-    use crate::fleet::{Entry, RunnerNames};
+    use crate::fleet::{Entry, RunnerNames, StopOptions};
 
     fn labels(text: &str) -> Vec<Label> {
         text.split_whitespace().map(Label::from).collect()
@@ -423,7 +423,7 @@ mod tests {
     }
 
     fn runner(busy: bool, online: bool) -> Runner {
-        Runner { name: "gpu-1".into(), busy, online, version: None, labels: labels("gpu") }
+        Runner { id: 1, name: "gpu-1".into(), busy, online, version: None, labels: labels("gpu") }
     }
 
     #[test]
@@ -475,7 +475,7 @@ mod tests {
             runner_labels: Vec::new(),
             vm: Vm::new(vm, "z"),
             runner_names: RunnerNames::parse([vm]),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             register: None,
         };
         Fleet::new(vec![

@@ -138,6 +138,15 @@ async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
     Ok(Outcome::new(status, "").next_check_at(due))
 }
 
+/// A job that is over.
+#[derive(Clone, Copy, Debug)]
+pub struct CompletedJob {
+    pub id: u64,
+    pub completed_at: Option<Timestamp>,
+    /// Several VMs serve such jobs, so one of them was claimed for it.
+    pub is_pooled: bool,
+}
+
 /// A job is over: the VM has been idle since its end, unless another comes. A delivery that is repeated days later then
 /// changes nothing.
 ///
@@ -146,12 +155,12 @@ async fn ask_later(turn: &Turn<'_>, job: JobRef) -> Result<Outcome, Error> {
 pub async fn job_completed(
     cx: &Context,
     vm: &Arc<ManagedVm>,
-    (job, completed_at): (u64, Option<Timestamp>),
+    job: CompletedJob,
     deadline: Deadline,
 ) -> Result<Outcome, Error> {
     let now = cx.clock.now();
     // GitHub's clock may be ahead.
-    let end = completed_at.map_or(now, |at| at.min(now));
+    let end = job.completed_at.map_or(now, |at| at.min(now));
     // After an outage many come late at once: fewer values make fewer passes.
     let end = if now.since(end) < PASS_INTERVAL { end } else { next_interval(end) };
     let work = |deadline| {
@@ -159,11 +168,11 @@ pub async fn job_completed(
         async move { idle_since(&Turn { cx: &cx, vm: &vm, now, deadline }, job, end).await }
     };
     let outcome = cx.in_flight.share(key(Event::Completed, &vm.vm, end), deadline, work).await?;
-    Ok(outcome.because_of(&format!("job {job} is completed")))
+    Ok(outcome.because_of(&format!("job {} is completed", job.id)))
 }
 
 /// The pass first, then the label, which supersedes all passes before it.
-async fn idle_since(turn: &Turn<'_>, job: u64, end: Timestamp) -> Result<Outcome, Error> {
+async fn idle_since(turn: &Turn<'_>, job: CompletedJob, end: Timestamp) -> Result<Outcome, Error> {
     let idle_since = IdleSince::of_event(end);
     let due = due_before(turn.now, idle_since.time() + turn.cx.inactive);
     let task = Task::new(&turn.vm.vm, idle_since);
@@ -172,7 +181,9 @@ async fn idle_since(turn: &Turn<'_>, job: u64, end: Timestamp) -> Result<Outcome
     scheduled?;
     match read {
         Ok(read) => {
-            labels::try_write(turn, &read, Change::Completed { job, end, idle_since }).await;
+            let CompletedJob { id: job, is_pooled, .. } = job;
+            let change = Change::Completed { job, end, is_pooled, idle_since };
+            labels::try_write(turn, &read, change).await;
         }
         Err(error @ Error::NoSuchInstance(_)) => return Err(error),
         Err(error) => tracing::warn!("VM {}: its label was not written: {error}", turn.vm.vm),

@@ -39,10 +39,12 @@ pub(super) enum Change<'a> {
     IdleSince(IdleSince),
     /// The VM is there for these jobs of its pool. An event needs it from now on.
     Claim(&'a [Claim], Option<IdleSince>),
-    /// A job ended on the VM, so it is free for another; a claim that is younger is another job's.
+    /// A job ended on the VM at this time, so it is free for another. GitHub gives jobs to any runner of a pool, so the oldest
+    /// claim ends if none is for this job.
     Completed {
         job: u64,
         end: Timestamp,
+        is_pooled: bool,
         idle_since: IdleSince,
     },
     GivenUp(&'a [u64]),
@@ -75,9 +77,10 @@ impl Change<'_> {
                 }
                 idle_since.is_some_and(|value| Self::IdleSince(value).apply(vm)) || changed
             }
-            Self::Completed { job, end, idle_since } => {
+            Self::Completed { job, end, is_pooled, idle_since } => {
                 let own = vm.claims.iter().find(|(_, claim)| claim.job == job);
-                let older = vm.claims.iter().filter(|(_, claim)| claim.at <= end);
+                let is_older = |claim: &Claim| is_pooled && claim.at <= end;
+                let older = vm.claims.iter().filter(|(_, claim)| is_older(claim));
                 let ended = own.or_else(|| older.min_by_key(|(_, claim)| claim.at));
                 let ended = ended.map(|(key, _)| key.clone());
                 if let Some(key) = &ended {

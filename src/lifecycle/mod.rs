@@ -78,6 +78,7 @@ mod claim;
 mod context;
 mod decide;
 mod demand;
+mod drain;
 mod error;
 pub mod events;
 mod finding;

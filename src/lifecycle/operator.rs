@@ -8,10 +8,10 @@ use super::decide::{Action, Asker};
 use super::error::Error;
 use super::labels::{self, Change};
 use super::outcome::{Outcome, Status};
-use super::reconcile::{converse, log, read_again};
+use super::reconcile::{Conversation, converse, last_look, log};
 use super::schedule::{IdleSince, MINUTE, rounded_up};
 use super::task::{Evidence, Task};
-use super::vm::{self, Hold, VmSnapshot, observe};
+use super::vm::{self, Hold, StopKind, VmSnapshot, observe};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::ManagedVm;
 
@@ -57,7 +57,7 @@ pub async fn stop(
     let now = turn.idle_since();
     let idle_since = read.idle_since.map_or(now, |label| now.max(label.next()));
     let task = ordinary_task(&turn, &read);
-    let (decision, mut facts) = converse(&turn, asker, &task, read).await;
+    let Conversation { decision, mut facts, lists } = converse(&turn, asker, &task, read).await;
     log(&vm.vm, &decision.notices);
     let outcome = Outcome::new(decision.status, decision.because);
     let Some((next, due)) = decision.next else { return Ok(outcome) };
@@ -67,7 +67,7 @@ pub async fn stop(
     }
     let next = Task { idle_since: Some(idle_since), ..next };
     let scheduled = turn.schedule(next, due).await;
-    let fresh = match read_again(&turn, &mut facts).await {
+    let fresh = match last_look(&turn, &mut facts, &lists).await {
         Ok(fresh) => fresh,
         Err(not_stopped) => {
             scheduled?;
@@ -78,7 +78,7 @@ pub async fn stop(
     if scheduled.is_ok() {
         labels::try_write(&turn, &facts.vm, Change::IdleSince(idle_since)).await;
     }
-    let operation = vm::stop(&turn, &facts.vm, fresh).await?;
+    let operation = vm::stop(&turn, &facts.vm, StopKind::AsConfigured, fresh).await?;
     let outcome = Outcome::new(Status::Stopping, ASKED);
     let outcome = outcome.with_operation(Some(operation.name));
     match scheduled {

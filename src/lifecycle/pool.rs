@@ -131,8 +131,11 @@ pub(super) fn place(
         for id in waiting {
             // Another VM may be claimed for it too.
             if let Some(nth) = left.iter().position(|job| job.id == id) {
+                // It is on its way up, or a runner is free for the job.
+                if !is.free.is_empty() && take(vm, Some(&left[nth].repo)).is_none() {
+                    continue;
+                }
                 let job = left.remove(nth);
-                take(vm, Some(&job.repo));
                 placed.entry(vm.clone()).or_insert_with(|| job.clone());
             }
         }
@@ -207,7 +210,7 @@ pub(super) fn runners(lists: &RunnerLists, vm: &VmSnapshot) -> Option<Runners> {
 mod tests {
     use super::*;
     use crate::clients::compute::{Instance, Labels, Status};
-    use crate::fleet::{Entry, Label, RunnerNames};
+    use crate::fleet::{Entry, Label, RunnerNames, StopOptions};
     use crate::lifecycle::vm::CLAIM_LABEL;
 
     const NOW: u64 = 1_800_000_000;
@@ -289,7 +292,7 @@ mod tests {
                     runner_labels: Vec::new(),
                     vm: named(vm),
                     runner_names: RunnerNames::parse([vm]),
-                    discard_local_ssd: false,
+                    stop: StopOptions::default(),
                     register: None,
                 })
                 .into(),

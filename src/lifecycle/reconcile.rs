@@ -11,6 +11,7 @@ use tracing::{error, warn};
 use super::context::{Context, Turn};
 use super::decide::{Action, Asker, Decision, Facts, Notice, Question, Step, decide};
 use super::demand::{self, Extent, JobState, RunnerLists, RunnerState, runner_state};
+use super::drain::{Drained, drain};
 use super::error::Error;
 use super::labels::{self, Change, Written};
 use super::outcome::{Outcome, Status};
@@ -20,7 +21,7 @@ use super::schedule::{
     schedule_base,
 };
 use super::task::{JobRef, Task};
-use super::vm::{self, Started, VmSnapshot, observe};
+use super::vm::{self, Started, StopKind, VmSnapshot, observe};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::{ManagedVm, Vm};
 
@@ -55,7 +56,8 @@ pub async fn pass(
         }
         Err(error) => return Err(error),
     };
-    let (decision, mut facts) = converse(&turn, Asker::Task, &task, read).await;
+    let Conversation { decision, mut facts, lists } =
+        converse(&turn, Asker::Task, &task, read).await;
     let next = requeue(&turn, &decision).await?;
     if !decision.given_up.is_empty() {
         labels::try_write(&turn, &facts.vm, Change::GivenUp(&decision.given_up)).await;
@@ -63,12 +65,20 @@ pub async fn pass(
     let outcome = match decision.action {
         Action::Nothing => Outcome::new(decision.status, decision.because),
         Action::Start => start(&turn, &facts, &decision).await?,
-        Action::Stop => match read_again(&turn, &mut facts).await {
-            Ok(fresh) => stop_idle(&turn, &facts, fresh).await,
-            Err(not_stopped) => not_stopped,
-        },
+        Action::Stop | Action::Restart => {
+            let stopped = stop_idle(&turn, &mut facts, &lists, &decision).await;
+            stopped.unwrap_or_else(|not_stopped| not_stopped)
+        }
     };
     Ok(Outcome { next_check: outcome.next_check.or(next), ..outcome })
+}
+
+/// A decision, and what led to it.
+pub(super) struct Conversation<'a> {
+    pub(super) decision: Decision,
+    pub(super) facts: Facts<'a>,
+    /// The VM's runners, if they were asked for.
+    pub(super) lists: RunnerLists,
 }
 
 /// Asks what the rules ask for, until they decide.
@@ -77,7 +87,7 @@ pub(super) async fn converse<'a>(
     asker: Asker,
     task: &'a Task,
     read: VmSnapshot,
-) -> (Decision, Facts<'a>) {
+) -> Conversation<'a> {
     let extent = if read.phase.is_down() { Extent::ToTheEnd } else { Extent::ToARunningJob };
     let mut facts = Facts {
         asker,
@@ -96,7 +106,7 @@ pub(super) async fn converse<'a>(
     let mut lists = RunnerLists::new();
     loop {
         match decide(&facts) {
-            Step::Do(decision) => return (*decision, facts),
+            Step::Do(decision) => return Conversation { decision: *decision, facts, lists },
             Step::Ask(Question::WriteIdleSince) => {
                 if let Some(value) = task.idle_since {
                     labels::try_write(turn, &facts.vm, Change::IdleSince(value)).await;
@@ -265,23 +275,51 @@ pub(super) async fn read_again(
     })?;
     facts.label_settled = true;
     match decide(facts) {
-        Step::Do(decision) if decision.action == Action::Stop => Ok(fresh),
+        Step::Do(decision) if matches!(decision.action, Action::Stop | Action::Restart) => {
+            Ok(fresh)
+        }
         Step::Do(decision) => Err(Outcome::new(decision.status, decision.because)),
         Step::Ask(_) => Err(Outcome::new(Status::Superseded, "the VM was needed since")),
     }
 }
 
+/// Reads the VM once more and, where its entries say so, removes its runner from GitHub first: the deadline by which the
+/// stop has to be sent, or why the VM is not stopped.
+pub(super) async fn last_look(
+    turn: &Turn<'_>,
+    facts: &mut Facts<'_>,
+    lists: &RunnerLists,
+) -> Result<Deadline, Outcome> {
+    let fresh = read_again(turn, facts).await?;
+    if !turn.vm.stop.drain || facts.asker == Asker::Force {
+        return Ok(fresh);
+    }
+    match drain(turn, facts, lists).await? {
+        // That may have taken a while.
+        Drained::Yes => read_again(turn, facts).await,
+        Drained::Nothing => Ok(fresh),
+    }
+}
+
 /// Stops the VM. A refusal is logged; the next pass is pending, and tries again.
-async fn stop_idle(turn: &Turn<'_>, facts: &Facts<'_>, deadline: Deadline) -> Outcome {
-    match vm::stop(turn, &facts.vm, deadline).await {
+async fn stop_idle(
+    turn: &Turn<'_>,
+    facts: &mut Facts<'_>,
+    lists: &RunnerLists,
+    decision: &Decision,
+) -> Result<Outcome, Outcome> {
+    let deadline = last_look(turn, facts, lists).await?;
+    let kind =
+        if decision.action == Action::Restart { StopKind::Full } else { StopKind::AsConfigured };
+    Ok(match vm::stop(turn, &facts.vm, kind, deadline).await {
         Ok(operation) => {
-            Outcome::new(Status::Stopping, "nothing needs it").with_operation(Some(operation.name))
+            Outcome::new(Status::Stopping, &decision.because).with_operation(Some(operation.name))
         }
         Err(error) => {
             error!("VM {} is idle, but was not stopped: {error}", turn.vm.vm);
             Outcome::new(Status::StopScheduled, format!("idle, but not stopped ({error})"))
         }
-    }
+    })
 }
 
 /// Keeps the pass of a VM that no entry names alive for a day: that may be a deploy with a mistyped entry. The VM itself

@@ -265,7 +265,7 @@ async fn online_in(turn: &Turn<'_>) -> Result<Option<RunnerScope>, clients::Erro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::RunnerNames;
+    use crate::fleet::{RunnerNames, StopOptions};
 
     fn entry(repo: &str, vm: &str, register: Option<RegisterIn>) -> Entry {
         Entry {
@@ -274,7 +274,7 @@ mod tests {
             runner_labels: Vec::new(),
             vm: Vm::new(vm, "z"),
             runner_names: RunnerNames::parse([vm]),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             register,
         }
     }

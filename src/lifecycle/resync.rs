@@ -179,7 +179,7 @@ impl View<'_> {
         log(&self.0.turn.vm.vm, &decision.notices);
         let (task, _) = decision.next?;
         match decision.action {
-            Action::Nothing => None,
+            Action::Nothing | Action::Restart => None,
             Action::Start => {
                 let found = format!("{}, and it is {}", decision.because, read.status());
                 let act = Act { task, due: next_bucket(self.now()), what: "a pass starts it" };

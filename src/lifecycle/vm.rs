@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use http::StatusCode;
 use tracing::{error, warn};
 
 use super::claim::Claim;
@@ -11,7 +12,7 @@ use super::schedule::{BOOT_ALLOWANCE, BUCKET, IdleSince};
 use crate::clients;
 use crate::clients::compute::{self, Instance, Operation};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::Vm;
+use crate::fleet::{StopOptions, Vm};
 
 /// The label with the time of the last event that needed the VM.
 pub const IDLE_SINCE_LABEL: &str = "runner-manager-idle-since";
@@ -220,21 +221,62 @@ async fn start(turn: &Turn<'_>, read: &VmSnapshot) -> Result<Started, clients::E
     Ok(Started::Starting(Some(operation.name)))
 }
 
+/// The kind of a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StopKind {
+    /// As the VM's entries have it.
+    AsConfigured,
+    /// The VM has to boot anew.
+    Full,
+}
+
 /// Stops the VM. The caller read it at most 10 s ago.
 pub(super) async fn stop(
     turn: &Turn<'_>,
     read: &VmSnapshot,
+    kind: StopKind,
     deadline: Deadline,
 ) -> Result<Operation, Error> {
-    let (vm, discard) = (&turn.vm.vm, turn.vm.discard_local_ssd);
-    if read.instance.has_local_ssd && !discard {
+    let (vm, compute) = (&turn.vm.vm, &turn.cx.compute);
+    let StopOptions { discard_local_ssd, suspend, .. } = turn.vm.stop;
+    if read.instance.has_local_ssd && !discard_local_ssd {
         return Err(Error::WouldLoseLocalSsd(vm.clone()));
     }
-    let operation = turn.cx.compute.stop(vm, discard, deadline).await?;
+    let suspended = match kind {
+        StopKind::AsConfigured if suspend => suspend_if_possible(turn, deadline).await?,
+        StopKind::AsConfigured | StopKind::Full => None,
+    };
+    let operation = match suspended {
+        Some(operation) => operation,
+        None => compute.stop(vm, discard_local_ssd, deadline).await?,
+    };
     if let Some(error) = &operation.error {
         error!("VM {vm}: its stop failed at once: {error}");
     }
     Ok(operation)
+}
+
+/// Suspends the VM; `None` if Compute Engine cannot or may not, so that it has to be stopped.
+async fn suspend_if_possible(
+    turn: &Turn<'_>,
+    deadline: Deadline,
+) -> Result<Option<Operation>, Error> {
+    let vm = &turn.vm.vm;
+    match turn.cx.compute.suspend(vm, deadline).await {
+        Ok(operation) => Ok(Some(operation)),
+        Err(error) if error.status() == Some(StatusCode::BAD_REQUEST) => {
+            warn!("VM {vm}: it cannot be suspended, so it is stopped: {error}");
+            Ok(None)
+        }
+        Err(error) if error.lacks_permission() => {
+            warn!(
+                "VM {vm}: it may not be suspended, so it is stopped: grant compute.instances.suspend to the service's \
+                 account ({error})"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Logs why a VM that was up after `since` is down, if the operations of its zone tell.

@@ -12,7 +12,7 @@ use super::{OUTCOME, log, outcome_header};
 use crate::clock::Deadline;
 use crate::lifecycle::Outcome;
 use crate::lifecycle::events::{
-    WEBHOOK_TIME, is_old, job_completed, job_queued, job_waiting, old_job_queued,
+    CompletedJob, WEBHOOK_TIME, is_old, job_completed, job_queued, job_waiting, old_job_queued,
 };
 use crate::lifecycle::task::JobRef;
 use crate::state::AppState;
@@ -38,8 +38,10 @@ async fn act(app: &AppState, event: WebhookEvent, deadline: Deadline) -> Result<
         WebhookEvent::Completed(job) => {
             let vm = fleet.route_finished(&job.repo, &job.labels, job.runner.as_deref());
             let Some(vm) = vm else { return Ok(nothing_to_do(job.unmatched())) };
-            let end = (job.id, job.completed_at);
-            (Arc::clone(vm), job_completed(cx, vm, end, deadline).await?)
+            let pool = fleet.pool(&job.repo, &job.labels);
+            let is_pooled = pool.is_some_and(|pool| pool.vms().len() > 1);
+            let job = CompletedJob { id: job.id, completed_at: job.completed_at, is_pooled };
+            (Arc::clone(vm), job_completed(cx, vm, job, deadline).await?)
         }
         WebhookEvent::Queued { job, awaits_review } => {
             let Some(pool) = fleet.pool(&job.repo, &job.labels) else {

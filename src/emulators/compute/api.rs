@@ -50,6 +50,16 @@ impl ComputeEngine {
                     State::resume_instance,
                 )
             })
+            .on(post, &instance("/suspend"), compute("instances.suspend"), self, |it, call| {
+                let known = ["requestId", "discardLocalSsd"];
+                it.answer(
+                    call,
+                    "instances.suspend",
+                    &known,
+                    OPERATION_FIELDS,
+                    State::suspend_instance,
+                )
+            })
             .on(post, &instance("/setLabels"), compute("instances.setLabels"), self, |it, call| {
                 let known = ["requestId"];
                 it.answer(call, "instances.setLabels", &known, OPERATION_FIELDS, State::set_labels)
@@ -212,6 +222,37 @@ impl State {
             _ => Err(Problem::invalid(format!(
                 "Invalid resource usage: 'Instance {vm} is not suspended.'."
             ))),
+        })
+    }
+
+    /// <https://cloud.google.com/compute/docs/instances/suspend-resume-instance#limitations>
+    fn suspend_instance(&mut self, call: &Incoming, now: Timestamp) -> Result<Value, Problem> {
+        let vm = self.named(call)?;
+        let discard = call.flag("discardLocalSsd")?;
+        self.once(call, &vm, "suspend", |state| {
+            let machine = state.machine(&vm);
+            let refused = if machine.spec.gpu {
+                Some("instances with GPUs cannot be suspended".to_owned())
+            } else if machine.spec.local_ssd && !discard {
+                Some("instances with local SSDs cannot be suspended".to_owned())
+            } else if machine.spec.memory_gib > 208 {
+                Some(format!(
+                    "{} GB of memory are more than can be suspended",
+                    machine.spec.memory_gib
+                ))
+            } else {
+                None
+            };
+            match (machine.status, refused) {
+                (Status::Suspending | Status::Suspended, _) => {
+                    Ok(state.no_operation(&vm, now, "suspend"))
+                }
+                (Status::Running, None) => Ok(state.suspend(&vm, now, "suspend")),
+                (Status::Running, Some(why)) => {
+                    Err(Problem::invalid(format!("Instance {vm} cannot be suspended: {why}.")))
+                }
+                _ => Err(state.not_ready(&vm)),
+            }
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::lock;
 use super::{GitHub, Job, JobId, JobStatus, State};
 use crate::clock::Timestamp;
 use crate::emulators::Event;
@@ -143,6 +144,15 @@ impl GitHub {
         true
     }
 
+    /// The time at which the last runner on this instance ended because it was removed; `None` while there is one, also
+    /// one that was removed and still has a job.
+    pub fn without_runner_since(&self, instance: &str) -> Option<Timestamp> {
+        let state = lock(&self.state);
+        let on = |runner: &RunnerState| runner.spec.instance.as_deref() == Some(instance);
+        let has_one = state.runners.values().any(on);
+        state.removed_at.get(instance).copied().filter(|_| !has_one)
+    }
+
     /// A runner on this instance is registered in some scope.
     pub fn has_runner_on(&self, instance: &str) -> bool {
         self.change(|state, _| {
@@ -267,7 +277,14 @@ impl State {
     /// Assigns each queued job, oldest first, to an idle runner that has its labels.
     pub(super) fn assign(&mut self, now: Timestamp) {
         // Deleted runners disappear when their last job ends.
-        self.runners.retain(|_, runner| !runner.deregistered || runner.job.is_some());
+        let (runners, removed_at) = (&mut self.runners, &mut self.removed_at);
+        runners.retain(|_, runner| {
+            let stays = !runner.deregistered || runner.job.is_some();
+            if let (false, Some(instance)) = (stays, &runner.spec.instance) {
+                removed_at.insert(instance.clone(), now);
+            }
+            stays
+        });
         let ready = |job: &&Job| job.status == JobStatus::Queued && job.pickup.is_none();
         let waiting = self.active.iter().map(|id| &self.jobs[id]).filter(ready);
         let mut waiting: Vec<(Timestamp, JobId)> =

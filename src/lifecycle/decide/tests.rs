@@ -5,7 +5,7 @@ mod every_combination;
 
 use super::*;
 use crate::clients::compute::{Instance, Labels, Status as InstanceStatus};
-use crate::fleet::{Entry, Label, RunnerNames};
+use crate::fleet::{Entry, Label, RunnerNames, StopOptions};
 use crate::lifecycle::claim::Claim;
 use crate::lifecycle::pool::{Runners, Slot};
 use crate::lifecycle::task::Cursor;
@@ -139,7 +139,7 @@ impl Case {
             runner_labels: Vec::new(),
             vm: Vm::new(vm, "z"),
             runner_names: RunnerNames::parse([vm]),
-            discard_local_ssd: false,
+            stop: StopOptions::default(),
             register: None,
         };
         self.with(|case| {

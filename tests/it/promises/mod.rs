@@ -1,6 +1,7 @@
 //! The four promises, as stories. Each ends in `settle`, which checks the whole history.
 
 mod corner_cases;
+mod drain;
 mod last_job_counts;
 mod never_kill;
 mod never_leak;

@@ -199,6 +199,11 @@ const REPOS: [&str; 2] = ["acme/app", "acme/web"];
 const VMS: [&str; 2] = ["runner-1", "gpu-1"];
 
 impl Day {
+    /// `gpu-1` is drained before it is stopped.
+    pub(crate) fn drains(&self) -> bool {
+        Dice::new(self.seed ^ 0xd7a1).chance(50)
+    }
+
     /// The day of this seed: eight hours, in which jobs come in bursts.
     pub(crate) fn draw(seed: u64, profile: Profile) -> Self {
         let mut dice = Dice::new(seed.wrapping_mul(7).wrapping_add(profile as u64));

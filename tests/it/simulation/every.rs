@@ -255,6 +255,7 @@ fn bounds(play: &Play) -> Bounds {
         labels_hold: !call_broke,
         nothing_fails: !call_broke && play.trouble != Trouble::NoCompleted,
         both_sources: true,
+        drains: false,
         resyncs: false,
     }
 }

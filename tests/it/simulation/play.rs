@@ -34,6 +34,8 @@ type Ending = Box<dyn FnOnce(&mut World)>;
 struct Stage {
     world: World,
     runner: RunnerIs,
+    /// RUNNER_CONFIG.
+    config: String,
     inactive: u64,
     begun: Timestamp,
     agenda: BTreeMap<(Timestamp, usize), Ending>,
@@ -52,7 +54,8 @@ struct Stage {
 impl Stage {
     fn new(day: &Day) -> Self {
         let runner = RunnerIs::draw(day.seed);
-        let world = World::inactive_for(day.inactive, runner.config());
+        let config = config(runner, day.drains());
+        let world = World::inactive_for(day.inactive, config.clone());
         world.cloud.github.remove_runner("runner-1");
         runner.register(&world);
         let mut dice = Dice::new(day.seed ^ 0xfa17);
@@ -65,6 +68,7 @@ impl Stage {
         let stage = Self {
             world,
             runner,
+            config,
             inactive: day.inactive,
             begun,
             agenda: BTreeMap::new(),
@@ -228,11 +232,11 @@ impl Stage {
             Op::Deploy => self.world.service().replace(),
             Op::Misdeploy { span } => {
                 let (vm, service) = ("runner-1", self.world.service());
-                service.deploy(self.runner.config().replace(vm, MISTYPED));
+                service.deploy(self.config.replace(vm, MISTYPED));
                 self.excuses.push((now, Excuse::Unconfigured(vm, true)));
                 // Passes are ever further apart while no entry names the VM: the next takes as long as all before.
                 self.excuses.push((now + 2 * *span + minutes(15), Excuse::Unconfigured(vm, false)));
-                let config = self.runner.config();
+                let config = self.config.clone();
                 self.later(*span, move |_| service.deploy(config));
             }
             Op::Vanish => self.world.crash(),
@@ -370,17 +374,18 @@ impl RunnerIs {
             }),
         }
     }
+}
 
-    fn config(self) -> String {
-        let gpu = r#""vm_instance_name": "gpu-1""#;
-        let fleet = fleet("").replace(gpu, &format!(r#"{gpu}, "register": "repository""#));
-        match self {
-            Self::NamedInTheEntries => {
-                let entry = r#""vm_instance_name": "runner-1""#;
-                fleet.replace(entry, &format!(r#"{entry}, "runner_names": ["build-*"]"#))
-            }
-            _ => fleet,
+fn config(runner: RunnerIs, drains: bool) -> String {
+    let gpu = r#""vm_instance_name": "gpu-1""#;
+    let drain = if drains { r#", "drain": true"# } else { "" };
+    let fleet = fleet("").replace(gpu, &format!(r#"{gpu}, "register": "repository"{drain}"#));
+    match runner {
+        RunnerIs::NamedInTheEntries => {
+            let entry = r#""vm_instance_name": "runner-1""#;
+            fleet.replace(entry, &format!(r#"{entry}, "runner_names": ["build-*"]"#))
         }
+        _ => fleet,
     }
 }
 
