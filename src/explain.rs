@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::config::Routing;
-use crate::fleet::{Entry, Fleet, Label, Mismatch, Quoted, RepoName, Vm};
+use crate::fleet::{Entry, Fleet, Label, Mismatch, Pool, Quoted, RepoName, Vm};
 use crate::lifecycle::steps;
 use crate::routes::{self, Job, LARGEST_BODY, WORKFLOW_JOB, WebhookEvent};
 
@@ -123,6 +123,9 @@ struct Explanation<'a> {
     entries: Vec<Verdict<'a>>,
     vm_instance_name: Option<&'a str>,
     vm_instance_zone: Option<&'a str>,
+    /// All VMs that serve such jobs, in their order, if they are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pool: Vec<&'a str>,
     /// The reason why the job goes to this VM, or to none.
     because: String,
     /// The actions that would follow, in order.
@@ -185,10 +188,14 @@ impl<'a> Explanation<'a> {
             WebhookEvent::Completed(job) => ("completed", job),
         };
         let entries = verdicts(fleet, job);
+        let pool = pool(fleet, job);
         let because = because(fleet, job, vm, &entries);
         let steps = match (event, vm) {
             (_, None) | (WebhookEvent::Nothing(_), _) => Vec::new(),
             (WebhookEvent::Queued { awaits_review: true, .. }, _) => steps::of_a_waiting_job(),
+            (WebhookEvent::Queued { .. }, _) if !pool.is_empty() => {
+                steps::of_a_job_of_a_pool(pool.len(), *inactive)
+            }
             (WebhookEvent::Queued { .. }, _) => steps::of_a_queued_job(*inactive),
             (WebhookEvent::Completed(_), _) => steps::of_a_completed_job(*inactive),
         };
@@ -199,6 +206,7 @@ impl<'a> Explanation<'a> {
             entries,
             vm_instance_name: vm.map(|vm| vm.name.as_str()),
             vm_instance_zone: vm.map(|vm| vm.zone.as_str()),
+            pool,
             because,
             steps,
         }
@@ -212,10 +220,17 @@ impl<'a> Explanation<'a> {
             entries: Vec::new(),
             vm_instance_name: None,
             vm_instance_zone: None,
+            pool: Vec::new(),
             because: format!("{why}: the delivery is acknowledged, and nothing is done"),
             steps: Vec::new(),
         }
     }
+}
+
+/// The VMs that serve the job, if they are several.
+fn pool<'a>(fleet: &'a Fleet, job: &Job) -> Vec<&'a str> {
+    let vms = fleet.pool(&job.repo, &job.labels).map(Pool::vms).filter(|vms| vms.len() > 1);
+    vms.into_iter().flatten().map(|vm| vm.vm.name.as_str()).collect()
 }
 
 fn because(fleet: &Fleet, job: &Job, vm: Option<&Vm>, entries: &[Verdict<'_>]) -> String {
@@ -223,7 +238,12 @@ fn because(fleet: &Fleet, job: &Job, vm: Option<&Vm>, entries: &[Verdict<'_>]) -
     match (vm, first) {
         (None, _) => "no entry matches: the delivery is acknowledged, and nothing is done".into(),
         (Some(vm), Some(first)) if fleet.entries()[first].vm == *vm => {
-            format!("RUNNER_CONFIG[{first}] is the first entry that matches")
+            let pool = pool(fleet, job);
+            let first = format!("RUNNER_CONFIG[{first}] is the first entry that matches");
+            match pool.len() {
+                0 => first,
+                size => format!("{first}, of a pool of {size} VMs ({})", pool.join(", ")),
+            }
         }
         (Some(_), _) => {
             let runner = visible(job.runner.as_deref().unwrap_or_default());
@@ -242,7 +262,12 @@ fn verdicts<'a>(fleet: &'a Fleet, job: &Job) -> Vec<Verdict<'a>> {
                 "{mismatch}; if its runner may take such jobs, list all its labels in runner_labels"
             )),
             Some(mismatch) => Some(mismatch.to_string()),
-            None => first_match.map(|first| format!("but RUNNER_CONFIG[{first}] comes first")),
+            None => first_match.map(|first| match fleet.pool_of_entry(nth) {
+                Some(pool) if pool.first_entry == first => {
+                    format!("in the pool of RUNNER_CONFIG[{first}]")
+                }
+                _ => format!("but RUNNER_CONFIG[{first}] comes first"),
+            }),
         };
         if matches {
             first_match.get_or_insert(nth);

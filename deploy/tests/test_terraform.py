@@ -173,6 +173,7 @@ class Terraform(unittest.TestCase):
     def test_runner_config_has_what_was_given_and_no_more(self):
         entries = [
             ENTRY | {"runner_labels": ["self-hosted", "gpu"], "register": "organization", "discard_local_ssd": True},
+            ENTRY | {"register": "repository", "drain": True, "suspend": True},
             ENTRY | {"repo": "acme/web", "runner_names": ["vm-*"]},
         ]
         plan, _ = self.planned("terraform/runner-manager", MANAGER | {"runner_config": entries})

@@ -9,13 +9,17 @@ use crate::fleet::ManagedVm;
 use crate::lifecycle::vm::{HOLD_LABEL, IDLE_SINCE_LABEL};
 
 /// The permissions that the service uses on an instance.
-const INSTANCE_PERMISSIONS: [&str; 5] = [
+const INSTANCE_PERMISSIONS: [&str; 6] = [
     "compute.instances.get",
     "compute.instances.start",
     "compute.instances.stop",
     "compute.instances.resume",
+    "compute.instances.suspend",
     "compute.instances.setLabels",
 ];
+
+/// Needed only by VMs whose entries say `suspend`.
+const SUSPEND: &str = "compute.instances.suspend";
 
 /// Needed only for suspended instances.
 const RESUME: &str = "compute.instances.resume";
@@ -170,7 +174,7 @@ pub(super) fn judge_vm(facts: &VmFacts, vm: &ManagedVm, project: &str) -> Vec<Fi
         Err(error) => found.failed("status", error, "check GCP_PROJECT_ID and the zone"),
     }
     match permissions {
-        Ok(held) => judge_permissions(&mut found, held, project),
+        Ok(held) => judge_permissions(&mut found, held, vm, project),
         Err(error) => found.failed("permissions", error, grant(project, &INSTANCE_PERMISSIONS)),
     }
     match operations {
@@ -220,9 +224,10 @@ fn judge_instance(found: &mut Findings, instance: &Instance, vm: &ManagedVm) {
     }
 }
 
-fn judge_permissions(found: &mut Findings, held: &[String], project: &str) {
+fn judge_permissions(found: &mut Findings, held: &[String], vm: &ManagedVm, project: &str) {
     let missing: Vec<&str> = INSTANCE_PERMISSIONS
         .into_iter()
+        .filter(|name| *name != SUSPEND || vm.stop.suspend)
         .filter(|name| !held.iter().any(|permission| permission == name))
         .collect();
     let detail = |missing: &[&str]| match missing {
@@ -234,6 +239,11 @@ fn judge_permissions(found: &mut Findings, held: &[String], project: &str) {
         [RESUME] => found.warn(
             "permissions",
             format!("{}: the service cannot resume it when it is suspended", detail(&missing)),
+            grant(project, &missing),
+        ),
+        [SUSPEND] => found.warn(
+            "permissions",
+            format!("{}: the VM is stopped where its entries say suspend", detail(&missing)),
             grant(project, &missing),
         ),
         _ => found.fail("permissions", detail(&missing), grant(project, &missing)),

@@ -32,6 +32,7 @@ const SECRET: &str = "dev-secret-of-the-demo";
 
 const PROJECT: &str = "dev-project";
 const ZONE: &str = "asia-northeast1-a";
+const OTHER_ZONE: &str = "asia-northeast1-b";
 const LOCATION: &str = "asia-northeast1";
 const QUEUE: &str = "runner-manager";
 const APP_ID: &str = "123456";
@@ -46,6 +47,17 @@ const FLEET: &str = r#"[
   {"repo": "acme/app", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"},
   {"repo": "acme/web", "labels": ["self-hosted"], "vm_instance_name": "runner-1", "vm_instance_zone": "asia-northeast1-a"}
 ]"#;
+
+/// The entries that the stories need as well: a pool of two VMs in two zones, which are drained before a stop.
+const POOL: &str = r#",
+  {"repo": "acme/web", "labels": ["pool"], "vm_instance_name": "pool-1", "vm_instance_zone": "asia-northeast1-a", "register": "repository", "drain": true},
+  {"repo": "acme/web", "labels": ["pool"], "vm_instance_name": "pool-2", "vm_instance_zone": "asia-northeast1-b", "register": "repository", "drain": true}
+]"#;
+
+/// RUNNER_CONFIG of the demo.
+fn fleet(real_time: bool) -> String {
+    if real_time { FLEET.to_owned() } else { format!("{}{POOL}", FLEET.trim_end_matches("\n]")) }
+}
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -94,6 +106,8 @@ struct Stage {
     cloud_url: String,
     /// VM_INACTIVE_MINUTES.
     inactive: &'static str,
+    /// RUNNER_CONFIG.
+    fleet: String,
     /// The key files for other programs, deleted at the end of the demo.
     files: tempfile::TempDir,
 }
@@ -158,7 +172,7 @@ impl Stage {
         let cloud = Cloud::new(setup, clock.clone());
         // gcp_auth uses the system's time, whatever the demo's pace.
         cloud.accounts.use_clock(Clock::system());
-        populate(&cloud, &service_url);
+        populate(&cloud, &service_url, options.real_time);
         let narrator = Narrator::new(clock.clone());
         cloud.subscribe({
             let narrator = narrator.clone();
@@ -170,14 +184,15 @@ impl Stage {
         std::fs::write(files.path().join("google.json"), &account)?;
         std::fs::write(files.path().join("app.pem"), keys.app_private_key_pem())?;
         let inactive = if options.real_time { "3" } else { "1" };
-        let variables = environment(&service_url, &cloud_url, inactive)
+        let fleet = fleet(options.real_time);
+        let variables = environment(&service_url, &cloud_url, inactive, &fleet)
             .into_iter()
             .chain([("GITHUB_APP_PRIVATE_KEY", keys.app_private_key_pem().to_owned())])
             .map(|(name, value)| (name.into(), value.into()));
         let config = Config::from_vars(variables)?;
         let credentials = Credentials::new(Arc::new(CustomServiceAccount::from_json(&account)?));
         let app = AppState::new(config, transport::over_tls()?, credentials, clock.clone());
-        Ok(Self { cloud, clock, app, narrator, service_url, cloud_url, inactive, files })
+        Ok(Self { cloud, clock, app, narrator, service_url, cloud_url, inactive, fleet, files })
     }
 
     /// The environment of another program that takes the service's place, as shell commands.
@@ -185,7 +200,8 @@ impl Stage {
         let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
         let file =
             |name: &str| quoted(&Path::new(self.files.path()).join(name).display().to_string());
-        let mut lines: Vec<String> = environment(&self.service_url, &self.cloud_url, self.inactive)
+        let variables = environment(&self.service_url, &self.cloud_url, self.inactive, &self.fleet);
+        let mut lines: Vec<String> = variables
             .into_iter()
             .map(|(name, value)| format!("export {name}={}", quoted(&value.replace('\n', " "))))
             .collect();
@@ -195,7 +211,12 @@ impl Stage {
     }
 }
 
-fn environment(service_url: &str, cloud_url: &str, inactive: &str) -> Vec<(&'static str, String)> {
+fn environment(
+    service_url: &str,
+    cloud_url: &str,
+    inactive: &str,
+    fleet: &str,
+) -> Vec<(&'static str, String)> {
     vec![
         ("GCP_PROJECT_ID", PROJECT.into()),
         ("CLOUD_TASK_LOCATION", LOCATION.into()),
@@ -209,12 +230,12 @@ fn environment(service_url: &str, cloud_url: &str, inactive: &str) -> Vec<(&'sta
         ("CLOUD_TASKS_API_URL", cloud_url.into()),
         ("GITHUB_API_URL", cloud_url.into()),
         ("GOOGLE_KEYS_API_URL", cloud_url.into()),
-        ("RUNNER_CONFIG", FLEET.into()),
+        ("RUNNER_CONFIG", fleet.into()),
     ]
 }
 
 /// Adds the VMs of the fleet, stopped, their registered runners, and the webhook.
-fn populate(cloud: &Cloud, service_url: &str) {
+fn populate(cloud: &Cloud, service_url: &str, real_time: bool) {
     for repo in ["acme/app", "acme/web"] {
         cloud.github.add_repository(repo);
     }
@@ -228,6 +249,19 @@ fn populate(cloud: &Cloud, service_url: &str) {
         let labels =
             ["self-hosted", "linux", "x64", more].into_iter().filter(|label| !label.is_empty());
         cloud.github.add_runner(Runner::new(vm, Scope::Repository(repo.into()), labels));
+    }
+    if !real_time {
+        for (vm, zone) in [("pool-1", ZONE), ("pool-2", OTHER_ZONE)] {
+            let instance = Instance { status: Status::Terminated, ..Instance::new(vm, zone) };
+            cloud.compute.insert(instance);
+            cloud.guests.register_at_boot(vm, zone, service_url);
+            let scope = Scope::Repository("acme/web".into());
+            cloud.github.add_runner(Runner::new(
+                vm,
+                scope,
+                ["self-hosted", "linux", "x64", "pool"],
+            ));
+        }
     }
     let url = format!("{service_url}/github/webhook");
     cloud.github.webhook(Hook { url, secret: SECRET.into(), form: false });

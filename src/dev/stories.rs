@@ -1,5 +1,6 @@
 //! The stories of the demo. Each causes events, waits until the VM is stopped, and checks a promise.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,8 +13,11 @@ use crate::emulators::compute::Status;
 use crate::emulators::github::{JobId, JobStatus};
 use crate::routes;
 
-/// The VM of all stories.
+/// The VM of most stories.
 const VM: &str = "runner-1";
+
+/// The VMs of the pool.
+const POOL: [&str; 2] = ["pool-1", "pool-2"];
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -85,6 +89,19 @@ pub(super) async fn run_all(stage: &Stage) -> bool {
         "The webhook that says the job is queued never arrives. The resync, which a scheduler calls, finds the job.",
         "the job got its runner",
         a_lost_job
+    );
+    story!(
+        "A burst on a pool of two",
+        "Two jobs at once: each gets a VM of its own. A third waits for the first that is free.",
+        "as many VMs were up as jobs waited, and both were stopped",
+        a_burst_on_a_pool
+    );
+    story!(
+        "A job in the second before a stop",
+        "GitHub gives the runner a job after the pass has read all lists. With drain, the pass removes the runner \
+         before the stop: GitHub refuses, or the job shows.",
+        "the job was not cut short",
+        a_job_before_the_stop
     );
     let now = stage.clock.now();
     stage.narrator.closing(VM, time_up(&stage.cloud.compute.history(VM), now), now.since(begun));
@@ -181,23 +198,71 @@ impl Story<'_> {
         self.completed(job).await
     }
 
-    /// Waits until the VM is stopped and the queue is empty, then checks that no stop killed a job.
+    async fn a_burst_on_a_pool(&self) -> Result<(), Broken> {
+        let jobs = [minutes(3), minutes(3), minutes(1)].map(|runs| self.queue_for_the_pool(runs));
+        self.until("both VMs are up", minutes(4), || {
+            POOL.iter().all(|vm| self.stage.cloud.compute.status(vm) == Status::Running)
+        })
+        .await?;
+        for job in jobs {
+            self.completed(job).await?;
+        }
+        Ok(())
+    }
+
+    async fn a_job_before_the_stop(&self) -> Result<(), Broken> {
+        let cloud = &self.stage.cloud;
+        let first = self.queue_for_the_pool(minutes(1));
+        self.completed(first).await?;
+        // The job comes just when the service asks GitHub to remove the runner, and its webhook is lost.
+        let (github, second) = (cloud.github.clone(), Arc::new(OnceLock::new()));
+        let queued = Arc::clone(&second);
+        cloud.faults.on(move |call| {
+            if call.method == "actions.deleteSelfHostedRunnerFromRepo" && queued.get().is_none() {
+                github.lose_next_webhook(1);
+                queued.get_or_init(|| {
+                    github.queue_job("acme/web", ["pool"], minutes(2))
+                });
+            }
+            None
+        });
+        self.until("the VM is to be stopped", minutes(15), || second.get().is_some()).await?;
+        cloud.faults.off();
+        self.stage.narrator.aside("the job came just before its runner was removed");
+        let job = *second.get().ok_or("no job was queued")?;
+        self.completed(job).await?;
+        if cloud.github.job(job).lost > 0 { Err("the job lost its runner".into()) } else { Ok(()) }
+    }
+
+    /// Waits until the VMs are stopped and the queue is empty, then checks that no stop killed a job.
     async fn end(&self) -> Result<(), Broken> {
         let cloud = &self.stage.cloud;
-        self.until("the VM is stopped", minutes(30), || self.status() == Status::Terminated)
-            .await?;
+        let is_down = |vm: &str| cloud.compute.status(vm) == Status::Terminated;
+        self.until("the VMs are stopped", minutes(30), || {
+            is_down(VM) && POOL.into_iter().all(is_down)
+        })
+        .await?;
         self.until("the queue is empty", minutes(30), || cloud.tasks.pending().is_empty()).await?;
-        for (at, status, cause) in cloud.compute.history(VM) {
+        [VM].into_iter().chain(POOL).try_for_each(|vm| self.killed_no_job(vm))
+    }
+
+    fn killed_no_job(&self, vm: &str) -> Result<(), Broken> {
+        let cloud = &self.stage.cloud;
+        for (at, status, cause) in cloud.compute.history(vm) {
             let killed = cloud.github.jobs().into_iter().find(|job| {
                 let ran = job.started_at.is_some_and(|start| start <= at)
                     && job.completed_at.is_none_or(|end| at < end);
-                ran && job.runner_name.as_deref() == Some(VM) && status == Status::Stopping
+                ran && job.runner_name.as_deref() == Some(vm) && status == Status::Stopping
             });
             if let Some(job) = killed.filter(|_| at >= self.begun) {
-                return Err(format!("the VM was stopped while job {} ran ({cause})", job.id));
+                return Err(format!("{vm} was stopped while job {} ran ({cause})", job.id));
             }
         }
         Ok(())
+    }
+
+    fn queue_for_the_pool(&self, runs: Duration) -> JobId {
+        self.stage.cloud.github.queue_job("acme/web", ["pool"], runs)
     }
 
     fn queue(&self, repo: &str, runs: Duration) -> JobId {

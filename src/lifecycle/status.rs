@@ -20,7 +20,7 @@ use super::vm::{Phase, VmSnapshot};
 use crate::clients::compute;
 use crate::clients::github::{Job, Runner, RunnerScope};
 use crate::clock::{Deadline, Timestamp};
-use crate::fleet::{Label, RepoName};
+use crate::fleet::{Fleet, Label, Pool, RepoName};
 
 /// The most runs of a repository whose jobs are shown. Each costs a call.
 const MAX_RUNS: usize = 50;
@@ -54,6 +54,8 @@ pub struct VmReport {
     since: Option<String>,
     idle_since: Option<String>,
     held: Option<bool>,
+    /// The jobs of its pool for which it was taken a moment ago.
+    claimed_for: Vec<u64>,
     /// The earliest time of a stop; none while something needs the VM, or it is held.
     stop_after: Option<String>,
     because: Option<String>,
@@ -93,6 +95,8 @@ struct EntryReport {
     labels: Vec<Label>,
     /// All labels of its runner, if RUNNER_CONFIG names them: then these alone decide.
     runner_labels: Vec<Label>,
+    /// The names of the VMs that serve the same jobs, in their order: itself, and the others of its pool.
+    pool: Vec<String>,
 }
 
 /// The reason for a VM without the label, which the resync leaves alone.
@@ -172,6 +176,7 @@ fn describe(view: &VmView<'_>) -> VmReport {
         since: read.and_then(since).map(Timestamp::rfc3339),
         idle_since: read.and_then(|read| read.idle_since).map(|at| at.time().rfc3339()),
         held: read.map(VmSnapshot::is_held),
+        claimed_for: read.map(|read| claims(read, view.turn.now)).unwrap_or_default(),
         stop_after,
         because: decided.map(|(decision, _)| match read {
             Some(read) if idle && read.phase == Phase::Up && read.idle_since.is_none() => {
@@ -194,8 +199,14 @@ fn entries(view: &VmView<'_>) -> Vec<EntryReport> {
             repo: entry.repo.clone(),
             labels: entry.labels.clone(),
             runner_labels: entry.runner_labels.clone(),
+            pool: pool_of(&view.turn.cx.fleet, index),
         })
         .collect()
+}
+
+fn pool_of(fleet: &Fleet, entry: usize) -> Vec<String> {
+    let vms = fleet.pool_of_entry(entry).map(Pool::vms).unwrap_or_default();
+    vms.iter().map(|vm| vm.vm.name.clone()).collect()
 }
 
 fn unread(error: &Error) -> String {
@@ -206,6 +217,10 @@ fn unread(error: &Error) -> String {
         Error::Upstream(error) => format!("{error}: ask again"),
         error => error.to_string(),
     }
+}
+
+fn claims(read: &VmSnapshot, now: Timestamp) -> Vec<u64> {
+    read.fresh_claims(now).iter().map(|claim| claim.job).collect()
 }
 
 /// The start of the current status, if Compute Engine records it: it does not for a start or a stop in progress.

@@ -26,6 +26,27 @@ pub fn of_a_queued_job(inactive: Duration) -> Vec<String> {
     ]
 }
 
+/// A job is queued for a pool of this size.
+pub fn of_a_job_of_a_pool(size: usize, inactive: Duration) -> Vec<String> {
+    vec![
+        format!(
+            "read the {size} VMs in their order, up to the first that is free: one that is not claimed for another job and \
+             not on its way down; if all are taken, the first"
+        ),
+        format!(
+            "create a pass in {} that carries this job; then claim the VM with the label runner-manager-claim, and \
+             start it if it is down",
+            text(FIRST_PASS)
+        ),
+        format!(
+            "as long as the job waits, a pass sees at least every {} that as many VMs are up as jobs wait and run, and \
+             hands jobs that are too many, or whose VM could not be started, to the next VM",
+            text(PASS_INTERVAL)
+        ),
+        idle(inactive),
+    ]
+}
+
 /// A job is queued, but a review comes first.
 pub fn of_a_waiting_job() -> Vec<String> {
     vec![

@@ -23,6 +23,8 @@ ENTRY = {
     "runner_labels": ["self-hosted", "gpu", "a label, with a comma"],
     "register": "organization",
     "discard_local_ssd": True,
+    "drain": True,
+    "suspend": True,
 }
 VALUES = [
     None, True, 7, "", "x", "X", "a b", "self-hosted", "acme/app", "acme/app.git", "acme/..", "./app", "acme/app/x",

@@ -23,13 +23,14 @@ resource "google_project_iam_custom_role" "vms" {
   project     = var.project
   role_id     = "${var.role_prefix}Vms"
   title       = "Runner Manager: a VM"
-  description = "Read, start, resume, stop and label a VM."
+  description = "Read, start, resume, stop, suspend and label a VM."
   permissions = [
     "compute.instances.get",
     "compute.instances.resume",
     "compute.instances.setLabels",
     "compute.instances.start",
     "compute.instances.stop",
+    "compute.instances.suspend",
   ]
 
   depends_on = [google_project_service.this]

@@ -72,6 +72,8 @@ variable "runner_config" {
     runner_labels      all labels of the VM's runner: match as GitHub does
     discard_local_ssd  a stop may lose what local SSDs hold
     register           repository or organization: where the VM may register its runner by itself
+    drain              remove the runner from GitHub before each stop, so that no job is cut short; needs register
+    suspend            suspend the VM in place of stopping it, where Compute Engine can
   EOT
   type = list(object({
     repo              = string
@@ -82,6 +84,8 @@ variable "runner_config" {
     runner_labels     = optional(list(string))
     discard_local_ssd = optional(bool)
     register          = optional(string)
+    drain             = optional(bool)
+    suspend           = optional(bool)
   }))
 
   validation {
