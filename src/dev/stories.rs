@@ -220,9 +220,7 @@ impl Story<'_> {
         cloud.faults.on(move |call| {
             if call.method == "actions.deleteSelfHostedRunnerFromRepo" && queued.get().is_none() {
                 github.lose_next_webhook(1);
-                queued.get_or_init(|| {
-                    github.queue_job("acme/web", ["pool"], minutes(2))
-                });
+                queued.get_or_init(|| github.queue_job("acme/web", ["pool"], minutes(2)));
             }
             None
         });

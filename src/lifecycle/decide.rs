@@ -287,15 +287,38 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The VM of a pool works on one job while the one in evidence waits: another VM has to come up for it.
+    /// The VM of a pool works on one job while another waits: another VM has to come up for that one.
     fn hand_on_while_busy(&mut self) -> Rule {
         let Some(Evidence::Job(job)) = self.facts.task.evidence() else { return Ok(()) };
         if !self.facts.managed.is_in_a_pool() || !self.is_task() || !self.is_up() {
             return Ok(());
         }
-        let JobState::Queued(labels) = self.job()? else { return Ok(()) };
-        if let RunnerState::Busy { .. } = self.runner_known_so_far()? {
-            self.place(&[JobRef { labels, ..job }])?;
+        match self.job()? {
+            JobState::Queued(labels) => {
+                if let RunnerState::Busy { .. } = self.runner_known_so_far()? {
+                    self.place(&[JobRef { labels, ..job }])?;
+                }
+            }
+            // Passes of jobs that came together have become one, so others may wait.
+            JobState::Running(runs_on) if self.facts.task.busy_at.is_none() => {
+                let runner = self.runner_known_so_far()?;
+                if let RunnerState::Unavailable(_) = runner {
+                    return Ok(());
+                }
+                let demand = self.facts.demand.as_ref().ok_or(Step::Ask(Question::Jobs))?;
+                let jobs = self.jobs_that_count(runner, Some(demand), &Carried::Nothing);
+                if !jobs.is_empty() {
+                    self.place(&jobs)?;
+                }
+                // Asked for once.
+                match runs_on {
+                    RunsOn::Here | RunsOn::HereIfUnregistered => {
+                        self.next.busy_at = Some(self.now())
+                    }
+                    RunsOn::Elsewhere(_) => self.next.job = None,
+                }
+            }
+            _ => {}
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::context::{Context, Turn};
 use super::demand;
 use super::error::Error;
 use super::labels::{self, Change, Written};
-use super::pool::{Availability, CanStart, Runners, Slot, runners};
+use super::pool::{Availability, Runners, runners};
 use super::pool_queue::{Placed, Ticket};
 use super::schedule::{FIRST_PASS, rounded_up};
 use super::task::{Evidence, JobRef, Task};
@@ -96,16 +96,18 @@ async fn look(turn: Turn<'_>, repo: &RepoName, one: bool) -> (Option<VmSnapshot>
             Some(runners(&lists, &read).unwrap_or_else(unknown))
         }
     };
-    let slots = |slots: &[Slot]| slots.iter().filter(|slot| slot.serves(repo)).count();
-    let registered = known.as_ref().map(|known| slots(&known.free)).unwrap_or_default();
+    let claims = read.fresh_claims(turn.now).len();
+    if read.phase.is_down() {
+        // Its runners are registered, and will be free once it is up.
+        let known = known.unwrap_or_default();
+        let is = Availability { free: known.free, ..Availability::default() };
+        let one = usize::from(claims == 0);
+        let free = is.free_for(repo, claims).max(one);
+        return (Some(read), free);
+    }
     let is = Availability::of(&read, known, turn.now);
-    let all = match is.start {
-        CanStart::Yes => registered.max(1),
-        CanStart::No | CanStart::LastResort if read.phase.is_down() => registered,
-        CanStart::No | CanStart::LastResort => slots(&is.free),
-    };
-    let reserved = is.reserved(read.fresh_claims(turn.now).len());
-    (Some(read), all.saturating_sub(reserved))
+    let free = is.free_for(repo, claims);
+    (Some(read), free)
 }
 
 /// A pass first, then the claim, then the start. Returns the tickets if another instance claimed the VM first.

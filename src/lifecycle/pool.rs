@@ -26,17 +26,31 @@ const CONCURRENT_PEERS: usize = 8;
 pub(super) struct Availability {
     /// Runners that are free, or will be once the VM is up.
     pub(super) free: Vec<Slot>,
-    /// The number of its runners that are busy.
-    pub(super) busy: usize,
+    /// Its runners that are busy.
+    pub(super) busy: Vec<Slot>,
     /// As many of them are for these jobs, or will be.
     pub(super) claimed_for: Vec<u64>,
     pub(super) start: CanStart,
 }
 
 impl Availability {
-    /// The free runners that are reserved for jobs with these many claims: busy runners have the jobs of the others.
-    pub(super) fn reserved(&self, claims: usize) -> usize {
-        claims.saturating_sub(self.busy)
+    /// Takes a free runner for a job of the repository, if there is one beside those of these many claims.
+    fn take(&mut self, repo: &RepoName, claims: usize) -> bool {
+        let free = self.free.iter().position(|slot| slot.serves(repo));
+        match free.filter(|_| self.free_for(repo, claims) > 0) {
+            Some(slot) => {
+                self.free.remove(slot);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The number of free runners for jobs of the repository that are not reserved by these many claims. Busy runners have
+    /// the jobs of other claims.
+    pub(super) fn free_for(&self, repo: &RepoName, claims: usize) -> usize {
+        let serving = |slots: &[Slot]| slots.iter().filter(|slot| slot.serves(repo)).count();
+        serving(&self.free).saturating_sub(claims.saturating_sub(serving(&self.busy)))
     }
 }
 
@@ -44,13 +58,13 @@ impl Availability {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Runners {
     pub(super) free: Vec<Slot>,
-    pub(super) busy: usize,
+    pub(super) busy: Vec<Slot>,
 }
 
 impl Runners {
     /// GitHub does not tell: one that is free, or none.
     pub(super) fn unknown(is_free: bool) -> Self {
-        Self { free: vec![Slot::Any; usize::from(is_free)], busy: 0 }
+        Self { free: vec![Slot::Any; usize::from(is_free)], busy: Vec::new() }
     }
 }
 
@@ -116,39 +130,33 @@ pub(super) fn place(
     members: &BTreeMap<Vm, Availability>,
 ) -> BTreeMap<Vm, JobRef> {
     let mut placed = BTreeMap::new();
-    let mut free: BTreeMap<&Vm, Vec<Slot>> =
-        members.iter().map(|(vm, is)| (vm, is.free.clone())).collect();
-    let mut take = |vm: &Vm, repo: Option<&RepoName>| {
-        let slots = free.get_mut(vm)?;
-        let slot = slots.iter().position(|slot| repo.is_none_or(|repo| slot.serves(repo)))?;
-        Some(slots.remove(slot))
-    };
+    let mut members = members.clone();
     let mut left: Vec<&JobRef> = jobs.iter().collect();
-    for (vm, is) in members {
+    for (vm, is) in &mut members {
         let waits = |id: &u64| jobs.iter().any(|job| job.id == *id);
         let (waiting, others): (Vec<u64>, Vec<u64>) =
-            is.claimed_for.iter().copied().partition(waits);
+            is.claimed_for.iter().partition(|id| waits(id));
         for id in waiting {
             // Another VM may be claimed for it too.
-            if let Some(nth) = left.iter().position(|job| job.id == id) {
-                // It is on its way up, or a runner is free for the job.
-                if !is.free.is_empty() && take(vm, Some(&left[nth].repo)).is_none() {
-                    continue;
-                }
-                let job = left.remove(nth);
-                placed.entry(vm.clone()).or_insert_with(|| job.clone());
+            let Some(nth) = left.iter().position(|job| job.id == id) else { continue };
+            // It is on its way up, or a runner is free for the job.
+            if is.free.is_empty() || is.take(&left[nth].repo, 0) {
+                placed.entry(vm.clone()).or_insert_with(|| left[nth].clone());
+                left.remove(nth);
             }
         }
-        (0..is.reserved(others.len())).for_each(|_| _ = take(vm, None));
+        is.claimed_for = others;
     }
     for job in left {
         let Some(pool) = fleet.pool(&job.repo, &job.labels) else { continue };
         let vms = || pool.vms().iter().map(|vm| &vm.vm);
+        let taker = vms().find(|vm| {
+            members.get_mut(*vm).is_some_and(|is| is.take(&job.repo, is.claimed_for.len()))
+        });
         let first = |is: &dyn Fn(&Availability) -> bool| {
-            vms().find(|vm| !placed.contains_key(*vm) && members.get(vm).is_some_and(is))
+            vms().find(|vm| !placed.contains_key(*vm) && members.get(*vm).is_some_and(is))
         };
-        let vm = vms()
-            .find(|vm| take(vm, Some(&job.repo)).is_some())
+        let vm = taker
             .or_else(|| first(&|is| is.start == CanStart::Yes))
             .or_else(|| first(&|is| is.start == CanStart::LastResort))
             .or_else(|| first(&|is| !is.claimed_for.is_empty()));
@@ -199,11 +207,11 @@ pub(super) fn runners(lists: &RunnerLists, vm: &VmSnapshot) -> Option<Runners> {
         return if refused { None } else { Some(Runners::unknown(boots)) };
     }
     let is_free = |runner: &Runner| !runner.busy && (runner.online || boots);
-    let free = known.iter().filter(|(_, runner)| is_free(runner));
-    Some(Runners {
-        free: free.map(|(scope, _)| Slot::In((*scope).clone())).collect(),
-        busy: known.iter().filter(|(_, runner)| runner.busy).count(),
-    })
+    let slots = |is: &dyn Fn(&Runner) -> bool| {
+        let some = known.iter().filter(|(_, runner)| is(runner));
+        some.map(|(scope, _)| Slot::In((*scope).clone())).collect::<Vec<_>>()
+    };
+    Some(Runners { free: slots(&is_free), busy: slots(&|runner: &Runner| runner.busy) })
 }
 
 #[cfg(test)]
@@ -241,11 +249,11 @@ mod tests {
         claimed_for: Option<u64>,
         start: CanStart,
     ) {
-        let idle = idle.map(|idle| Runners { free: vec![Slot::Any; idle], busy: 0 });
+        let idle = idle.map(|idle| Runners { free: vec![Slot::Any; idle], busy: Vec::new() });
         let is = Availability::of(vm, idle, Timestamp::from_unix_seconds(NOW));
         let claimed_for = claimed_for.into_iter().collect();
         let free = vec![Slot::Any; free];
-        assert_eq!(is, Availability { free, busy: 0, claimed_for, start });
+        assert_eq!(is, Availability { free, busy: Vec::new(), claimed_for, start });
     }
 
     #[test]
@@ -328,7 +336,7 @@ mod tests {
                     .map(|repo| Slot::In(RunnerScope::Repository(repo.into())))
                     .collect(),
             };
-            (named(vm), Availability { free, busy: 0, claimed_for, start })
+            (named(vm), Availability { free, busy: Vec::new(), claimed_for, start })
         });
         let jobs: Vec<_> = jobs.iter().map(|(repo, id)| job(repo, *id)).collect();
         let placed = place(&fleet(), &jobs, &members.into());

@@ -88,7 +88,9 @@ pub(super) async fn converse<'a>(
     task: &'a Task,
     read: VmSnapshot,
 ) -> Conversation<'a> {
-    let extent = if read.phase.is_down() { Extent::ToTheEnd } else { Extent::ToARunningJob };
+    // In a pool, other jobs may wait while one runs here.
+    let reads_all = read.phase.is_down() || turn.vm.is_in_a_pool();
+    let extent = if reads_all { Extent::ToTheEnd } else { Extent::ToARunningJob };
     let mut facts = Facts {
         asker,
         now: turn.now,

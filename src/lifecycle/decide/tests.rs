@@ -204,7 +204,8 @@ impl Case {
                 return Availability::of(vm, None, at(NOW));
             }
         };
-        let runners = Runners { free: vec![Slot::Any; free], busy };
+        let slots = |count| vec![Slot::Any; count];
+        let runners = Runners { free: slots(free), busy: slots(busy) };
         Availability::of(vm, Some(runners), at(NOW))
     }
 
@@ -1060,10 +1061,18 @@ fn an_observer_asks_for_no_task_and_sees_what_a_pass_would_do() {
     one.gives(both, Status::Stopping, Stop, Some(120));
 }
 
-const TAKEN: Availability =
-    Availability { free: Vec::new(), busy: 0, claimed_for: Vec::new(), start: CanStart::No };
-const CAN_START: Availability =
-    Availability { free: Vec::new(), busy: 0, claimed_for: Vec::new(), start: CanStart::Yes };
+const TAKEN: Availability = Availability {
+    free: Vec::new(),
+    busy: Vec::new(),
+    claimed_for: Vec::new(),
+    start: CanStart::No,
+};
+const CAN_START: Availability = Availability {
+    free: Vec::new(),
+    busy: Vec::new(),
+    claimed_for: Vec::new(),
+    start: CanStart::Yes,
+};
 
 fn coming_for_7() -> Availability {
     Availability { claimed_for: vec![7], ..TAKEN }
