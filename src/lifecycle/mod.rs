@@ -22,12 +22,15 @@
 //! * **`stop_after`**: the earliest time of a stop. The latest of: `idle_since`, the end of the job in evidence, and the
 //!   first pass that found the VM idle again, each plus `VM_INACTIVE_MINUTES`; and the VM's last start plus 5 min.
 //! * **Hold**: a label that keeps passes from stopping the VM.
+//! * **Pool**: the VMs of a repository's entries with the same labels. Any of them may run such a job ([`pool`]).
+//! * **Claim**: a label that says for which job a VM of a pool is there ([`claim`]).
 //!
 //! # Events
 //!
 //! | event | what happens |
 //! |---|---|
 //! | a job is queued | read the VM and create a pass in 90 s, with the job as evidence; then start the VM and write `idle_since` |
+//! | a job is queued for a pool | read its VMs up to the first that is free; create its pass, claim it, start it ([`placement`]) |
 //! | it waits for a review | read the VM and create that pass |
 //! | a job is completed | read the VM and create a pass at `stop_after`; then write `idle_since` |
 //! | an operator starts a VM | as for a queued job, with the operator as evidence |
@@ -46,10 +49,11 @@
 //! 5. *Held*, or a stop would lose a local SSD: keep the VM up.
 //! 6. *The runner* is busy: so is the VM.
 //! 7. *The open jobs*: one runs here: busy.
-//! 8. *Needed*, since a job is queued for it: see to it that the VM is up.
+//! 8. *Needed*, since a job is queued for it: see to it that the VM is up. In a pool, only if more jobs wait than the other VMs
+//!    can take; jobs that are too many, or whose VM could not be started, are handed on to the next VM.
 //! 9. *Down, and nothing needs it*: end, once every list was read.
 //! 10. *Up and idle*: if both sources agree, requeue, read the VM once more, and stop it. If one is forbidden, the other
-//!     has to say so twice. If one could not be queried, do not stop.
+//!     has to say so twice. If one could not be queried, do not stop. A VM with `drain` first loses its runner ([`drain`]).
 //!
 //! Without a time of its own, a pass requeues after 1 min, 2 min, and then at each multiple of 5 min. So a VM that is up is
 //! seen every five minutes, and one that vanished under its job is started again within that time.
@@ -67,7 +71,8 @@
 //!
 //! # Known gaps
 //!
-//! * A job that GitHub assigns in the seconds between the last reading of the lists and the stop is cut short.
+//! * A job that GitHub assigns in the seconds between the last reading of the lists and the stop is cut short, unless the VM
+//!   is drained.
 //! * Jobs that wait for one VM share one evidence, since their passes merge. If the carried one ends, GitHub goes down and
 //!   the VM vanishes, the others wait until GitHub is back. Of two jobs in review, the one that is not carried is noticed
 //!   within an hour if no webhook says that it was approved.

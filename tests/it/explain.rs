@@ -113,6 +113,19 @@ fn with_runner_labels_a_job_may_ask_for_no_others() {
 }
 
 #[test]
+fn entries_with_the_same_labels_are_told_as_a_pool() {
+    let pool = fleet("").replace("[\"self-hosted\", \"gpu\"]", "[\"self-hosted\"]");
+    let text = explained(&pool, QUEUED);
+    let because =
+        "RUNNER_CONFIG[0] is the first entry that matches, of a pool of 2 VMs (gpu-1, runner-1)";
+    assert!(text.contains(because), "{text}");
+    assert!(text.contains("matches, in the pool of RUNNER_CONFIG[0]"), "{text}");
+    assert!(text.contains("claim the VM with the label runner-manager-claim"), "{text}");
+    let json = as_json(&pool, QUEUED);
+    assert_eq!(json["pool"], json!(["gpu-1", "runner-1"]));
+}
+
+#[test]
 fn a_completed_job_belongs_to_the_vm_that_ran_it() {
     let other = COMPLETED.replace("\"runner_name\": \"runner-1\"", "\"runner_name\": \"gpu-1\"");
     assert_ne!(other, COMPLETED);

@@ -755,6 +755,8 @@ fn step_9_a_vm_that_is_down_ends_its_passes_once_every_list_was_read() {
     );
     let running = down().with(|case| case.demand.running = Some(a_job(9)));
     let busy = running.gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));
+    // Should it be queued again, it waits from now on.
+    assert_eq!(next(&busy).job.as_ref().unwrap().queued_at, at(NOW));
     assert_eq!(next(&busy).job.as_ref().unwrap().id, 9, "it waits as soon as GitHub notices");
     let both = running.with(|case| case.demand.pending = Some(a_job(8)));
     let busy = both.gives(&[Runner, Jobs], Status::Busy, Nothing, Some(300));

@@ -60,6 +60,7 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                 "since": "2026-11-24T09:00:09Z",
                 "idle_since": "2026-11-24T09:00:30Z",
                 "held": false,
+                "claimed_for": [],
                 "stop_after": null,
                 "because": format!("job {job} of acme/app is running on it"),
                 "runners": [{
@@ -70,7 +71,7 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                     "repo": "acme/app", "id": job.0, "name": name, "status": "in_progress", "url": url,
                     "since": of(&status, "gpu-1")["jobs"][0]["since"], "runner_name": "gpu-1",
                 }],
-                "entries": [{"index": 0, "repo": "acme/app", "labels": ["self-hosted", "gpu"], "runner_labels": []}],
+                "entries": [{"index": 0, "repo": "acme/app", "labels": ["self-hosted", "gpu"], "runner_labels": [], "pool": ["gpu-1"]}],
                 "not_asked": [],
             },
             {
@@ -80,6 +81,7 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                 "since": null,
                 "idle_since": null,
                 "held": false,
+                "claimed_for": [],
                 "stop_after": null,
                 "because": "it is TERMINATED, and nothing needs it",
                 "runners": [
@@ -90,8 +92,8 @@ async fn a_job_that_runs_is_told_with_its_runner_and_its_page() {
                 ],
                 "jobs": [],
                 "entries": [
-                    {"index": 1, "repo": "acme/app", "labels": ["self-hosted"], "runner_labels": []},
-                    {"index": 2, "repo": "acme/web", "labels": ["self-hosted"], "runner_labels": []},
+                    {"index": 1, "repo": "acme/app", "labels": ["self-hosted"], "runner_labels": [], "pool": ["runner-1"]},
+                    {"index": 2, "repo": "acme/web", "labels": ["self-hosted"], "runner_labels": [], "pool": ["runner-1"]},
                 ],
                 "not_asked": [],
             },

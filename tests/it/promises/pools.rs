@@ -312,3 +312,19 @@ async fn without_permission_to_read_runners_the_pool_goes_by_its_claims() {
         jobs.iter().map(|job| world.cloud.github.job(*job).started_at).collect();
     assert!(begun.iter().all(Option::is_some));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_status_shows_the_pool_and_the_claim() {
+    let mut world = pool(2);
+    let job = queue(&world, minutes(3));
+    world.pass(seconds(5)).await;
+    let report = world.report().await;
+    let vm = |name: &str| {
+        let vms = report["vms"].as_array().unwrap();
+        vms.iter().find(|vm| vm["vm_instance_name"] == name).unwrap().clone()
+    };
+    assert_eq!(vm("pool-1")["claimed_for"], serde_json::json!([job.0]));
+    assert_eq!(vm("pool-2")["claimed_for"], serde_json::json!([]));
+    assert_eq!(vm("pool-2")["entries"][0]["pool"], serde_json::json!(["pool-1", "pool-2"]));
+    world.settle().await;
+}
