@@ -299,27 +299,34 @@ impl<'a> Pass<'a> {
                     self.place(&[JobRef { labels, ..job }])?;
                 }
             }
-            // Passes of jobs that came together have become one, so others may wait.
-            JobState::Running(runs_on) if self.facts.task.busy_at.is_none() => {
-                let runner = self.runner_known_so_far()?;
-                if let RunnerState::Unavailable(_) = runner {
-                    return Ok(());
-                }
-                let demand = self.facts.demand.as_ref().ok_or(Step::Ask(Question::Jobs))?;
-                let jobs = self.jobs_that_count(runner, Some(demand), &Carried::Nothing);
-                if !jobs.is_empty() {
-                    self.place(&jobs)?;
-                }
-                // Asked for once.
-                match runs_on {
-                    RunsOn::Here | RunsOn::HereIfUnregistered => {
-                        self.next.busy_at = Some(self.now())
-                    }
-                    RunsOn::Elsewhere(_) => self.next.job = None,
-                }
+            JobState::Pending | JobState::Unavailable(_) | JobState::Forbidden(_) => {}
+            JobState::Running(_) | JobState::Completed(_) | JobState::Gone(_)
+                if !self.facts.task.pool_read =>
+            {
+                self.look_for_others()?;
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Jobs that were queued at about the same time share one pass, so others may still wait.
+    fn look_for_others(&mut self) -> Rule {
+        let runner = self.runner_known_so_far()?;
+        if let RunnerState::Unavailable(_) = runner {
+            return Ok(());
+        }
+        let demand = self.facts.demand.as_ref().ok_or(Step::Ask(Question::Jobs))?;
+        let jobs = self.jobs_that_count(runner, Some(demand), &Carried::Nothing);
+        if jobs.is_empty() {
+            self.next.pool_read = true;
+            return Ok(());
+        }
+        self.place(&jobs)?;
+        // A VM that could not be started has no pass if nothing waited then: the next pass looks again.
+        let members = self.facts.pool.iter().flatten();
+        let mut failed = members.filter(|(_, member)| member.start == CanStart::Later);
+        self.next.pool_read = failed.next().is_none();
         Ok(())
     }
 
@@ -595,14 +602,14 @@ impl<'a> Pass<'a> {
     /// Places the jobs on the VMs of their pools: the job for which this VM has to be up, if any. Other VMs that have to
     /// come up are told. Without a pool, the first job needs this VM.
     fn place(&mut self, jobs: &[JobRef]) -> Rule<Option<JobRef>> {
-        let Facts { fleet, managed, vm, .. } = self.facts;
+        let Facts { fleet, managed, .. } = self.facts;
         if !managed.is_in_a_pool() {
             return Ok(jobs.first().cloned());
         }
         let Some(members) = &self.facts.pool else { return Err(Step::Ask(Question::Pool)) };
         let mut members = members.clone();
         let own = members.entry(managed.vm.clone()).or_default();
-        if vm.phase.is_down() && own.claimed_for.is_empty() && own.start == CanStart::No {
+        if own.start == CanStart::Later {
             own.start = CanStart::LastResort;
         }
         // A job that it is claimed for and that the lists do not show runs elsewhere, or is over.

@@ -90,10 +90,12 @@ impl Slot {
 /// The use of starting a VM for a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum CanStart {
-    /// It is not down, or its last start has just failed.
+    /// It is not down.
     #[default]
     No,
     Yes,
+    /// Its last start has just failed.
+    Later,
     /// Its last start failed, but no other VM is left.
     LastResort,
 }
@@ -112,8 +114,12 @@ impl Availability {
                 Self { free, busy, claimed_for, start: CanStart::No }
             }
             Phase::Stopped | Phase::Suspended => {
-                let start = if claims.is_empty() { CanStart::Yes } else { CanStart::No };
                 let comes = claims.iter().any(|claim| !claim.should_show(now));
+                let start = match claims.as_slice() {
+                    [] => CanStart::Yes,
+                    _ if comes => CanStart::No,
+                    _ => CanStart::Later,
+                };
                 let claimed_for = if comes { jobs(&claims) } else { Vec::new() };
                 Self { start, claimed_for, ..Self::default() }
             }
@@ -258,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_vm_is_free_startable_or_taken() {
-        use CanStart::{No, Yes};
+        use CanStart::{Later, No, Yes};
         is(&vm("RUNNING", None), Some(1), 1, None, No);
         is(&vm("RUNNING", None), Some(0), 0, None, No);
         is(&vm("RUNNING", Some(10)), Some(1), 1, Some(7), No);
@@ -273,7 +279,7 @@ mod tests {
         is(&vm("RUNNING", Some(400)), None, 0, None, No);
         is(&vm("TERMINATED", None), None, 0, None, Yes);
         is(&vm("TERMINATED", Some(10)), None, 0, Some(7), No);
-        is(&vm("TERMINATED", Some(90)), None, 0, None, No);
+        is(&vm("TERMINATED", Some(90)), None, 0, None, Later);
         is(&vm("TERMINATED", Some(400)), None, 0, None, Yes);
         is(&vm("STOPPING", None), None, 0, None, No);
     }

@@ -136,6 +136,9 @@ pub struct Task {
     /// Since when only the job in evidence, which is not queued yet, is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pending_since: Option<Timestamp>,
+    /// Jobs that wait for the VM's pool beside the one in evidence were looked for.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(super) pool_read: bool,
     /// Stops after which the VM was still up and idle.
     #[serde(skip_serializing_if = "is_default")]
     pub(super) stops: u32,

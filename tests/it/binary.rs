@@ -405,7 +405,7 @@ fn the_demo_keeps_every_promise() {
     let output = program().args(["dev", "--once"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
-    assert_eq!(text.matches("\n  kept: ").count(), 7, "{text}");
+    assert_eq!(text.matches("\n  kept: ").count(), 9, "{text}");
     assert!(!text.contains('\x1b'), "no colours without a terminal");
     for step in [
         "webhook queued -> runner-1: starting",
