@@ -5,8 +5,7 @@
 //! decision needs them. Tasks, operators, the resync and the status page go by the same rules; [`Asker`] names the few
 //! that differ.
 //!
-//! A rule either passes, and the next one applies, or it ends the dialogue with a [`Step`]: `?` reads as "unless that
-//! settles it".
+//! A rule either lets the next one apply, or ends the dialogue with a [`Step`]: `?` reads as "unless that settles it".
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -129,8 +128,8 @@ const BLIND_LIMIT: Duration = DAY;
 /// The time for which an operator's start is tried.
 const OPERATOR_LIMIT: Duration = DAY;
 
-/// The time for which only the job that is not queued yet is asked for while its VM is down. Passes of two such jobs may
-/// have become one, so the lists are read again after it.
+/// While a VM is down and the job in evidence is not queued yet, passes ask GitHub about that job only, for this long.
+/// Then they read the lists again, since the passes of two such jobs may have merged.
 const ALONE_LIMIT: Duration = HOUR;
 
 /// GitHub gives a job to a runner that is free within this time. A VM of a pool that could get it is not stopped meanwhile.
@@ -189,7 +188,7 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn new(facts: &'a Facts<'a>) -> Self {
         let task = facts.task;
-        // Facts of this pass alone: it has to find them anew to hand them on.
+        // The next pass gets these only if this pass finds them again.
         let next = Task {
             refused: Vec::new(),
             confirming_at: None,
@@ -201,11 +200,13 @@ impl<'a> Pass<'a> {
             idle_since: Some(
                 facts.vm.idle_since.max(task.idle_since).unwrap_or(IdleSince::BEFORE_ALL),
             ),
-            // Only where the VM was down all the time, the lists need not be read again; nor after an event.
+            // Kept only while the VM is down and no newer event has superseded the task: otherwise the lists have to be
+            // read again.
             pending_since: task
                 .pending_since
                 .filter(|_| facts.vm.phase.is_down() && !facts.is_superseded()),
-            // A follow-up would come to the name of a task that was run long before it was due.
+            // A task that was run by hand long before it was due has used up its name: this time makes those of its
+            // follow-ups new.
             run_early_at: if task.due > facts.now + PASS_INTERVAL {
                 Some(facts.now)
             } else {
@@ -460,8 +461,8 @@ impl<'a> Pass<'a> {
         Ok(Carried::Pending(job))
     }
 
-    /// Another VM runs the job, or it is queued for that one: only a pass of that VM learns if it vanishes. If it does,
-    /// the job waits from then on.
+    /// Another VM runs the job, or the job is queued for another VM. Only a pass of that VM notices if the VM vanishes,
+    /// so it gets one. The job's wait is counted from now.
     fn tell(&mut self, other: Vm, job: JobRef) {
         self.tell.push((other, JobRef { queued_at: self.now(), ..job }));
     }
@@ -487,7 +488,8 @@ impl<'a> Pass<'a> {
         {
             let because = "a stop would lose its local SSD: set \"discard_local_ssd\": true in its entry, or stop it \
                            by other means";
-            // As often as a stop that has no effect would be tried; but the VM may vanish under a job.
+            // Logged ever less often, as a stop without effect is tried ever less often. The pass itself still comes
+            // every five minutes, since the VM may vanish under a job.
             if self.next.stops.is_power_of_two() || self.next.stops == 0 {
                 self.notices.push(Notice::Error(because.to_owned()));
             }
@@ -599,8 +601,8 @@ impl<'a> Pass<'a> {
         Err(self.decision(Status::Stopping, because, Action::Restart, next))
     }
 
-    /// Places the jobs on the VMs of their pools: the job for which this VM has to be up, if any. Other VMs that have to
-    /// come up are told. Without a pool, the first job needs this VM.
+    /// Places the jobs on the VMs of their pools. Returns the job for which this VM has to be up, if any; jobs for
+    /// other VMs that have to come up are put into `hand_on`. Without a pool, the first job needs this VM.
     fn place(&mut self, jobs: &[JobRef]) -> Rule<Option<JobRef>> {
         let Facts { fleet, managed, .. } = self.facts;
         if !managed.is_in_a_pool() {
@@ -627,7 +629,8 @@ impl<'a> Pass<'a> {
     /// Jobs wait, but other VMs of the pool are there for them, or come up.
     fn left_to_the_pool(&mut self, jobs: Vec<JobRef>) -> Rule {
         let now = self.now();
-        // While jobs wait, the others may vanish. GitHub may just be giving one of them to this VM.
+        // Passes go on while jobs wait, since the other VMs may vanish. GitHub may be giving a job that was queued a
+        // moment ago to this VM.
         let is_recent = jobs.iter().any(|job| now.since(job.queued_at) < ASSIGNMENT_TIME);
         let Some(job) = jobs.into_iter().next() else { return Ok(()) };
         let because = format!("{job} waits for a VM of its pool, and another one takes it");
@@ -815,11 +818,11 @@ impl<'a> Pass<'a> {
         }
         let basis = match (runner_refused, jobs_refused) {
             (Some(runner), Some(jobs)) => Basis::Neither(format!("{runner}; {jobs}")),
-            // A runner that no list knows is no source: a job may run on it under another name.
+            // If no list shows a runner of the VM, the lists prove nothing: a job may run there under another name.
             (None, Some(jobs)) if !runner.is_registered() => {
                 Basis::Neither(format!("no runner of its name is registered; {jobs}"))
             }
-            // The repository whose jobs are refused may be the one whose runners are.
+            // The same repository may have refused both its jobs and its runners.
             (None, Some(jobs)) if matches!(runner, RunnerState::IdleElsewhere { .. }) => {
                 Basis::Neither(format!("a repository refuses its runners; {jobs}"))
             }
@@ -835,7 +838,7 @@ impl<'a> Pass<'a> {
         Ok(basis)
     }
 
-    /// Neither source may be asked, and no pass will ever learn more.
+    /// Both sources are forbidden, and later passes will learn no more until the permissions are granted.
     fn blind(&mut self, because: &str) -> Rule {
         let since = self.facts.task.forbidden_since.unwrap_or(self.now());
         self.next.forbidden_since = Some(since);
@@ -863,7 +866,8 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// A task has been through this before GitHub was asked.
+    /// For an observer, the phase and the hold are checked only here. For a task, earlier rules checked them before
+    /// GitHub was asked.
     fn observed_to_be_kept_up(&mut self) -> Rule {
         let vm = &self.facts.vm;
         match self.facts.asker {
@@ -917,7 +921,7 @@ impl<'a> Pass<'a> {
         schedule_base(self.now(), self.facts.task.due)
     }
 
-    /// It works, or could in a moment.
+    /// It is running. For an observer, a VM that boots counts too.
     fn is_up(&self) -> bool {
         match self.facts.vm.phase {
             Phase::Up => true,
@@ -965,7 +969,7 @@ impl<'a> Pass<'a> {
         self.usual(Status::Unknown, because)
     }
 
-    /// GitHub could not be queried. After a day that is no outage that passes by itself.
+    /// GitHub could not be queried. After a day, this is hardly an outage that ends by itself.
     fn note_unavailable(&mut self, because: &str) {
         let since = self.facts.task.unavailable_since.unwrap_or(self.now());
         self.next.unavailable_since = Some(since);

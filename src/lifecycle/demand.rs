@@ -25,12 +25,12 @@ use crate::fleet::{Fleet, Label, ManagedVm, RepoName, Vm};
 /// GitHub ends a job after five days. One that it shows running for longer has lost its runner.
 const LONGEST_JOB: Duration = Duration::from_secs(5 * DAY.as_secs());
 
-/// The registration and the flag of a VM's runners, in all scopes together.
+/// The registration of a VM's runners and their `busy` flags, in all scopes together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RunnerState {
     Busy {
         because: String,
-        /// No runner that is busy is connected.
+        /// All busy runners are offline.
         offline: bool,
     },
     /// The labels of each runner; empty if none is registered.
@@ -187,7 +187,7 @@ impl RunsOn {
         match owner {
             Some(other) => Self::Elsewhere(Some(other.vm.clone())),
             None if fleet.routes_to(repo, &job.labels, &vm.vm) => match name {
-                // A runner without a name is one that GitHub does not tell.
+                // GitHub did not give the runner's name, so the job is taken to run on the VM that its labels route to.
                 None => Self::Here,
                 Some(_) => Self::HereIfUnregistered,
             },
@@ -338,12 +338,12 @@ impl Demand {
     }
 }
 
-/// The end of a scan.
+/// The extent of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// The VM is up: a job that runs on it settles the question.
+    /// Up to the first job that runs on the VM: enough for a VM that is up and in no pool.
     ToARunningJob,
-    /// The VM is down: a job that is queued may be in any list.
+    /// All lists: for a VM that is down or in a pool, since a queued job may be in any of them.
     ToTheEnd,
 }
 
@@ -373,7 +373,7 @@ pub(super) async fn jobs(
             .await;
         let coverage = match coverage {
             Coverage::Partial { because, resume: Some(cursor) } => {
-                // The first call of all that goes without an answer is an outage, not a lack of time.
+                // If the very first call of the scan gets no answer, GitHub is down: there is nothing to resume.
                 let first =
                     Some(repo) == repos.first() && cursor.list == 0 && cursor.before.is_none();
                 let resume = Some(Cursor { up, ..cursor }).filter(|_| !first);

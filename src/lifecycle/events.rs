@@ -26,8 +26,9 @@ use crate::fleet::{ManagedVm, Pool};
 /// The longest life of a webhook's handler: GitHub hangs up after 10 s, cold start included.
 pub const WEBHOOK_TIME: Duration = Duration::from_secs(8);
 
-/// GitHub fails a job that was queued for a day: one that was created earlier waited for a review, or is over. In a pool, a
-/// delivery that is repeated would take a second VM.
+/// True if the job was created so long ago that GitHub has to be asked about it before a VM is started. The limit is a
+/// day: GitHub fails a job after that time in the queue, so an older one waited for a review, or is over. In a pool it
+/// is a minute, since a repeated delivery could take a second VM.
 pub fn is_old(pool: &Pool, created_at: Timestamp, now: Timestamp) -> bool {
     let limit = if pool.vms().len() > 1 { MINUTE } else { JobRef::QUEUE_LIMIT };
     now.since(created_at) >= limit
@@ -87,8 +88,8 @@ pub async fn old_job_queued(
     }
 }
 
-/// A job is queued, but waits for a review first. The VM is not needed yet; but GitHub is known to say so at times of a
-/// job that waits no longer, so a pass asks. The VM is read only to see that it exists.
+/// A job is queued, but waits for a review first. The VM is not needed yet. But GitHub sometimes reports this for a job
+/// that no longer waits for a review, so a pass asks. The VM is read only to see that it exists.
 ///
 /// # Errors
 /// As [`job_queued`].

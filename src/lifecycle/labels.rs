@@ -23,10 +23,10 @@ use crate::clock::Timestamp;
 /// The value of a hold without an end. Any value that is not a time holds as well.
 const HOLD_VALUE: &str = "by-hand";
 
-/// Jobs that were given up on stay known by the latest of these.
+/// The label keeps the ids of at most this many jobs that were given up on, the latest.
 const MAX_GIVEN_UP: usize = 4;
 
-/// Conflicts are with other writers of labels, of which there is about one in half a minute.
+/// A conflict means that another writer changed the labels first. That happens seldom, so a few attempts are enough.
 const ATTEMPTS: u32 = 5;
 
 /// The pause before a second conflict is tried again: a label may take a moment to show.
@@ -192,7 +192,7 @@ pub(super) async fn try_write(turn: &Turn<'_>, read: &VmSnapshot, change: Change
     }
     match write(turn, read, change).await {
         Ok(written) => written,
-        // Told once, where the refusal is remembered.
+        // Already logged, where the refusal is remembered.
         Err(Error::LabelsForbidden(..)) => Written::Done,
         Err(error) => {
             warn!("VM {}: its labels were not changed ({change:?}): {error}", turn.vm.vm);

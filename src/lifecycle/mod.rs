@@ -8,8 +8,8 @@
 //! The service keeps no state, so any instance of it may vanish after any call. What it needs to know lies with others:
 //! Compute Engine has the VM's status and labels, GitHub the runners and jobs, Cloud Tasks the passes to come.
 //!
-//! > **Invariant.** While a VM that the service has touched is not known to be down with nothing waiting for it, a pass
-//! > for it is pending. A pass requeues first and acts second.
+//! > **Invariant.** Once the service has started a VM or received an event for it, a pass for it is pending, until one finds
+//! > it down with nothing waiting for it. A pass requeues first and acts second.
 //!
 //! # Terms
 //!
@@ -73,9 +73,9 @@
 //!
 //! * A job that GitHub assigns in the seconds between the last reading of the lists and the stop is cut short, unless the VM
 //!   is drained.
-//! * Jobs that wait for one VM share one evidence, since their passes merge. If the carried one ends, GitHub goes down and
-//!   the VM vanishes, the others wait until GitHub is back. Of two jobs in review, the one that is not carried is noticed
-//!   within an hour if no webhook says that it was approved.
+//! * When several jobs wait for one VM, their passes merge, and carry only one of them as evidence. Suppose that job ends,
+//!   GitHub goes down, and the VM vanishes: the others then wait until GitHub is back. Of two jobs in review, the one that
+//!   is not carried is noticed within an hour if no webhook says that it was approved.
 //! * A `completed` that arrives just after `stop_after`, of a job that no pass has seen, comes too late to keep the VM up.
 
 mod bring_up;

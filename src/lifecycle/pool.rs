@@ -28,13 +28,14 @@ pub(super) struct Availability {
     pub(super) free: Vec<Slot>,
     /// Its runners that are busy.
     pub(super) busy: Vec<Slot>,
-    /// As many of them are for these jobs, or will be.
+    /// The jobs that the VM is claimed for, by id: one runner is reserved for each.
     pub(super) claimed_for: Vec<u64>,
     pub(super) start: CanStart,
 }
 
 impl Availability {
-    /// Takes a free runner for a job of the repository, if there is one beside those of these many claims.
+    /// Takes a free runner that serves the repository, if one is left after `claims` runners are set aside for claimed
+    /// jobs.
     fn take(&mut self, repo: &RepoName, claims: usize) -> bool {
         let free = self.free.iter().position(|slot| slot.serves(repo));
         match free.filter(|_| self.free_for(repo, claims) > 0) {
@@ -46,8 +47,8 @@ impl Availability {
         }
     }
 
-    /// The number of free runners for jobs of the repository that are not reserved by these many claims. Busy runners have
-    /// the jobs of other claims.
+    /// The number of free runners that serve the repository and are not set aside for `claims` claimed jobs. A busy
+    /// runner counts as having one of those jobs already.
     pub(super) fn free_for(&self, repo: &RepoName, claims: usize) -> usize {
         let serving = |slots: &[Slot]| slots.iter().filter(|slot| slot.serves(repo)).count();
         serving(&self.free).saturating_sub(claims.saturating_sub(serving(&self.busy)))
@@ -68,7 +69,7 @@ impl Runners {
     }
 }
 
-/// A free runner.
+/// A runner, by the scope in which it is registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Slot {
     /// Its registration is not known.
@@ -87,7 +88,7 @@ impl Slot {
     }
 }
 
-/// The use of starting a VM for a job.
+/// The answer to whether the VM can be started for a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum CanStart {
     /// It is not down.

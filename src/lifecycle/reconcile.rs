@@ -25,7 +25,8 @@ use super::vm::{self, Started, StopKind, VmSnapshot, observe};
 use crate::clock::{Deadline, Timestamp};
 use crate::fleet::{ManagedVm, Vm};
 
-/// The longest life of a pass. That the pass of an event comes 90 s later relies on it.
+/// A pass ends within this time. `FIRST_PASS` relies on it: 90 s after an event, a stop that was under way shows in the
+/// VM's status.
 pub const PASS_TIME: Duration = Duration::from_secs(20);
 
 /// Passes for other VMs that are created at the same time.

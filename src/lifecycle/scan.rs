@@ -68,7 +68,7 @@ pub(super) struct JobScan<'a> {
     began: Timestamp,
     deadline: Deadline,
     lists: &'static [Option<JobStatus>],
-    /// Runs whose jobs are read before the rest is left out.
+    /// The largest number of runs whose jobs are read.
     max_runs: usize,
     /// The runs whose jobs were read, by list.
     read: BTreeSet<(usize, u64)>,
@@ -76,7 +76,7 @@ pub(super) struct JobScan<'a> {
     listed: BTreeSet<u64>,
     /// There were more runs than `max_runs`.
     pub(super) truncated: bool,
-    /// Calls so far, about.
+    /// The approximate number of calls so far.
     pub(super) calls: u32,
 }
 

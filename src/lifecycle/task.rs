@@ -55,7 +55,7 @@ pub(super) enum Evidence {
     Operator(Timestamp),
 }
 
-/// A source of facts at GitHub, as a task names one that refused.
+/// A question to GitHub. A task lists those that were refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Source {
@@ -233,7 +233,7 @@ impl Task {
     }
 }
 
-/// A start check of the version before there was one kind of pass.
+/// The body of a "start check": version 0.1.0 had start checks and stop checks in place of passes.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct StartCheck {

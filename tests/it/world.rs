@@ -256,7 +256,7 @@ impl World {
         self.history.lock().unwrap().clone()
     }
 
-    /// True if no job runs and no task is due.
+    /// True if no task is pending, no request is in flight, and every VM is stopped or suspended.
     pub(crate) fn is_quiet(&self) -> bool {
         let vms = self.cloud.compute.instances();
         self.cloud.tasks.pending().is_empty()
