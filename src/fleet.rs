@@ -396,6 +396,8 @@ pub struct Fleet {
     by_repo: BTreeMap<RepoName, Vec<usize>>,
     /// By the position of its first entry.
     pools: BTreeMap<usize, Pool>,
+    /// For each entry, the position of the first of its pool.
+    first_of_pool: Vec<usize>,
     /// `Arc`, since work on a VM may outlive its request.
     vms: BTreeMap<Vm, Arc<ManagedVm>>,
 }
@@ -427,7 +429,14 @@ impl Fleet {
             vm.runner_names.extend(&entry.runner_names);
             vm.stop.extend(entry.stop);
         }
-        let members = pools(&entries, &by_repo);
+        let first_of_pool = first_of_pools(&entries, &by_repo);
+        let mut members = BTreeMap::<usize, Vec<Vm>>::new();
+        for (entry, first) in entries.iter().zip(&first_of_pool) {
+            let members = members.entry(*first).or_default();
+            if !members.contains(&entry.vm) {
+                members.push(entry.vm.clone());
+            }
+        }
         for members in members.values() {
             for vm in members {
                 let peers = members.iter().filter(|peer| *peer != vm).cloned();
@@ -442,7 +451,7 @@ impl Fleet {
             (first_entry, Pool { first_entry, repo, vms })
         };
         let pools = members.into_iter().map(pool).collect();
-        Self { entries, by_repo, pools, vms }
+        Self { entries, by_repo, pools, first_of_pool, vms }
     }
 
     pub fn entries(&self) -> &[Entry] {
@@ -469,8 +478,7 @@ impl Fleet {
 
     /// The pool of the entry at this position.
     pub fn pool_of_entry(&self, index: usize) -> Option<&Pool> {
-        let entry = self.entries.get(index)?;
-        self.pools.values().find(|pool| self.entries[pool.first_entry].pools_with(entry))
+        self.pools.get(self.first_of_pool.get(index)?)
     }
 
     /// The VM that a job of `repo` with these labels goes to, or the first VM of its pool.
@@ -553,11 +561,11 @@ impl Fleet {
     /// The entry at `later` gets no job because of the one at `earlier`. A pool gets its jobs by its first entry.
     fn is_shadowed_by(&self, later: usize, earlier: usize) -> bool {
         let (entry, other) = (&self.entries[later], &self.entries[earlier]);
-        if other.pools_with(entry) {
-            return other.vm == entry.vm;
+        let is_same_pool = self.first_of_pool[earlier] == self.first_of_pool[later];
+        match is_same_pool {
+            true => other.vm == entry.vm,
+            false => earlier < self.first_of_pool[later] && other.shadows(entry),
         }
-        let first = self.pool_of_entry(later).map_or(later, |pool| pool.first_entry);
-        earlier < first && other.shadows(entry)
     }
 
     fn entries_of(&self, repo: &RepoName) -> impl Iterator<Item = &Entry> {
@@ -565,20 +573,13 @@ impl Fleet {
     }
 }
 
-/// The VMs of each pool, by the position of its first entry.
-fn pools(entries: &[Entry], by_repo: &BTreeMap<RepoName, Vec<usize>>) -> BTreeMap<usize, Vec<Vm>> {
-    let mut pools = BTreeMap::<usize, Vec<Vm>>::new();
-    for (nth, of_repo) in
-        by_repo.values().flat_map(|of_repo| of_repo.iter().map(move |nth| (nth, of_repo)))
-    {
-        let entry = &entries[*nth];
-        let first = of_repo.iter().find(|first| entries[**first].pools_with(entry)).unwrap_or(nth);
-        let members = pools.entry(*first).or_default();
-        if !members.contains(&entry.vm) {
-            members.push(entry.vm.clone());
-        }
-    }
-    pools
+/// For each entry, the position of the first entry of its pool.
+fn first_of_pools(entries: &[Entry], by_repo: &BTreeMap<RepoName, Vec<usize>>) -> Vec<usize> {
+    let first = |(nth, entry): (usize, &Entry)| {
+        let mut of_repo = by_repo.get(&entry.repo).into_iter().flatten();
+        of_repo.find(|first| entries[**first].pools_with(entry)).copied().unwrap_or(nth)
+    };
+    entries.iter().enumerate().map(first).collect()
 }
 
 #[cfg(test)]

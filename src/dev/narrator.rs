@@ -71,8 +71,8 @@ impl Narrator {
             "\n{}",
             wrapped(
                 "Four VMs, all stopped: runner-1 serves two repositories, acme/app and acme/web, gpu-1 the GPU jobs of \
-                 acme/app, and pool-1 and pool-2, in two zones, are a pool of acme/web. The service is the real one. Compute Engine, Cloud Tasks and GitHub are embedded, and behave \
-                 like the real ones. Two minutes pass in a second, and VM_INACTIVE_MINUTES is 1.",
+                 acme/app, and pool-1 and pool-2, in two zones, are a pool of acme/web. The service is the real one. \
+                 Compute Engine, Cloud Tasks and GitHub are embedded, and behave like the real ones. Two minutes pass in a second, and VM_INACTIVE_MINUTES is 1.",
                 0
             )
         ));

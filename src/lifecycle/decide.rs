@@ -590,12 +590,14 @@ impl<'a> Pass<'a> {
         let is_read = demand.is_some_and(|demand| demand.coverage == Coverage::Complete);
         let has_none = matches!(runner, RunnerState::Idle(runners) if runners.is_empty());
         let started = vm.instance.last_start.unwrap_or_default();
-        let has_booted = now.since(started) >= BOOT_ALLOWANCE;
+        // Another boot would not help a job that waited at the last one already.
+        let may_help = now.since(started) >= BOOT_ALLOWANCE && started < job.queued_at;
         let is_up = self.is_task() && self.is_up();
-        if !(managed.stop.drain && is_up && has_none && is_read && has_booted) {
+        if !(managed.stop.drain && is_up && has_none && is_read && may_help) {
             return Ok(());
         }
-        let because = format!("{job} waits, and no runner of it is registered: it is restarted");
+        let because =
+            format!("{job} waits, and no runner of the VM is registered: it is restarted");
         self.next.job = Some(job.clone());
         let next = Some((self.next.clone(), rounded_up(self.base() + MINUTE)));
         Err(self.decision(Status::Stopping, because, Action::Restart, next))
@@ -637,7 +639,7 @@ impl<'a> Pass<'a> {
         let id = job.id;
         (self.next.job, self.next.pending_since) = (Some(job), None);
         if !self.is_up() {
-            // If that one cannot be started, it is this one's turn.
+            // If the other VM cannot be started, the next pass tries this one.
             let mut members = self.facts.pool.iter().flatten();
             let comes = members.any(|(_, member)| member.claimed_for.contains(&id));
             let minute = rounded_up(self.base() + MINUTE);
@@ -818,7 +820,7 @@ impl<'a> Pass<'a> {
         }
         let basis = match (runner_refused, jobs_refused) {
             (Some(runner), Some(jobs)) => Basis::Neither(format!("{runner}; {jobs}")),
-            // If no list shows a runner of the VM, the lists prove nothing: a job may run there under another name.
+            // Without a registered runner, the lists of runners say nothing: a job may run on a runner of another name.
             (None, Some(jobs)) if !runner.is_registered() => {
                 Basis::Neither(format!("no runner of its name is registered; {jobs}"))
             }

@@ -243,7 +243,12 @@ fn job_state(
 ) -> JobState {
     let route = || fleet.pool(repo, &job.labels);
     match job.status {
-        JobStatus::Completed => JobState::Completed(job.completed_at().map(|at| at.min(now))),
+        JobStatus::Completed => {
+            // In a pool it may have run on another VM, whose own label has the time.
+            let elsewhere = matches!(RunsOn::of(vm, fleet, repo, job), RunsOn::Elsewhere(Some(_)));
+            let counts = !(vm.is_in_a_pool() && elsewhere);
+            JobState::Completed(job.completed_at().map(|at| at.min(now)).filter(|_| counts))
+        }
         JobStatus::InProgress if is_leftover(job, now) => {
             JobState::Gone("it has run for more than 5 days")
         }
@@ -373,7 +378,7 @@ pub(super) async fn jobs(
             .await;
         let coverage = match coverage {
             Coverage::Partial { because, resume: Some(cursor) } => {
-                // If the very first call of the scan gets no answer, GitHub is down: there is nothing to resume.
+                // If the first call of the scan gets no answer, GitHub is down, and nothing was read that could be resumed.
                 let first =
                     Some(repo) == repos.first() && cursor.list == 0 && cursor.before.is_none();
                 let resume = Some(Cursor { up, ..cursor }).filter(|_| !first);

@@ -16,7 +16,7 @@ use super::scan::Coverage;
 use super::task::JobRef;
 use crate::clients::github::{Runner, RunnerScope};
 
-/// What a drain came to.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drained {
     /// No runner of the VM can get a job.

@@ -163,9 +163,13 @@ fn free_claim_label(vm: &VmSnapshot, claim: Claim) -> String {
     let number = |nth: usize| if nth == 1 { String::new() } else { format!("-{nth}") };
     let mut keys = (1..).map(|nth| format!("{CLAIM_LABEL}{}", number(nth)));
     let is_free = |key: &String| {
-        vm.claims.get(key).is_none_or(|old| old.job == claim.job || !old.is_fresh(claim.at))
+        // The start for the earlier job has failed.
+        let has_failed = |old: &Claim| vm.phase.is_down() && old.should_show(claim.at);
+        vm.claims
+            .get(key)
+            .is_none_or(|old| old.job == claim.job || !old.is_fresh(claim.at) || has_failed(old))
     };
-    keys.find(is_free).expect("the labels have no end")
+    keys.find(is_free).expect("one of infinitely many labels is not in use")
 }
 
 /// Another job claimed the VM after it was read.

@@ -40,10 +40,12 @@ async fn place(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadli
     let now = cx.clock.now();
     let mut left = tickets;
     let mut vms = pool.vms().iter();
+    // VMs whose start has just failed: tried again if no other is left.
+    let mut failed = Vec::new();
     while !left.is_empty() {
         let few: Vec<_> = vms.by_ref().take(left.len()).collect();
         if few.is_empty() {
-            return overflow(cx, pool, left, deadline).await;
+            break;
         }
         let one = left.len() == 1;
         let looks = few.iter().map(|vm| look(Turn { cx, vm, now, deadline }, &pool.repo, one));
@@ -58,12 +60,19 @@ async fn place(cx: &Context, pool: &Pool, tickets: Vec<Ticket>, deadline: Deadli
             let tickets: Vec<_> = own.into_iter().chain(left.drain(..slots)).collect();
             if !tickets.is_empty() {
                 takes.push(take_vm(cx, vm, read, tickets, now, deadline));
+            } else if read.phase.is_down() && claims.iter().all(|claim| claim.should_show(now)) {
+                failed.push((*vm, read));
             }
         }
         for refused in join_all(takes).await {
             left.extend(refused);
         }
     }
+    for (vm, read) in failed {
+        let Some(ticket) = left.pop() else { return };
+        left.extend(take_vm(cx, vm, read, vec![ticket], now, deadline).await);
+    }
+    overflow(cx, pool, left, deadline).await;
 }
 
 /// Reads a VM: how many jobs of the repository it can take, as far as they are wanted.

@@ -42,7 +42,7 @@ pub(super) async fn observe_all(
 /// The VMs as they were read.
 pub(super) type Reads<'a> = BTreeMap<&'a Vm, Result<&'a VmSnapshot, &'a Error>>;
 
-/// What [`observe_all`] read, by VM.
+/// The result of [`observe_all`], by VM.
 pub(super) fn by_vm<'a>(cx: &'a Context, reads: &'a [Result<VmSnapshot, Error>]) -> Reads<'a> {
     cx.fleet.vms().map(|vm| &vm.vm).zip(reads.iter().map(Result::as_ref)).collect()
 }

@@ -33,7 +33,7 @@ pub(super) enum Excuse {
 }
 
 /// The longest run of a handler, which cannot know of events during that time.
-const WINDOW: Duration = seconds(20);
+pub(super) const WINDOW: Duration = seconds(20);
 
 /// The longest time from a delivery's `idle_since` to its answer.
 const ANSWER: Duration = seconds(8);
@@ -291,7 +291,7 @@ fn vm_of_runner(name: &str) -> &'static str {
     if name == "gpu-1" { "gpu-1" } else { "runner-1" }
 }
 
-fn time_of(happening: &Event) -> Timestamp {
+pub(super) fn time_of(happening: &Event) -> Timestamp {
     match happening {
         Event::Instance { at, .. }
         | Event::Webhook { at, .. }

@@ -25,12 +25,12 @@ fn number(name: &str, default: u64) -> u64 {
 
 /// Plays a day on a clock of its own and returns its history and the broken promise, if any.
 fn play(day: &Day) -> (String, Result<Figures, String>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(play::play(day))
+    on_a_paused_clock(play::play(day))
+}
+
+fn on_a_paused_clock<T>(story: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().start_paused(true).build().unwrap().block_on(story)
 }
 
 /// Removes operations as long as the day still breaks a promise.

@@ -1,7 +1,7 @@
 //! Random days of a pool: one to four VMs in two zones, and a second repository that shares some of them.
 //!
-//! What is promised here is that as many VMs are up as jobs wait and run, as far as the pool goes; and, for each VM, that
-//! it is not stopped under a job, and does not run for long without one.
+//! The promises of a pool: as many VMs are up as jobs wait and run, as far as the pool goes. No VM is stopped under a job,
+//! or runs for long without one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,6 +13,7 @@ use runner_manager::emulators::Event;
 use runner_manager::emulators::compute::{self, Instance, Status};
 use runner_manager::emulators::github::{JobId, JobStatus};
 
+use super::checks::{WINDOW, accepted, time_of};
 use super::day::Dice;
 use super::number;
 use super::play::a_fault;
@@ -23,10 +24,7 @@ const REPOS: [&str; 2] = ["acme/app", "acme/web"];
 const VMS: [&str; 4] = ["pool-1", "pool-2", "pool-3", "pool-4"];
 const LABELS: [&str; 2] = ["self-hosted", "pool"];
 
-/// The longest run of a handler, which cannot know of events during that time.
-const WINDOW: Duration = seconds(20);
-
-/// What goes wrong on a day.
+/// The faults of a day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Faults {
     None,
@@ -315,20 +313,6 @@ impl Stage {
     }
 }
 
-/// The time of each job's first 2xx answer to `queued`.
-fn accepted(history: &[Event]) -> BTreeMap<JobId, Timestamp> {
-    let mut accepted = BTreeMap::new();
-    for event in history {
-        if let Event::Webhook { at, action, job, reply, .. } = event
-            && action == "queued"
-            && reply.status.is_some_and(|status| status.is_success())
-        {
-            accepted.entry(*job).or_insert(*at);
-        }
-    }
-    accepted
-}
-
 #[derive(Default)]
 struct Vm {
     status: Option<Status>,
@@ -495,13 +479,7 @@ fn check(day: &Day, world: &World, excuses: &[(Timestamp, Excuse)]) -> Result<Fi
     excuses.sort_by_key(|(at, _)| *at);
     let mut excuses = excuses.into_iter().peekable();
     for event in &history {
-        let at = match event {
-            Event::Instance { at, .. }
-            | Event::Webhook { at, .. }
-            | Event::Callback { at, .. }
-            | Event::Job { at, .. }
-            | Event::Runner { at, .. } => *at,
-        };
+        let at = time_of(event);
         while let Some((when, excuse)) = excuses.next_if(|(when, _)| *when <= at) {
             review.pass_to(when);
             let count = |counter: &mut u32, on| {
@@ -528,12 +506,7 @@ fn check(day: &Day, world: &World, excuses: &[(Timestamp, Excuse)]) -> Result<Fi
 }
 
 fn play(day: &Day) -> (String, Result<Figures, String>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    super::on_a_paused_clock(async {
         let mut stage = Stage::new(day);
         let begun = stage.world.clock.now();
         for (at, op) in &day.ops {
