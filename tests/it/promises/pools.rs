@@ -328,22 +328,3 @@ async fn the_status_shows_the_pool_and_the_claim() {
     assert_eq!(vm("pool-2")["entries"][0]["pool"], serde_json::json!(["pool-1", "pool-2"]));
     world.settle().await;
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_vm_whose_start_failed_is_tried_again_for_the_next_job_if_no_other_is_left() {
-    let mut world = pool(2);
-    world.cloud.compute.stockout(OTHER_ZONE, true);
-    let long = queue(&world, minutes(60));
-    world.pass(minutes(2)).await;
-    let cancelled = queue(&world, minutes(1));
-    world.pass(seconds(10)).await;
-    world.cloud.github.cancel_job(cancelled);
-    // Its pass found nothing that waits, and ended; its claim is not over yet.
-    world.pass(minutes(3)).await;
-    let next = queue(&world, minutes(2));
-    world.pass(minutes(1)).await;
-    world.cloud.compute.stockout(OTHER_ZONE, false);
-    world.pass_until(minutes(7), |world| world.is_started(next)).await;
-    assert!(!world.is_completed(long));
-    world.settle().await;
-}

@@ -577,3 +577,28 @@ fn days_of_pools_with_outages() {
 fn days_of_pools_with_everything() {
     days(Faults::All);
 }
+
+/// A burst came while the claim of a start that had failed was not over. All its jobs shared one pass, of the VM that was
+/// up; once the first of them was over, nothing tried the other VM for the rest.
+#[test]
+fn a_burst_after_a_failed_start_brings_up_the_pool() {
+    let burst = |repo, jobs, runs| Op::Burst { repo, jobs, runs: seconds(runs) };
+    let day = Day {
+        seed: 1_712,
+        faults: Faults::Outage,
+        pools: [vec![0, 1], vec![1, 3]],
+        twins: false,
+        inactive: 15,
+        ops: vec![
+            (seconds(14_693), burst(0, 7, 28)),
+            (seconds(14_753), burst(0, 1, 3_860)),
+            (seconds(17_570), Op::Stockout { zone: 0, span: seconds(2_760) }),
+            (seconds(17_655), Op::Stockout { zone: 1, span: seconds(2_700) }),
+            (seconds(19_050), burst(1, 7, 11)),
+            (seconds(19_217), burst(1, 7, 582)),
+            (seconds(19_351), burst(0, 1, 33)),
+        ],
+    };
+    let (story, result) = play(&day);
+    assert!(result.is_ok(), "{result:?}\n{story}");
+}
