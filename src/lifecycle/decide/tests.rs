@@ -7,7 +7,7 @@ use super::*;
 use crate::clients::compute::{Instance, Labels, Status as InstanceStatus};
 use crate::fleet::{Entry, Label, RunnerNames, StopOptions};
 use crate::lifecycle::claim::Claim;
-use crate::lifecycle::pool::{Runners, Slot};
+use crate::lifecycle::pool::{CanStart, Runners, Slot};
 use crate::lifecycle::task::Cursor;
 use crate::lifecycle::vm::{CLAIM_LABEL, GIVEN_UP_LABEL, HOLD_LABEL, IDLE_SINCE_LABEL};
 
